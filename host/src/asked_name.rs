@@ -1,9 +1,9 @@
-//! Names of hosts, and what a client of TLS asks for (SNI, RFC 6066).
+//! Host names, and the name that a TLS client asks for (SNI, RFC 6066).
 
-/// How well a name of a certificate, or of a listener, fits the host that a client asks for (RFC 6125, 6.4). 2: it is the same,
-/// 1: its wildcard stands for it. `None`: it does not.
+/// How well a name of a certificate, or of a listener, matches the host that a client asks for (RFC 6125, 6.4). 2: it
+/// is the same, 1: its wildcard matches. `None` if it does not match.
 pub(crate) fn name_fits(name: &str, asked: &str) -> Option<u8> {
-    // Of a name in DNS, the last dot says nothing.
+    // A trailing dot in a DNS name has no meaning here.
     let asked = asked.strip_suffix('.').unwrap_or(asked);
     match name.strip_prefix("*.") {
         Some(parent) => {

@@ -1,4 +1,4 @@
-//! What an operator would want to know before something goes wrong.
+//! Checks that tell an operator about problems in advance.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,14 @@ use crate::session::Limits;
 use crate::show::many;
 use crate::store::now;
 
-/// Something that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// "ok", "warning" or "wrong".
     pub level: String,
-    /// What was found.
+    /// The result.
     pub what: String,
-    /// What to do.
+    /// The advice.
     pub hint: Option<String>,
 }
 
@@ -34,7 +34,7 @@ fn finding(level: &str, what: impl Into<String>, hint: Option<&str>) -> Finding 
     Finding { level: level.to_owned(), what: what.into(), hint: hint.map(str::to_owned) }
 }
 
-/// Looks at everything about a home. `progress` hears how many identities were looked at.
+/// Checks everything about a home. `progress` is called with the number of identities that were checked.
 #[must_use]
 pub fn examine(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -54,7 +54,7 @@ pub fn examine(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Vec<Findin
     found
 }
 
-/// Looks at the services of a running host.
+/// Checks the services of a running host.
 #[must_use]
 pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding> {
     let mut found: Vec<Finding> = health::report()
@@ -121,7 +121,7 @@ pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding
     found
 }
 
-/// Looks at the files of a home, which can be done though its store cannot be opened.
+/// Checks the files of a home. This works even if its store cannot be opened.
 #[must_use]
 pub fn files(home: &Home) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -143,7 +143,7 @@ pub fn files(home: &Home) -> Vec<Finding> {
         Ok(free) => finding("ok", format!("the disk has {} MiB left", free >> 20), None),
         Err(error) => finding("warning", format!("the disk cannot be looked at: {error}"), None),
     });
-    // Made at a host's first start.
+    // A host creates it at its first start.
     let reserve = crate::store::reserve(&home.store());
     if std::fs::metadata(&reserve).is_ok_and(|file| file.len() == 0) {
         let what = "the reserved disk space is in use: only revocations are committed".to_owned();
@@ -191,7 +191,7 @@ fn verifiers(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Finding {
     }
 }
 
-/// So long before its end a certificate is to be renewed, in seconds.
+/// How long before its expiry a certificate should be renewed, in seconds.
 const CERTIFICATE_WARNING: u64 = 30 * 86_400;
 
 fn certificate(path: &Path, key: &Path) -> Finding {
@@ -209,7 +209,7 @@ fn certificate(path: &Path, key: &Path) -> Finding {
     }
 }
 
-/// Looks for sections of credhost.toml that are for services that are not here. `libraries`: those of the running host.
+/// Reports sections of credhost.toml for services that do not exist. `libraries` are those of the running host.
 #[must_use]
 pub fn sections(home: &Home, libraries: Option<&[LibraryStatus]>) -> Vec<Finding> {
     if !home.config().exists() {
@@ -223,7 +223,7 @@ pub fn sections(home: &Home, libraries: Option<&[LibraryStatus]>) -> Vec<Finding
         .collect()
 }
 
-/// What can be read in the settings, and keeps a host from starting all the same.
+/// Settings that can be read, but prevent a host from starting.
 fn unusable(settings: &Settings) -> Vec<String> {
     let mut wrong = Vec::new();
     if let Err(error) = limits::of_host(Limits::default().refusal, settings) {
@@ -266,7 +266,7 @@ fn unusable(settings: &Settings) -> Vec<String> {
 }
 
 fn settings(home: &Home, found: &mut Vec<Finding>) {
-    // Opening it would make one.
+    // Opening it would create one.
     if !home.config().exists() {
         return;
     }
@@ -298,7 +298,7 @@ fn settings(home: &Home, found: &mut Vec<Finding>) {
     }
 }
 
-/// Looks at each certificate, and whether those that there are fit the names that listeners have.
+/// Checks each certificate, and whether the certificates cover the names of listeners.
 fn look_at_certificates(
     home: &Home,
     settings: &Settings,
@@ -306,7 +306,7 @@ fn look_at_certificates(
     of_services: &[ListenerSettings],
     found: &mut Vec<Finding>,
 ) {
-    // The names of all that are there, and which file has each first.
+    // All names, with the first file that has each.
     let mut named: Vec<(String, (usize, PathBuf))> = Vec::new();
     let hint = Some("clients get the certificate that is for the name that they ask for");
     for (at, (certificate, key)) in home.certificates(&settings.tls).into_iter().enumerate() {
@@ -320,7 +320,7 @@ fn look_at_certificates(
         }
         for name in names {
             match named.iter().find(|(before, _)| before.eq_ignore_ascii_case(&name)) {
-                // Its own, twice.
+                // The same name twice in one certificate.
                 Some((_, (first, _))) if *first == at => {}
                 Some((_, (_, first))) => {
                     let what = format!(
@@ -347,7 +347,7 @@ fn look_at_certificates(
     }
 }
 
-/// A Unix socket by which anybody on this machine is believed when they say whose requests they pass on.
+/// Reports a Unix socket through which any user of this machine is trusted as a proxy.
 fn believed(listener: &ListenerSettings) -> Option<Finding> {
     let Address::Unix(path) = &listener.address else { return None };
     let of_others = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o001 != 0);

@@ -1,4 +1,4 @@
-//! A host within a program of one's own: services that are linked in, identities of the program's, and a door.
+//! A host inside another program, with linked services, the program's own identities, and a door.
 //!
 //! ```
 //! use credhost::embed::{Builder, Password};
@@ -7,7 +7,7 @@
 //! #[derive(Default)]
 //! struct Greeters;
 //!
-//! /// Greets whoever has the key.
+//! /// Greets everyone who has the key.
 //! #[service("greeter", save = "never")]
 //! impl Service for Greeters {
 //!     type Perspective = Greeter;
@@ -39,7 +39,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Everything else of this crate is the program `credhost`, which may change as it likes.
+//! The rest of this crate is the program `credhost`. It may change at any time.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -69,7 +69,7 @@ pub use crate::store::{MemoryStore, Store};
 type Loading = Pin<Box<dyn Future<Output = Result<Arc<Slot>, LibraryFault>>>>;
 type Load = Box<dyn FnOnce(HostContext) -> Loading>;
 
-/// What a host is made of, until it serves.
+/// The configuration of a host before it serves.
 #[derive(Default)]
 pub struct Builder {
     services: Vec<Load>,
@@ -86,51 +86,51 @@ impl std::fmt::Debug for Builder {
     }
 }
 
-/// Why a host does not serve.
+/// The reason why a host does not serve.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmbedError {
-    /// A service cannot be made, or does not start.
+    /// A service cannot be created, or does not start.
     #[error("the service {0} does not serve: {1}")]
     Service(String, String),
-    /// Two services have one name.
+    /// Two services have the same name.
     #[error(transparent)]
     Taken(#[from] NotAdded),
-    /// An identity, or a key of its, has a name that is none.
+    /// The name of an identity, or of one of its keys, is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// An identity is there twice.
+    /// Two identities have the same name.
     #[error(transparent)]
     Duplicate(#[from] DuplicateIdentity),
     /// A password cannot be used.
     #[error(transparent)]
     Password(#[from] CredentialError),
-    /// [`Builder::identity`] and [`Builder::authorizer`] were both called: an authorizer has identities of its own.
+    /// [`Builder::identity`] and [`Builder::authorizer`] were both called. An authorizer has its own identities.
     #[error("there are identities and an authorizer, which has its own: one of the two")]
     Both,
     /// A service's own door cannot be opened.
     #[error("{0}")]
     Listener(String),
-    /// The address cannot be listened on, or the system has no randomness.
+    /// Listening on the address failed, or the system provides no randomness.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
 impl Builder {
-    /// A host without services, that knows nobody.
+    /// A host without services and without identities.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// One more service, which is linked into this program.
+    /// Adds a service that is linked into this program.
     #[must_use]
     pub fn service<S: Service>(mut self) -> Self {
         self.services.push(Box::new(|context| Box::pin(async move { Slot::linked::<S>(&context).await })));
         self
     }
 
-    /// One more identity, with the key to its own perspective of each of these services.
+    /// Adds an identity, with the key to its own perspective of each of these services.
     #[must_use]
     pub fn identity(mut self, name: &str, password: &Password, services: &[&str]) -> Self {
         let services = services.iter().map(|service| (*service).to_owned()).collect();
@@ -138,40 +138,42 @@ impl Builder {
         self
     }
 
-    /// Who knows the identities, instead of those that [`Builder::identity`] names: a file, a database, a directory.
+    /// Sets the authorizer, which provides the identities instead of [`Builder::identity`], for example from a file, a database
+    /// or a directory.
     #[must_use]
     pub fn authorizer(mut self, authorizer: impl Authorizer + 'static) -> Self {
         self.authorizer = Some(Arc::new(authorizer));
         self
     }
 
-    /// Where the states of perspectives are kept, instead of in memory.
+    /// Sets the store for the states of perspectives. The default is memory.
     #[must_use]
     pub fn store(mut self, store: Arc<dyn Store>) -> Self {
         self.store = Some(store);
         self
     }
 
-    /// What clients may cost.
+    /// Sets the limits for clients.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// An address for a service's own door, by the name that the service has for it: `127.0.0.1:6667`, or
-    /// `unix:/run/chat.sock`.
+    /// Sets the address of a service's own door: `127.0.0.1:6667` or `unix:/run/chat.sock`. `listener` is the service's name for
+    /// the door.
     #[must_use]
     pub fn listen(mut self, service: &str, listener: &str, address: &str) -> Self {
         self.listeners.push((service.to_owned(), listener.to_owned(), address.to_owned()));
         self
     }
 
-    /// Starts the services, and serves Perspective Broker on this address, on threads of its own. Call it on a tokio
-    /// runtime, which the services need not share.
+    /// Starts the services, and serves Perspective Broker on this address, on threads of its own. Call it on a tokio runtime,
+    /// which the services need not share.
     ///
     /// # Errors
-    /// When a service does not start, an identity cannot be, or the address cannot be listened on. Nothing serves then.
+    /// Returns an error if a service does not start, an identity is not valid, or the address cannot be listened on. Nothing
+    /// serves then.
     pub async fn serve(self, address: impl ToSocketAddrs) -> Result<Host, EmbedError> {
         let (key, decoy) = (crate::cred::MasterKey::new(random()?), random()?);
         let authorizer = match self.authorizer {
@@ -247,7 +249,7 @@ fn authorizer(
     Ok(authorizer)
 }
 
-/// A host that serves.
+/// A running host.
 pub struct Host {
     services: Arc<MultiService>,
     listener: Listener,
@@ -261,13 +263,13 @@ impl std::fmt::Debug for Host {
 }
 
 impl Host {
-    /// Where it serves: with port 0, the one that the system has chosen.
+    /// The address on which it serves. If port 0 was given, this has the port that the system has chosen.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listener.address()
     }
 
-    /// Where one of a service's own doors is, if it was given an address of TCP's.
+    /// The address of one of a service's own doors, if that is a TCP address.
     #[must_use]
     pub fn door(&self, service: &str, listener: &str) -> Option<SocketAddr> {
         let all = self.doors.status();
@@ -275,7 +277,7 @@ impl Host {
         own.filter_map(|one| one.address?.parse().ok()).next()
     }
 
-    /// Closes the door, lets calls end that are under way, and stops the services: what is to be saved is saved.
+    /// Closes the door, waits for the calls in flight to end, and stops the services. States that need saving are saved.
     pub async fn close(self) {
         self.listener.close();
         self.services.stop().await;

@@ -1,34 +1,37 @@
-//! Has a file changed? One answer for all who ask: the folder of services, certificates, sources, the configuration.
+//! Detects changes of a file, for everything that needs it: the folder of services, certificates, sources, the
+//! configuration.
 //!
-//! It may say yes although the content is the same (somebody changed the owner): the reader then compares the content. It says
-//! no only if nobody has written to the file, and nobody has changed its owner or its mode. A write in place that keeps the size
-//! and sets the time back is seen, because the kernel sets the time of the status change (ctime), and nobody else can. The
-//! kernel's clock has ticks of some milliseconds: two writes of the same size within one tick look like one.
+//! It may report a change although the content is the same (the owner was changed): the reader then compares the
+//! content. It reports no change only if nobody has written to the file, or changed its owner or mode. A write in place
+//! that keeps the size and resets the time is detected, because the kernel sets the time of the status change (ctime),
+//! and nobody else can. The kernel's clock has ticks of some milliseconds: two writes of the same size within one tick
+//! look like one.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-/// What tells a file from another of its name, and from what it was, without reading it.
+/// The properties that distinguish a file from another with its name, and from its earlier versions, without reading
+/// it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
     device: u64,
     inode: u64,
     size: u64,
-    /// When it was written last, in seconds and nanoseconds.
+    /// The time of the last write, in seconds and nanoseconds.
     modified: (i64, i64),
-    /// When its content, its owner, its rights or its names have changed last.
+    /// The time of the last change of its content, owner, permissions or names.
     changed: (i64, i64),
 }
 
 impl Fingerprint {
-    /// The fingerprint of the file at this path; follows links. `None` when there is no file or it cannot be read.
+    /// The fingerprint of the file at this path. Follows links. `None` if there is no file, or it cannot be read.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         std::fs::metadata(path).ok().map(|about| Self::from(&about))
     }
 
-    /// When it was written last; of what is older than 1970, then.
+    /// The time of the last write. Times before 1970 are returned as 1970.
     pub(crate) fn modified(&self) -> SystemTime {
         let (seconds, nanoseconds) = self.modified;
         let since = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));

@@ -1,8 +1,8 @@
 //! The folder of services: which file serves under which name.
 //!
-//! A file that has come is copied, vetted, and only then loaded; a file that has gone for two seconds takes its service
-//! away. What served last is kept beside the home's other files: a file that is found bad at the host's start does not
-//! take its service away, and an operator can go back.
+//! A new file is copied, vetted, and only then loaded. A service stops when its file has been gone for two seconds. The
+//! library that served last is kept beside the home's other files: if a file is found bad at the host's start, that
+//! copy serves instead, and an operator can go back to it.
 
 mod commands;
 mod confined;
@@ -36,23 +36,25 @@ use crate::multiservice::slot::Slot;
 use crate::store::audit::Event;
 use crate::store::{StoreError, Write};
 
-/// How long a file must be gone: builds remove and make again.
+/// How long a file must be gone before its service stops, since builds remove and recreate files.
 const GONE: Duration = Duration::from_secs(2);
 
-/// How long after a refusal for what may pass a file is tried again; twice as long each time, up to [`RETRY_MOST`].
+/// The delay before a file that was refused for a temporary reason is tried again. It doubles each time, up to
+/// [`RETRY_MOST`].
 const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MOST: Duration = Duration::from_secs(600);
 
-/// What an operator is told of a file that is not what serves.
+/// The operator's message about a file that is not serving.
 const ROLLED_BACK: &str = "rolled back: the file in the folder is not serving";
 
-/// What the names of copies end with that are not known to be good yet.
+/// The extension of copies that are not yet known to be good.
 const KEPT: &str = "new";
 
-/// Vetted at once: one that hangs must not hold up all others, and a hundred must not hold up the machine.
+/// The number of libraries that are vetted at once: one that hangs must not delay all others, and a hundred must not
+/// overload the machine.
 const AT_ONCE: usize = 4;
 
-/// A collection of services, by the names that belong into it.
+/// A collection of services, with the names of its services.
 #[derive(Debug)]
 pub struct Group {
     /// The collection.
@@ -61,19 +63,19 @@ pub struct Group {
     pub names: Vec<String>,
 }
 
-/// What became of a file.
+/// The state of a file.
 #[derive(Debug)]
 enum Library {
-    /// It is being looked at.
+    /// It is being vetted.
     Vetting,
     Loaded {
         slot: Arc<Slot>,
         hash: [u8; 32],
         notes: Vec<String>,
-        /// How it came to replace what was before it, if it did.
+        /// How it replaced what served before, if it did.
         reloaded: Option<Reloaded>,
     },
-    /// Something that it needs does not serve.
+    /// A service that it needs does not serve.
     Waiting {
         service: String,
         needs: Vec<String>,
@@ -83,7 +85,7 @@ enum Library {
         service: String,
         why: String,
     },
-    /// By an operator.
+    /// Stopped by an operator.
     Stopped {
         service: String,
     },
@@ -93,23 +95,24 @@ enum Library {
 #[derive(Debug)]
 struct Entry {
     library: Library,
-    /// Counts what has happened to the file: what began before the last is out of date.
+    /// Counts events of the file. Work that began before the last event is outdated.
     turn: u64,
-    /// Whether something is under way for the file: it is not begun twice.
+    /// Whether work for the file is in progress, so that it is not started twice.
     underway: bool,
-    /// What is wrong with the file now, though its service goes on.
+    /// A problem of the current file, while its service continues.
     trouble: Option<String>,
-    /// It was refused for what may pass: how often, and when it is tried again.
+    /// For a temporary refusal: the number of attempts, and the time of the next one.
     passing: Option<(u32, Instant)>,
-    /// What it was refused for last: said once.
+    /// The last reason for a refusal, so that it is logged only once.
     refused: Option<LibraryFault>,
-    /// What the file was when somebody asked for it to be served: the news of that is no news.
+    /// The file's fingerprint when a command asked for it to be served. The watcher's event for this version is
+    /// ignored.
     asked: Option<Fingerprint>,
-    /// One thing at a time is done for a file.
+    /// Serializes the work for a file.
     one: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// A file that serves.
+/// A file that is serving.
 #[derive(Debug, Clone)]
 pub struct Placed {
     /// Its service.
@@ -124,33 +127,33 @@ pub struct Folder {
     private: Arc<PrivateFolder>,
     good: PathBuf,
     services: Arc<MultiService>,
-    /// Collections inside of it, and the services that belong there.
+    /// Collections within it, and the services that belong to them.
     groups: Vec<Group>,
     context: HostContext,
-    /// The configuration, which is read again for each library: a reload takes up what was changed.
+    /// The configuration file. It is read again for each library, so that a reload applies changes.
     config: PathBuf,
-    /// What it said when it could be read last.
+    /// Its content when it was last readable.
     sections: Mutex<Arc<Sections>>,
     confinements: Mutex<Confinements>,
-    /// Code that has crashed too often, by its hash.
+    /// The hashes of code that crashed too often.
     quarantined: Mutex<HashSet<[u8; 32]>>,
-    /// The program that services in processes of their own run in.
+    /// The program in which isolated services run.
     program: PathBuf,
     vet: Arc<Vet>,
     entries: Mutex<BTreeMap<PathBuf, Entry>>,
-    /// So many libraries are vetted at once.
+    /// Limits the number of libraries that are vetted at once.
     turns: Arc<Semaphore>,
-    /// One service comes or goes at a time; any number are replaced meanwhile, each by its like.
+    /// Held for writing while a service comes or goes, for reading while one is replaced by a new generation.
     exchange: tokio::sync::RwLock<()>,
-    /// Commands about one file follow one another: each would be out of date by the other's.
+    /// Serializes the commands about one file, since each would make the other outdated.
     commands: Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Folder {
-    /// A folder that nothing was loaded from yet. `debuggable`: see [`PrivateFolder::whole`].
+    /// Creates a folder from which nothing is loaded yet. `debuggable`: see [`PrivateFolder::whole`].
     ///
     /// # Errors
-    /// When the folders for copies cannot be made.
+    /// If the folders for copies cannot be created.
     pub fn new(
         home: &Home,
         services: Arc<MultiService>,
@@ -164,7 +167,7 @@ impl Folder {
         let private = if debuggable { private.whole() } else { private };
         let good = home.good();
         std::fs::create_dir_all(&good)?;
-        // Of a host that did not come to its end.
+        // Left by a host that did not end properly.
         for left in std::fs::read_dir(&good)?.flatten() {
             if left.path().extension().is_some_and(|extension| extension == KEPT) {
                 let _ = std::fs::remove_file(left.path());
@@ -189,9 +192,10 @@ impl Folder {
         }))
     }
 
-    /// Loads what is there when the host starts: all are vetted at once, and started in the order of their names.
+    /// Loads the files that are present when the host starts. All are vetted concurrently, and started in the order of
+    /// their names.
     pub async fn load_all(self: &Rc<Self>, mut paths: Vec<PathBuf>) {
-        // What served last comes first: a copy that somebody has left beside it does not take its name.
+        // Files that served before come first, so that a copy left beside one of them does not take its name.
         paths.sort_by_key(|path| !self.good_copy(path).exists());
         let mut vetted = Vec::new();
         for path in paths {
@@ -204,7 +208,7 @@ impl Folder {
         self.start_waiting();
     }
 
-    /// Loads a file that was there when the host started, or else what was good of it.
+    /// Loads a file that was present when the host started, or else its last good copy.
     async fn load_first(
         &self,
         vetted: tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), LibraryFault>>,
@@ -242,8 +246,8 @@ impl Folder {
         matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Loaded { .. }))
     }
 
-    /// Services whose needs serve by now, or whose names are free by now, are looked at again. What served before,
-    /// though the file is another, serves again.
+    /// Tries again the files whose required services are serving now, or whose names are free now. If the last good
+    /// copy served instead of the file before, it serves again.
     fn start_waiting(self: &Rc<Self>) {
         let ready: Vec<(PathBuf, Option<String>)> = {
             let entries = self.entries.lock();
@@ -268,10 +272,10 @@ impl Folder {
         }
     }
 
-    /// Something has happened in the folder. Comes back at once; what is to be done is done by a task of its own.
+    /// Handles a change in the folder. Returns immediately; the work runs in its own task.
     pub fn changed(self: &Rc<Self>, change: Change) {
         match change {
-            // Whoever has asked for it sees to it.
+            // The command that asked for it handles it.
             Change::Came(path) if self.is_asked_for(&path) => {}
             Change::Came(path) => self.came(path),
             Change::Gone(path) => {
@@ -285,7 +289,7 @@ impl Folder {
         }
     }
 
-    /// Something begins for this file: what was under way is out of date.
+    /// Begins new work for this file. Earlier work becomes outdated.
     fn turn(&self, path: &Path) -> u64 {
         let mut entries = self.entries.lock();
         let entry = entries.entry(path.to_owned()).or_insert(Entry {
@@ -303,7 +307,7 @@ impl Folder {
         entry.turn
     }
 
-    /// A file is to serve as it is now.
+    /// Serves a file in its current version.
     fn came(self: &Rc<Self>, path: PathBuf) {
         let (me, turn) = (Rc::clone(self), self.turn(&path));
         tokio::task::spawn_local(async move {
@@ -325,7 +329,7 @@ impl Folder {
         });
     }
 
-    /// Tries again what was refused for what may pass, for as long as it is polled.
+    /// Retries files that were refused for a temporary reason, for as long as it is polled.
     pub async fn retry_refused(self: &Rc<Self>) {
         loop {
             tokio::time::sleep(RETRY).await;
@@ -342,7 +346,7 @@ impl Folder {
         }
     }
 
-    /// What began for this file comes to nothing: what serves goes on.
+    /// Ends the work for this file without a change. What serves continues.
     fn leave(&self, path: &Path, turn: u64) {
         if let Some(entry) = self.entries.lock().get_mut(path) {
             entry.underway = entry.turn != turn;
@@ -361,13 +365,13 @@ impl Folder {
         }
     }
 
-    /// Where a service of this name belongs.
+    /// The collection that a service of this name belongs to.
     fn collection(&self, name: &str) -> &Arc<MultiService> {
         let group = self.groups.iter().find(|group| group.names.iter().any(|known| known == name));
         group.map_or(&self.services, |group| &group.services)
     }
 
-    /// Writes into the audit trail, and does not wait for it.
+    /// Writes into the audit trail, without waiting for it.
     fn note(&self, event: Event) {
         let done = |done: Result<(), StoreError>| {
             if let Err(error) = done {
@@ -379,7 +383,7 @@ impl Folder {
 
     async fn gone(&self, path: &Path) {
         let _all = self.exchange.write().await;
-        // Where that cannot be told, it is not gone.
+        // If this cannot be determined, the file counts as present.
         if !matches!(path.try_exists(), Ok(false)) {
             return;
         }
@@ -404,7 +408,7 @@ impl Folder {
         })
     }
 
-    /// The file that serves under this name, or did, or has it itself.
+    /// The file that serves or served under this name, or that has this file name.
     fn path_of(&self, service: &str) -> Option<PathBuf> {
         let entries = self.entries.lock();
         let loaded = entries.iter().find(
@@ -415,7 +419,7 @@ impl Folder {
                 .iter()
                 .find(|(_, entry)| matches!(&entry.library, Library::Stopped { service: name } | Library::Waiting { service: name, .. } if name == service))
         };
-        // A file that was refused has no service's name.
+        // For a refused file, the service's name is unknown.
         let named = || entries.iter().find(|(path, _)| shown(path) == service);
         loaded.or_else(stopped).or_else(named).map(|(path, _)| path.clone())
     }

@@ -1,22 +1,22 @@
-//! What has gone wrong in the host itself since it started: counted where it happens, told by `credhost doctor`.
+//! Faults in the host itself since its start. They are counted where they happen, and reported by `credhost doctor`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Lines of the log that were lost: it was not read, or could not be written.
+/// Log lines that were lost because the log was not read, or could not be written.
 pub static LOG_LINES_LOST: AtomicU64 = AtomicU64::new(0);
-/// Connections that ended by a fault of the host's own.
+/// Connections that ended because of a fault in the host.
 pub static CONNECTIONS_PANICKED: AtomicU64 = AtomicU64::new(0);
-/// Faults of the host's own elsewhere, which ended nothing.
+/// Other faults in the host, which ended nothing.
 pub static FAULTS: AtomicU64 = AtomicU64::new(0);
-/// Threads that ended by a fault of the host's own, and were replaced.
+/// Threads that ended because of a fault in the host, and were replaced.
 pub static WORKERS_REPLACED: AtomicU64 = AtomicU64::new(0);
 
-/// One more.
+/// Increments a counter.
 pub fn count(what: &AtomicU64) {
     what.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Runs `run` and contains a panic in it: the panic is counted and logged, and the caller goes on.
+/// Runs `run`, and contains a panic in it: the panic is counted and logged, and the caller continues.
 pub fn contained(what: &str, run: impl FnOnce()) {
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
         count(&FAULTS);
@@ -24,7 +24,7 @@ pub fn contained(what: &str, run: impl FnOnce()) {
     }
 }
 
-/// What was counted, with a sentence each; nothing of what did not happen.
+/// The counters that are not zero, each as a sentence.
 #[must_use]
 pub fn report() -> Vec<String> {
     let told = |what: &AtomicU64, sentence: &str| match what.load(Ordering::Relaxed) {

@@ -1,12 +1,13 @@
 //! A host for services that people log in to.
 //!
-//! The host owns an [`Authorizer`](embed::Authorizer), which stores [`Identities`](embed::Identity), and a `MultiService`. Services
-//! are libraries in a folder, or linked into a program of one's own: [`embed`] is for that. All else is the program
-//! `credhost`'s own, and hidden here.
+//! The host owns an [`Authorizer`](embed::Authorizer), which stores [`Identities`](embed::Identity), and a
+//! `MultiService`. Services are libraries in a folder, or linked into a program that embeds the host: see [`embed`].
+//! Everything else belongs to the program `credhost`, and is hidden here.
 //!
-//! After log-in the host asks a service for a *perspective*: one identity's view onto it, whose methods the client calls. The network side is Twisted's Perspective Broker.
+//! After the login, the host asks a service for a *perspective*: one identity's view onto it, whose methods the client
+//! calls. The network protocol is Twisted's Perspective Broker.
 //!
-//! It is Twisted.Cred as it was in 2005, in Rust. ARCHITECTURE.md has the rooms and what must always be true.
+//! This is Twisted.Cred as it was in 2005, in Rust. ARCHITECTURE.md describes the modules and their invariants.
 
 #[doc(hidden)]
 pub mod accounts;
@@ -33,7 +34,7 @@ pub mod health;
 pub mod limits;
 #[doc(hidden)]
 pub mod listener;
-// The host's one room with `unsafe`: the other side of the wall, and dlopen.
+// The only module of the host with `unsafe` code: the host's side of the wall, and dlopen.
 #[doc(hidden)]
 #[allow(unsafe_code)]
 pub mod loader;

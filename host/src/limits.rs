@@ -1,5 +1,5 @@
-//! The limits that an operator can set, by name: one table for `[limits]` in credhost.toml, for `credhost limits`, and for
-//! what is said of a name or a value that cannot be.
+//! The limits that an operator can set, by name: one table for `[limits]` in credhost.toml, for `credhost limits`, and
+//! for errors about invalid names and values.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use crate::memory;
 use crate::nearest::nearest;
 use crate::session::Limits;
 
-/// What a limit is counted in.
+/// The unit of a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Bytes: a number, or one with KiB, MiB or GiB.
     Bytes,
-    /// Seconds: a number, or one with ms, s, min or h. Kept in milliseconds.
+    /// Seconds: a number, or one with ms, s, min or h. Stored in milliseconds.
     Time,
-    /// How many.
+    /// A number of items.
     Count,
 }
 
@@ -27,13 +27,13 @@ pub enum Unit {
 pub struct Setting {
     /// Its name in `[limits]`.
     pub name: &'static str,
-    /// What it is counted in.
+    /// Its unit.
     pub unit: Unit,
-    /// The least and the most that it may be.
+    /// The smallest and the largest allowed value.
     pub range: (u64, u64),
-    /// What it bounds.
+    /// A description.
     pub about: &'static str,
-    /// What it is.
+    /// Reads its value.
     pub get: fn(&Limits) -> u64,
     set: fn(&mut Limits, u64),
 }
@@ -48,7 +48,7 @@ macro_rules! settings {
     (@set Time $limits:ident $value:ident $($at:tt)+) => { $limits.$($at)+ = Duration::from_millis($value) };
     (@set $unit:ident $limits:ident $value:ident $($at:tt)+) => { $limits.$($at)+ = size($value).try_into().unwrap_or_default() };
     ($( $name:literal $unit:ident $least:literal..=$most:expr, [$($at:tt)+], $about:literal; )*) => {
-        /// All limits, in the order in which they are shown.
+        /// All limits, in the order of display.
         pub const SETTINGS: &[Setting] = &[$(
             Setting {
                 name: $name,
@@ -63,7 +63,7 @@ macro_rules! settings {
 }
 
 const GIB: u64 = 1 << 30;
-/// Descriptors that are no client's: the store's, the control socket's, those of libraries and of their vetting.
+/// Descriptors that are not available to clients: for the store, the control socket, libraries and their vetting.
 const KEPT_BACK: usize = 256;
 
 settings! {
@@ -130,7 +130,7 @@ settings! {
     "worker.uncommitted" Bytes 1_048_576..=16 * GIB, [slots.uncommitted], "changes to be saved, beyond which a service's own process is not read";
 }
 
-/// What is wrong with a limit, for the operator.
+/// An error in a limit, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LimitError {
     /// No limit has this name.
@@ -138,29 +138,29 @@ pub enum LimitError {
     Unknown {
         /// The name.
         name: String,
-        /// The name that is nearest.
+        /// The most similar name.
         near: Option<String>,
     },
-    /// It cannot be read.
+    /// Its value cannot be parsed.
     #[error("[limits] {name} = {value:?}: expected {expected}")]
     Unreadable {
         /// The limit.
         name: &'static str,
-        /// What stands there.
+        /// The value in the file.
         value: String,
-        /// What it should be.
+        /// The expected form.
         expected: &'static str,
     },
-    /// It is too small, or too large.
+    /// Its value is too small or too large.
     #[error("[limits] {name} is {value}: it may be from {least} to {most}")]
     Range {
         /// The limit.
         name: &'static str,
-        /// What it would be.
+        /// The value.
         value: String,
-        /// The least that it may be.
+        /// The smallest allowed value.
         least: String,
-        /// The most.
+        /// The largest.
         most: String,
     },
 }
@@ -174,7 +174,7 @@ impl Unit {
         }
     }
 
-    /// As a person reads it, and as `[limits]` takes it.
+    /// Formats a value for people, in the form that `[limits]` accepts.
     #[must_use]
     pub fn shown(self, value: u64) -> String {
         let whole = |units: &[(&str, u64)]| {
@@ -210,10 +210,10 @@ impl Unit {
     }
 }
 
-/// These limits, with what `[limits]` says in their place.
+/// Returns these limits, overridden by the values in `[limits]`.
 ///
 /// # Errors
-/// The first that cannot be.
+/// The first invalid one.
 pub fn with(mut limits: Limits, section: &BTreeMap<String, LimitValue>) -> Result<Limits, LimitError> {
     for (name, value) in section {
         let setting = SETTINGS.iter().find(|setting| setting.name == name).ok_or_else(|| LimitError::Unknown {
@@ -239,11 +239,12 @@ pub fn with(mut limits: Limits, section: &BTreeMap<String, LimitValue>) -> Resul
     Ok(limits)
 }
 
-/// The limits of a host whose refusals leave after so long, as its settings say: where they say nothing, half of the memory
-/// and nearly all of the descriptors that there are. `[state] largest` is another name of `[limits] state`, from before that.
+/// Returns the limits of a host from its settings. `refusal` is the time after which refusals are sent. By default,
+/// `memory` is half of the available memory, and `connections` is limited by the available descriptors.
+/// `[state] largest` is the older name of `[limits] state`.
 ///
 /// # Errors
-/// The first that cannot be.
+/// The first invalid one.
 pub fn of_host(refusal: Duration, settings: &Settings) -> Result<Limits, LimitError> {
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.map_or(usize::MAX, size);
     let mut limits = Limits::default();
@@ -252,7 +253,7 @@ pub fn of_host(refusal: Duration, settings: &Settings) -> Result<Limits, LimitEr
     with(Limits { refusal, memory: memory::available() / 2, connections, ..limits }, &settings.limits)
 }
 
-/// Limits that are the whole host's, and no listener's.
+/// Limits of the whole host, which no listener can override.
 const OF_HOST: [&str; 13] = [
     "memory",
     "state",
@@ -268,18 +269,18 @@ const OF_HOST: [&str; 13] = [
     "copied_changes",
     "copied_handed_over",
 ];
-/// The same, by what their names begin with.
+/// The prefixes of further limits of the whole host.
 const GROUPS_OF_HOST: [&str; 3] = ["doors.", "data.", "worker."];
 
 fn is_of_host(name: &str) -> bool {
     OF_HOST.contains(&name) || GROUPS_OF_HOST.iter().any(|group| name.starts_with(group))
 }
 
-/// These limits, with what a section of listeners says in their place: `[multiservice.games.limits]`, where `place` is
+/// Returns these limits, overridden by a section for listeners: `[multiservice.games.limits]`, where `place` is
 /// `multiservice.games`.
 ///
 /// # Errors
-/// The first that cannot be, with its place.
+/// The first invalid one, with its place.
 pub fn of_listeners(limits: Limits, place: &str, section: &BTreeMap<String, LimitValue>) -> Result<Limits, String> {
     if let Some(name) = section.keys().find(|name| is_of_host(name)) {
         return Err(format!("[{place}.limits] {name}: it is the whole host's, and stands in [limits]"));
@@ -287,38 +288,38 @@ pub fn of_listeners(limits: Limits, place: &str, section: &BTreeMap<String, Limi
     with(limits, section).map_err(|error| error.to_string().replacen("[limits]", &format!("[{place}.limits]"), 1))
 }
 
-/// What is other in these limits than in those, by name, as it is shown.
+/// The values in these limits that differ from the other ones, by name, formatted.
 #[must_use]
 pub fn others(limits: &Limits, than: &Limits) -> Vec<(String, String)> {
     let other = SETTINGS.iter().filter(|setting| (setting.get)(limits) != (setting.get)(than));
     other.map(|setting| (setting.name.to_owned(), setting.unit.shown((setting.get)(limits)))).collect()
 }
 
-/// A limit, as it is shown.
+/// A limit, for display.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LimitStatus {
     /// Its name in `[limits]`.
     pub name: String,
-    /// What it is, in bytes, milliseconds, or how many.
+    /// Its value, in bytes, milliseconds or items.
     pub value: u64,
-    /// The same for a person, as `[limits]` takes it.
+    /// The value for people, in the form that `[limits]` accepts.
     pub shown: String,
-    /// What is in use, for a person; none, if that is each connection's own.
+    /// The current use, for people. `None` if the limit is for each connection.
     pub used: Option<String>,
-    /// What it bounds.
+    /// A description.
     pub about: String,
 }
 
-/// What is in use, of what is bounded for all.
+/// The current use of limits that all clients share.
 #[derive(Debug, Clone, Copy)]
 pub struct InUse {
-    /// Bytes that are kept for clients.
+    /// Bytes that are stored for clients.
     pub memory: usize,
     /// Connections.
     pub connections: usize,
 }
 
-/// All limits, as they are shown.
+/// All limits, for display.
 #[must_use]
 pub fn status(limits: &Limits, used: Option<InUse>) -> Vec<LimitStatus> {
     let row = |setting: &Setting| {

@@ -1,9 +1,9 @@
-//! What clients may make the host keep, in bytes: one budget for all, shared by those who use it.
+//! The memory that the host uses for clients: one budget, shared by all accounts.
 //!
-//! A [`Meter`] counts what is kept for one connection: what it has sent and is not served yet, its calls that wait, answers
-//! that it has not taken. Meters belong to an [`Account`]: the identity that has logged in, or else the address. While the
-//! budget is less than half used, an account may have a quarter of it; beyond, as much as each who uses more than a little.
-//! Who is over its share waits, or is refused: the host is never the one who dies of it.
+//! A [`Meter`] counts the bytes of one connection: unprocessed input, waiting calls, and unread answers. Meters belong
+//! to an [`Account`]: the identity that has logged in, or else the address. While less than half of the budget is used,
+//! an account may have a quarter of it; beyond that, as much as each account that uses more than a little. An account
+//! over its share waits, or is refused, so that the host never runs out of memory.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,17 +12,17 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-/// So much everybody has, though others use all there is: enough to say something, and be answered. In bytes.
+/// The minimum for each account, even if others use the whole budget: enough for a request and its answer. In bytes.
 pub(crate) const FLOOR: usize = 32 << 10;
-/// So much nobody is asked for, in bytes.
+/// An account below this is not limited by its share, in bytes.
 const LITTLE: usize = 256 << 10;
 
-/// Whom memory is counted for.
+/// The owner of an account.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum AccountKey {
-    /// Nobody has logged in: the network that the connection comes from.
+    /// The network that a connection without a login comes from.
     Source(IpAddr),
-    /// This identity has logged in.
+    /// The identity that has logged in.
     Identity(String),
 }
 
@@ -35,42 +35,42 @@ impl std::fmt::Display for AccountKey {
     }
 }
 
-/// The memory of the whole host that clients may fill.
+/// The memory of the whole host for clients.
 #[derive(Debug)]
 pub struct Budget {
     limit: AtomicUsize,
     used: AtomicUsize,
-    /// How many accounts use more than a little.
+    /// The number of accounts that use more than [`LITTLE`].
     heavy: AtomicIsize,
     accounts: Mutex<HashMap<AccountKey, Weak<Account>>>,
 }
 
 impl Budget {
-    /// A budget of this many bytes.
+    /// Creates a budget of this many bytes.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         let (used, heavy) = (AtomicUsize::new(0), AtomicIsize::new(0));
         Arc::new(Self { limit: AtomicUsize::new(limit), used, heavy, accounts: Mutex::default() })
     }
 
-    /// Changes how much there is.
+    /// Changes its size.
     pub fn set_limit(&self, limit: usize) {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// How much there is, in bytes.
+    /// Its size, in bytes.
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// How much of it is used, in bytes.
+    /// The bytes in use.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// The account of an identity or a source: there is one of each while anybody holds it.
+    /// Returns the account of an identity or a source. There is one for each key while anything holds it.
     #[must_use]
     pub fn account(self: &Arc<Self>, key: AccountKey) -> Arc<Account> {
         let mut accounts = self.accounts.lock();
@@ -88,7 +88,7 @@ impl Budget {
         account
     }
 
-    /// Who uses most: the ten largest accounts, and how many bytes each has.
+    /// The ten largest accounts, with their bytes.
     #[must_use]
     pub fn largest(&self) -> Vec<(AccountKey, usize)> {
         let live: Vec<Arc<Account>> = self.accounts.lock().values().filter_map(Weak::upgrade).collect();
@@ -100,13 +100,13 @@ impl Budget {
     }
 }
 
-/// What is kept for one identity, or for one source of which nobody has logged in.
+/// The memory of one identity, or of one source without a login.
 #[derive(Debug)]
 pub struct Account {
     key: AccountKey,
     budget: Arc<Budget>,
     used: AtomicUsize,
-    /// How many of each kind its connections hold.
+    /// The number of items of each kind that its connections hold.
     held: [AtomicUsize; Held::ALL.len()],
     heavy: AtomicBool,
 }
@@ -128,7 +128,7 @@ impl Account {
         }
     }
 
-    /// Whether this many bytes more are within its share.
+    /// Whether this many more bytes fit into its share.
     fn admits(&self, bytes: usize) -> bool {
         let limit = self.budget.limit();
         let all = self.budget.used().saturating_add(bytes);
@@ -139,7 +139,8 @@ impl Account {
         if all > limit {
             return false;
         }
-        // Below nothing for a moment, when one falls below a little just as it rises above.
+        // The counter may be negative for a moment, if an account crosses the threshold downward just as it crosses it
+        // upward.
         let heavy = usize::try_from(self.budget.heavy.load(Ordering::Relaxed)).unwrap_or(0);
         let share = if all <= limit / 2 { limit / 4 } else { limit / (heavy + 1) };
         own <= share.max(LITTLE)
@@ -149,7 +150,7 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         let mut accounts = self.budget.accounts.lock();
-        // Another may have been made of the same name, just after the last let go of this one.
+        // A new account with the same key may have been created just after the last reference to this one was dropped.
         if accounts.get(&self.key).is_some_and(|account| account.strong_count() == 0) {
             accounts.remove(&self.key);
         }
@@ -159,27 +160,27 @@ impl Drop for Account {
     }
 }
 
-/// What is kept of a connection's, and where.
+/// The kind of a connection's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// Answers that services have given, and the connection's thread has not looked at yet.
+    /// Answers of services that the connection's thread has not processed yet.
     Mail = 0,
-    /// Answers that are written, and that the client has not read.
+    /// Written answers that the client has not read.
     Output = 1,
-    /// What the client has sent, and is not served; calls that wait for room.
+    /// Unprocessed input; calls that wait for room.
     Input = 2,
     /// Calls that wait in services' gates.
     Gate = 3,
 }
 
-/// What a connection holds, in number.
+/// Items that a connection holds, by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
     /// Attachments.
     Attachments = 0,
-    /// Objects of services' that its client has.
+    /// Objects of services that its client holds.
     Objects = 1,
-    /// Calls by services of its client's objects that the client has not answered.
+    /// Calls by services that its client has not answered.
     Unanswered = 2,
 }
 
@@ -188,21 +189,21 @@ impl Held {
     pub const ALL: [Self; 3] = [Self::Attachments, Self::Objects, Self::Unanswered];
 }
 
-/// A queue that has stopped serving a connection, and goes on when it is told to.
+/// A queue that has paused a connection, and continues when it is notified.
 pub trait Resume: Send + Sync {
-    /// The connection has room again.
+    /// Called when the connection has room again.
     fn resume(&self, connection: u32);
 }
 
-/// What is kept for one connection, in bytes. Dropped, it counts no more.
+/// Counts the bytes of one connection. Dropping it releases them.
 pub struct Meter {
     account: Mutex<Arc<Account>>,
     kept: [AtomicUsize; 4],
-    /// How many of each kind it holds.
+    /// The number of items of each kind that it holds.
     held: [AtomicUsize; Held::ALL.len()],
-    /// Beyond this many bytes of answers that the client has not taken, its calls are not begun.
+    /// Calls are not started while the client has more unread bytes of answers than this.
     unread: usize,
-    /// Who waits for the client to take some.
+    /// The queues that wait until the client has read some.
     paused: Mutex<Vec<(Weak<dyn Resume>, u32)>>,
     closed: AtomicBool,
 }
@@ -214,14 +215,15 @@ impl std::fmt::Debug for Meter {
 }
 
 impl Default for Meter {
-    /// One that nothing bounds, of nobody's: for what is not a client's connection.
+    /// A meter without limits or owner, for uses other than a client's connection.
     fn default() -> Self {
         Self::new(Budget::new(usize::MAX).account(AccountKey::Identity(String::new())), usize::MAX)
     }
 }
 
 impl Meter {
-    /// A connection's, whose calls are not begun while more than `unread` bytes of answers wait for it.
+    /// Creates the meter of a connection. Its calls are not started while more than `unread` bytes of answers wait for
+    /// it.
     #[must_use]
     pub fn new(account: Arc<Account>, unread: usize) -> Self {
         Self {
@@ -234,13 +236,13 @@ impl Meter {
         }
     }
 
-    /// Whom it is counted for, as a number: the same for connections of the same account.
+    /// The account, as a number. It is the same for all connections of an account.
     #[must_use]
     pub fn owner(&self) -> usize {
         Arc::as_ptr(&*self.account.lock()) as usize
     }
 
-    /// Somebody has logged in: what is kept is counted for this identity from now on.
+    /// Moves the connection to the account of this identity, after a login.
     pub fn log_in(&self, identity: &str) {
         let mut now = self.account.lock();
         let account = now.budget.account(AccountKey::Identity(identity.to_owned()));
@@ -256,7 +258,7 @@ impl Meter {
         *now = account;
     }
 
-    /// Sets how many of a kind the connection holds.
+    /// Sets the number of items of a kind that the connection holds.
     pub fn hold(&self, kind: Held, count: usize) {
         let account = self.account.lock();
         let before = self.held[kind as usize].swap(count, Ordering::Relaxed);
@@ -268,12 +270,13 @@ impl Meter {
         }
     }
 
-    /// The connection holds nothing any more.
+    /// Sets all numbers of items to zero.
     pub fn hold_nothing(&self) {
         Held::ALL.into_iter().for_each(|kind| self.hold(kind, 0));
     }
 
-    /// How many of a kind this connection may hold, if all connections of its identity may hold `together`.
+    /// The number of items of a kind that this connection may hold, if all connections of its identity may hold
+    /// `together`.
     #[must_use]
     pub fn may_hold(&self, kind: Held, together: usize) -> usize {
         let all = self.account.lock().held[kind as usize].load(Ordering::Relaxed);
@@ -284,21 +287,21 @@ impl Meter {
         self.kept.iter().map(|kept| kept.load(Ordering::Relaxed)).sum()
     }
 
-    /// Answers that the client has not taken, in bytes.
+    /// The unread bytes of answers.
     #[must_use]
     pub fn untaken(&self) -> usize {
         self.kept[Kept::Mail as usize].load(Ordering::Relaxed)
             + self.kept[Kept::Output as usize].load(Ordering::Relaxed)
     }
 
-    /// This many bytes more are kept.
+    /// Adds bytes.
     pub fn add(&self, kept: Kept, bytes: usize) {
         let account = self.account.lock();
         self.kept[kept as usize].fetch_add(bytes, Ordering::Relaxed);
         account.add(bytes);
     }
 
-    /// This many bytes less.
+    /// Removes bytes.
     pub fn sub(&self, kept: Kept, bytes: usize) {
         {
             let account = self.account.lock();
@@ -310,7 +313,7 @@ impl Meter {
         }
     }
 
-    /// This many bytes are kept now.
+    /// Sets the number of bytes.
     pub fn set(&self, kept: Kept, bytes: usize) {
         let before = {
             let account = self.account.lock();
@@ -327,20 +330,21 @@ impl Meter {
         }
     }
 
-    /// Whether this many bytes more may be kept for it.
+    /// Whether this many more bytes fit into its share.
     #[must_use]
     pub fn admits(&self, bytes: usize) -> bool {
         self.account.lock().admits(bytes)
     }
 
-    /// Whether its calls are to wait, because too much is kept for it already. If so, `queue` is told when they may go on.
+    /// Whether its calls must wait because it has too many unread bytes. If so, `queue` is notified when they may
+    /// continue.
     #[must_use]
     pub fn pause(&self, queue: &Weak<dyn Resume>, connection: u32) -> bool {
         if !self.is_over() {
             return false;
         }
         let mut paused = self.paused.lock();
-        // It may have been taken meanwhile: who takes looks at the list behind that.
+        // The client may have read meanwhile. Whoever removes bytes checks this list afterwards.
         if !self.is_over() {
             return false;
         }
@@ -364,7 +368,7 @@ impl Meter {
         }
     }
 
-    /// The connection has ended: nothing waits for it any more, and nothing is kept but its calls in gates.
+    /// Ends the connection: nothing waits for it any more, and only its calls in gates remain.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.set(Kept::Output, 0);
@@ -381,7 +385,8 @@ impl Drop for Meter {
     }
 }
 
-/// The memory that this process may have, in bytes: the machine's, its cgroup's or its own limit, whichever is least.
+/// The memory that this process may use, in bytes: the lowest of the machine's memory, its cgroup's limit and its own
+/// limit.
 #[must_use]
 pub fn available() -> usize {
     let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
@@ -390,11 +395,11 @@ pub fn available() -> usize {
     });
     let limit = |of| rustix::process::getrlimit(of).current.and_then(|most| most.try_into().ok());
     let (space, data) = (limit(rustix::process::Resource::As), limit(rustix::process::Resource::Data));
-    // Where nothing can be read, a small machine.
+    // If nothing can be read, a small machine is assumed.
     [machine, space, data].into_iter().flatten().chain(cgroups()).min().unwrap_or(1 << 30)
 }
 
-/// The limits of the groups that this process is in, in bytes.
+/// The memory limits of this process's cgroups, in bytes.
 fn cgroups() -> Vec<usize> {
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut limits = Vec::new();

@@ -1,13 +1,13 @@
-//! What somebody may have meant who typed a name that there is not.
+//! Suggestions for mistyped names.
 
-/// The name nearest to what was typed, if one is near enough to have been meant: up to one slip in three characters.
+/// The name most similar to the typed one, if it is similar enough: up to one typo in three characters.
 ///
 /// ```
 /// assert_eq!(credhost::nearest::nearest("tood", ["todo", "chat"]), Some("todo".to_owned()));
 /// assert_eq!(credhost::nearest::nearest("mail", ["todo", "chat"]), None);
 /// ```
 pub fn nearest<T: AsRef<str>>(typed: &str, names: impl IntoIterator<Item = T>) -> Option<String> {
-    // Of one or two characters, any other of these is near.
+    // Every name of one or two characters would be similar.
     let length = typed.chars().count();
     let most = if length < 3 { 0 } else { (length / 3).clamp(1, 4) };
     let distance = |name: T| (strsim::damerau_levenshtein(&typed.to_lowercase(), &name.as_ref().to_lowercase()), name);
@@ -16,7 +16,7 @@ pub fn nearest<T: AsRef<str>>(typed: &str, names: impl IntoIterator<Item = T>) -
     near.min_by_key(|(distance, _)| *distance).map(|(_, name)| name.as_ref().to_owned())
 }
 
-/// `; did you mean "todo"?`, or nothing.
+/// Returns `; did you mean "todo"?`, or an empty text.
 pub fn meant<T: AsRef<str>>(typed: &str, names: impl IntoIterator<Item = T>) -> String {
     nearest(typed, names).map_or_else(String::new, |name| format!("; did you mean {name:?}?"))
 }

@@ -1,15 +1,15 @@
-//! What readers of JSON and TOML say, in the words of whoever wrote the file: they speak of Rust's types.
+//! Rewrites error messages of JSON and TOML parsers, which use Rust's types, for the author of the file.
 
-/// What is wrong with a line of JSON, and in which column.
+/// The error in a line of JSON, with its column.
 #[must_use]
 pub fn json(error: &serde_json::Error) -> String {
     let said = error.to_string();
-    // It is a line of many: that it is the first of its own text says nothing.
+    // The line is one of many, and always line 1 of its own text, so the number is omitted.
     let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
     if error.is_eof() {
         return format!("column {}: it ends there, and should go on", error.column());
     }
-    // A text may be a secret that stands in the wrong place.
+    // The text may be a secret in the wrong place.
     let what = match what.split_once("string \"").and_then(|(before, rest)| Some((before, rest.rsplit_once('"')?.1))) {
         Some((before, after)) if what.starts_with("invalid ") => format!("{before}a text{after}"),
         _ => what.to_owned(),
@@ -17,7 +17,7 @@ pub fn json(error: &serde_json::Error) -> String {
     format!("column {}: {}", error.column(), words(&what))
 }
 
-/// The same with other words for types.
+/// Replaces the words for types.
 ///
 /// ```
 /// let said = "invalid type: string \"two\", expected u64\n";
@@ -40,7 +40,7 @@ fn line(said: &str) -> String {
     said.to_owned()
 }
 
-/// What was found.
+/// The found value or type.
 fn value(found: &str) -> String {
     for kind in ["string ", "integer ", "floating point ", "boolean ", "character "] {
         if let Some(value) = found.strip_prefix(kind) {
@@ -55,7 +55,7 @@ fn value(found: &str) -> String {
     }
 }
 
-/// What was expected.
+/// The expected type.
 fn type_of(expected: &str) -> &str {
     match expected {
         "u8" => "a whole number from 0 to 255",

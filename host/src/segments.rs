@@ -1,12 +1,12 @@
-//! Segments of the audit trail: verified whole or in parts, written into files of their own, and dropped when they are
-//! old, so that the trail does not grow for ever and nobody can take a line out of it unnoticed.
+//! Segments of the audit trail: verified completely or in parts, exported into their own files, and dropped when they
+//! are old. So the trail does not grow forever, and nobody can remove a line from it unnoticed.
 //!
-//! A segment is a file of JSON lines: first where it begins (the line before its first), then its lines as they are kept,
-//! then where it ends (its last line), with a seal over both. It is verified alone, with the store's secret; of two
-//! segments that follow each other, the end of one is the beginning of the other.
+//! A segment is a file of JSON lines: first its beginning (the line before its first), then its lines as they are
+//! stored, then its end (its last line), with a seal over both. It can be verified alone, with the store's secret. If
+//! two segments follow each other, the end of one is the beginning of the other.
 //!
-//! Nothing is dropped that was not verified: who can write to the store could otherwise have lines dropped that were
-//! changed, and nobody would know.
+//! Only verified lines are dropped. Otherwise someone who can write to the store could have changed lines dropped
+//! unnoticed.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, BufWriter, Write as _};
@@ -21,27 +21,27 @@ use crate::cred::StoreSecret;
 use crate::store::audit::{Broken, Event, Head, Line, Verifier, segment_seal};
 use crate::store::{Store, StoreError, Write, wait};
 
-/// This many lines are looked at, or dropped, at once.
+/// The number of lines that are read, or dropped, at once.
 const PAGE: usize = 5000;
-/// What a line takes beyond its text and digest, in bytes.
+/// The size of a line beyond its text and digest, in bytes.
 const LINE: u64 = 16;
-/// The longest line of a segment's file, in bytes. Texts are bounded; this is for files that are none.
+/// The longest line of a segment's file, in bytes. Texts are bounded; this limit is for files that are not segments.
 const LONGEST: u64 = 1 << 20;
 
-/// How much of the trail is kept.
+/// The part of the trail that is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// Lines that are not older.
+    /// Lines that are not older than this.
     Time(Duration),
-    /// The latest lines, as many as take this many bytes.
+    /// The latest lines that fit into this many bytes.
     Bytes(u64),
 }
 
 impl Keep {
-    /// Reads "90 days", "12 h", "100 MiB" …
+    /// Parses "90 days", "12 h", "100 MiB" …
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// If it is invalid.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -61,40 +61,40 @@ impl Keep {
     }
 }
 
-/// Why a segment, or the trail, is not as it was written; or why nothing could be done with it.
+/// Why a segment or the trail is invalid, or an operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SegmentError {
-    /// The lines do not fit.
+    /// The lines do not form a chain.
     #[error("the audit trail does not fit: {0}")]
     Broken(#[from] Broken),
     /// A file cannot be read or written.
     #[error("{path}: {error}")]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
-    /// A file is none that this has written, or was changed since.
+    /// The file is not a segment of this host, or was changed since it was written.
     #[error("{path}, line {line}: {what}")]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Which line of the file.
+        /// The line of the file.
         line: u64,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
-    /// A head is older than all that is kept.
+    /// A head is older than all lines that are kept.
     #[error("line {0} was dropped: the trail no longer contains it")]
     Dropped(u64),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What a segment covers.
+/// The range of a segment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covers {
     /// The line before its first.
@@ -103,14 +103,14 @@ pub struct Covers {
     pub first: u64,
     /// Its last line's number.
     pub last: u64,
-    /// Its last line, and its digest.
+    /// Its last line's number and digest.
     pub end: String,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Begin {
-    /// What it is, and which format.
+    /// The kind of file, and its format.
     segment: String,
     /// The line before the first.
     after: String,
@@ -121,18 +121,18 @@ struct Begin {
 struct End {
     /// The last line.
     end: String,
-    /// The seal over where it begins and where it ends.
+    /// The seal over the beginning and the end.
     seal: String,
 }
 
-/// The first line of a segment's file says this.
+/// The content of the first line of a segment's file.
 const FORMAT: &str = "credhost audit trail, 1";
 
-/// What drops or exports lines does so alone: another that dropped some meanwhile would look like somebody who has removed
-/// them.
+/// Only one operation drops or exports lines at a time: to another one, dropped lines would look like lines that
+/// someone removed.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Walks all lines behind this one, from the oldest; `each` says whether to go on.
+/// Reads all lines after this one, from the oldest. `each` returns whether to continue.
 fn walk_from(
     store: &dyn Store,
     anchor: &Head,
@@ -151,10 +151,10 @@ fn walk_from(
     }
 }
 
-/// Verifies what is kept of the trail, against heads that were noted down. Answers with its beginning and its head.
+/// Verifies the lines that are kept, against recorded heads. Returns the trail's beginning and its head.
 ///
 /// # Errors
-/// What does not fit.
+/// If something does not match.
 pub fn verify(
     store: &dyn Store,
     heads: &[Option<Head>],
@@ -179,7 +179,7 @@ pub fn verify(
             }
             Ok(true)
         });
-        // Some of it was dropped meanwhile.
+        // Lines were dropped meanwhile.
         if wait(|done| store.anchor(done))? != anchor {
             continue;
         }
@@ -192,11 +192,11 @@ pub fn verify(
     }
 }
 
-/// The last line that need not be kept any more, if there is one. The newest line always is. `now` is in milliseconds since
-/// 1970. All of the trail is verified: what somebody has changed decides nothing.
+/// Returns the last line that need not be kept, if there is one. The newest line is always kept. `now` is in
+/// milliseconds since 1970. The whole trail is verified, so that changed lines have no influence.
 ///
 /// # Errors
-/// When the store cannot be read, or the trail does not fit.
+/// If the store cannot be read, or the trail is invalid.
 pub fn dispensable(store: &dyn Store, keep: Keep, now: u64) -> Result<Option<Head>, SegmentError> {
     let size = |line: &Line| (line.text.len() + line.digest.len()) as u64 + LINE;
     let at = |line: &Line| {
@@ -232,10 +232,10 @@ pub fn dispensable(store: &dyn Store, keep: Keep, now: u64) -> Result<Option<Hea
     Ok(through)
 }
 
-/// Writes what is kept, up to and with this line, into a new file: whole, or not at all.
+/// Exports the lines that are kept, up to and including this one, into a new file, completely or not at all.
 ///
 /// # Errors
-/// When it is there already or cannot be written, or there is no such line.
+/// If the file exists already or cannot be written, or there is no such line.
 pub fn export(store: &dyn Store, to: &Path, through: u64) -> Result<Covers, SegmentError> {
     let _alone = ALONE.lock();
     write_new(store, to, through)
@@ -249,7 +249,7 @@ fn write_new(store: &dyn Store, to: &Path, through: u64) -> Result<Covers, Segme
     let new = PathBuf::from(format!("{}.new", to.display()));
     let written = write(store, &new, through);
     let done = written.and_then(|covers| {
-        // Not over a file that has come meanwhile.
+        // A file that was created meanwhile is not overwritten.
         fs::hard_link(&new, to).map_err(io)?;
         let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
@@ -274,7 +274,7 @@ fn write(store: &dyn Store, to: &Path, through: u64) -> Result<Covers, SegmentEr
         if line.number > through {
             return Ok(false);
         }
-        // What does not fit is not given a seal.
+        // Only valid lines are sealed.
         verifier.line(&line)?;
         last = line.number;
         writeln!(out, "{}", serde_json::to_string(&line).map_err(json)?).map_err(io)?;
@@ -294,7 +294,7 @@ fn write(store: &dyn Store, to: &Path, through: u64) -> Result<Covers, SegmentEr
 /// Verifies a segment's file alone.
 ///
 /// # Errors
-/// What is wrong with it, and in which line.
+/// If it is invalid: the reason, and the line.
 pub fn verify_file(secret: &StoreSecret, path: &Path) -> Result<Covers, SegmentError> {
     let io = |error| SegmentError::Io { path: path.to_owned(), error };
     let wrong = |line: u64, what: String| SegmentError::File { path: path.to_owned(), line, what };
@@ -342,17 +342,18 @@ pub fn verify_file(secret: &StoreSecret, path: &Path) -> Result<Covers, SegmentE
     }
 }
 
-/// Drops all up to and with this line. What is kept begins behind it from then on, and says so; `by` is who wants it.
+/// Drops all lines up to and including this one. The trail then begins after it, and records this. `by` is the actor.
 fn drop_through(store: &dyn Store, through: &Head, by: &str, file: Option<&Path>) -> Result<(), SegmentError> {
     let anchor = wait(|done| store.anchor(done))?;
     let mut verifier = Verifier::new(store.secret(), anchor.clone(), None);
     let file = file.map(|file| file.display().to_string());
     let event = Event::new("audit.pruned").with("by", by).with("first", anchor.number + 1).with("last", through.number);
-    // With the first that is dropped: what comes to nothing behind that is told too much, and not too little.
+    // Written together with the first dropped lines: if the rest fails, the event names too many lines rather than too
+    // few.
     let mut event = Some(event.with("file", file));
     let mut at = anchor.number;
     while at < through.number {
-        // Not all in one: others write, too.
+        // Not in a single commit, since others write, too.
         let mut page = wait(|done| store.audit(at, PAGE, done))?;
         page.retain(|line| line.number <= through.number);
         page.iter().try_for_each(|line| verifier.line(line))?;
@@ -368,33 +369,33 @@ fn drop_through(store: &dyn Store, through: &Head, by: &str, file: Option<&Path>
     Ok(())
 }
 
-/// What was dropped.
+/// The dropped lines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pruned {
-    /// The first line.
+    /// The first line's number.
     pub first: u64,
-    /// The last.
+    /// The last line's number.
     pub last: u64,
-    /// The file that has them, if one was wanted.
+    /// The file with these lines, if one was requested.
     pub file: Option<PathBuf>,
 }
 
-/// Where what is dropped goes.
+/// The destination of dropped lines.
 #[derive(Debug, Clone, Copy)]
 pub enum Destination<'p> {
-    /// Nowhere.
+    /// None.
     Nothing,
-    /// Destination a new file of this name.
+    /// A new file with this name.
     File(&'p Path),
-    /// Destination a new file in this folder, whose name has the lines' numbers.
+    /// A new file in this folder, with the lines' numbers in its name.
     Folder(&'p Path),
 }
 
-/// Drops what need not be kept. Answers with what was dropped.
+/// Drops the lines that need not be kept. Returns which ones.
 ///
 /// # Errors
-/// When the trail does not fit: nothing is dropped then. When a file or the store cannot be written: what cannot be written
-/// into the file is kept.
+/// If the trail is invalid: nothing is dropped then. If a file or the store cannot be written: lines that cannot be
+/// written into the file are kept.
 pub fn prune(
     store: &dyn Store,
     keep: Keep,
@@ -429,8 +430,9 @@ pub fn prune(
     Ok(Some(Pruned { first, last, file }))
 }
 
-/// A segment in this folder of which some lines were dropped, and others are still there, when a prune came to nothing: it, and its
-/// last line, which is no later than `last`. What it has is dropped first: so no line is in two segments.
+/// Finds a segment in this folder that an interrupted prune left: some of its lines were dropped, and others are still
+/// in the store. Returns it with its last line, which is not after `last`. The rest of its lines are dropped first, so
+/// that no line is in two segments.
 fn begun(store: &dyn Store, folder: &Path, first: u64, last: u64) -> Result<Option<(PathBuf, Head)>, SegmentError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -444,13 +446,13 @@ fn begun(store: &dyn Store, folder: &Path, first: u64, last: u64) -> Result<Opti
         (begin < first && first <= end && end <= last).then_some(())
     };
     for file in entries.flatten().map(|entry| entry.path()).filter(|file| has_both(file).is_some()) {
-        // Whatever else is called so is nobody's segment.
+        // Other files with such a name are ignored.
         if let Ok(covers) = verify_file(store.secret(), &file)
             && covers.first < first
             && first <= covers.last
             && covers.last <= last
             && let Some(end) = Head::parse(&covers.end)
-            // A store that was restored may have had other lines since.
+            // If the store was restored, it may have had other lines since.
             && wait(|done| store.audit(end.number - 1, 1, done))?.first().is_some_and(|line| line.digest == end.digest)
         {
             return Ok(Some((file, end)));
@@ -465,7 +467,7 @@ fn archive(store: &dyn Store, folder: &Path, first: u64, last: u64) -> Result<Pa
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io(folder, error))?;
     let file = folder.join(format!("audit-{first:010}-{last:010}.jsonl"));
     if file.exists() {
-        // It was written, and then could not be dropped. Written again, if it is not whole.
+        // It was written, but its lines were not dropped. It is written again if it is incomplete.
         match verify_file(store.secret(), &file) {
             Ok(covers) if (covers.first, covers.last) == (first, last) => return Ok(file),
             _ => fs::remove_file(&file).map_err(|error| io(&file, error))?,

@@ -1,4 +1,4 @@
-//! A host, put together: a home folder, its identities, its services, its doors.
+//! A complete host: a home folder, its identities, its services, its doors.
 
 mod commands;
 mod configured;
@@ -41,20 +41,20 @@ use crate::sessions::Sessions;
 use crate::store::audit::Event;
 use crate::successor::{Inherited, Successor, TakenOver};
 
-/// How long a host that ends waits for commands that it has begun.
+/// How long a host that stops waits for commands that it has begun.
 const COMMANDS: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// How often the files of certificates are looked at.
+/// The interval between two checks of the certificates' files.
 const CERTIFICATES: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// Whether another program takes over.
+/// The state of a takeover by another program.
 #[derive(Debug, Default)]
 enum Upgrade {
     #[default]
     Idle,
-    /// One is being asked whether it can.
+    /// Another program is being asked whether it can take over.
     Asking,
-    /// This one does, when this host has ended.
+    /// This program takes over when this host has ended.
     MakesWay(PathBuf),
 }
 
@@ -67,39 +67,39 @@ pub struct Host {
     folder: Rc<Folder>,
     gate: Arc<LoginGate>,
     sessions: Arc<Sessions>,
-    /// Its doors, once they are open: the first is the one that every host has; then those over TLS, and of collections
-    /// that have a door of their own.
+    /// Its listeners, once they are open. The first is the one that every host has; the others are those over TLS, and
+    /// those of collections with their own listeners.
     listeners: OnceCell<Vec<Listener>>,
-    /// What the sockets of these are known by to a host after this one.
+    /// The names by which the next host recognizes their sockets.
     names: Vec<String>,
     certificates: Option<Arc<Certificates>>,
     endpoints: Vec<Endpoint>,
-    /// The `[multiservice.NAME]` that says what each of these gives beside keys; none: `[pb]`.
+    /// The `[multiservice.NAME]` section with each listener's rules. `None`: they are in `[pb]`.
     sections: Vec<Option<String>>,
-    /// The root for those who have logged in by services' own doors.
+    /// The root for logins by services' own doors.
     within: Endpoint,
-    /// The host's own listeners, as listeners that others may be beside.
+    /// The host's own listeners, to be compared with others at the same address.
     own: Vec<ListenerSettings>,
-    /// What credhost.toml said at the start of what is read then alone.
+    /// The settings that are read only at the start, as they were then.
     fixed: Fixed,
     /// Services' own doors.
     doors: Arc<Doors>,
     memory: Arc<Budget>,
     limits: Cell<Limits>,
-    /// Services whose code has crashed too often.
+    /// Services whose code crashed too often.
     quarantined: Cell<Option<mpsc::UnboundedReceiver<Quarantined>>>,
-    /// After how long a service is late that does not come back.
+    /// The time after which a service that does not return counts as late.
     watchdog: Option<std::time::Duration>,
     retention: RefCell<Option<Retention>>,
-    /// Has commands answered while it is polled.
+    /// Answers commands while it is polled.
     commands: Cell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
     under_way: control::UnderWay,
-    /// What a host before this one, or systemd, has opened, and nobody has taken.
+    /// Inherited sockets, from a previous host or systemd, that nothing has taken.
     inherited: Inherited,
-    /// The words that start a host like this one.
+    /// The arguments that start a host like this one.
     words: Option<Vec<OsString>>,
     upgrade: RefCell<Upgrade>,
-    /// Says that another program takes over.
+    /// Notified when another program takes over.
     makes_way: Notify,
     began: std::time::SystemTime,
 }
@@ -111,7 +111,7 @@ impl std::fmt::Debug for Host {
 }
 
 impl Host {
-    /// Loads what is in the folder. Commands are answered meanwhile: a service may take its time to start.
+    /// Loads the libraries in the folder. Commands are answered meanwhile, since a service may take long to start.
     async fn load(self: &Rc<Self>, socket: tokio::net::UnixListener, watch: &mut Watch) {
         let me = Rc::downgrade(self);
         let mut commands: Pin<Box<dyn Future<Output = ()>>> =
@@ -135,7 +135,7 @@ impl Host {
         self.commands.set(Some(commands));
     }
 
-    /// Opens the doors.
+    /// Opens the listeners.
     fn open(&self, opened: Vec<Opened>) -> Result<(), StartError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (mut open, mut entrances) = (Vec::<Listener>::new(), Vec::new());
@@ -151,10 +151,10 @@ impl Host {
             open.push(listener);
             entrances.extend(shared.then_some(entrance));
         }
-        // There is one at least.
+        // There is at least one.
         let first = open.first().ok_or_else(|| std::io::Error::other("the host has no listener"))?;
         self.doors.open_beside((&self.within, first), entrances)?;
-        // Nobody else sets it.
+        // It is set only here.
         let _ = self.listeners.set(open);
         self.accounts.store().keep_room(self.limits.get().reserve);
         self.accounts.note_host("host.started");
@@ -177,9 +177,9 @@ impl Host {
         Ok(())
     }
 
-    /// Serves commands and watches the folder, until `stop`, or until another program takes over; then closes the door, lets
-    /// calls end, and stops the services. On a `LocalSet`. Answers with the program that takes over, if one does: whoever has
-    /// called this becomes it, when nothing of this host is left.
+    /// Serves commands and watches the folder, until `stop`, or until another program takes over. Then it closes the
+    /// listeners, lets calls end, and stops the services. Must run on a `LocalSet`. Returns the program that takes
+    /// over, if there is one: the caller executes it when nothing of this host is left.
     pub async fn run(self: Rc<Self>, mut watch: Watch, stop: impl Future<Output = ()>) -> Option<Successor> {
         let commands = self.commands.take()?;
         let certificates = self.look_at_certificates();
@@ -211,9 +211,9 @@ impl Host {
         }
         tracing::info!("stopping");
         let successor = self.successor();
-        // Of an address that services' listeners share, too, nobody is taken in any more.
+        // This also stops accepting on addresses that services' listeners share.
         self.doors.stop_accepting();
-        // Connections live on threads of their own; so do the services that their calls wait for.
+        // Connections run on their own threads, as do the services that their calls wait for.
         self.listeners.get().into_iter().flatten().for_each(Listener::close);
         self.gate.flush(true);
         let serving: Vec<String> = self.services.services().iter().map(|service| service.name().to_string()).collect();
@@ -224,12 +224,12 @@ impl Host {
         }
         self.accounts.note_host("host.stopped");
         let _ = std::fs::remove_file(self.home.control());
-        // Commands that have begun get their answers.
+        // Commands that have begun are still answered.
         let _ = tokio::time::timeout(COMMANDS, self.under_way.ended()).await;
         successor
     }
 
-    /// Sees to services whose code has crashed too often, for as long as it is polled.
+    /// Handles services whose code crashed too often, for as long as it is polled.
     async fn see_to_quarantined(&self) {
         let Some(mut quarantined) = self.quarantined.take() else { return std::future::pending().await };
         while let Some(one) = quarantined.recv().await {
@@ -238,19 +238,19 @@ impl Host {
         std::future::pending().await
     }
 
-    /// Looks whether services come back from what they were given, for as long as it is polled.
+    /// Checks whether services return from what they were given, for as long as it is polled.
     async fn look_after_services(&self) {
         let Some(patience) = self.watchdog else { return std::future::pending().await };
         loop {
             tokio::time::sleep(patience / 8).await;
             for service in self.services.services() {
-                // What it finds it has seen to.
+                // The service handles the result itself.
                 let _ = service.look_after(patience);
             }
         }
     }
 
-    /// Takes the settings up again whenever the process is told to by SIGHUP.
+    /// Reloads the settings at each SIGHUP.
     async fn hear_hangups(&self) {
         let Ok(mut hangup) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) else {
             return std::future::pending().await;
@@ -271,7 +271,7 @@ impl Host {
         std::future::pending().await
     }
 
-    /// Looks whether the files of the certificate have changed, for as long as it is polled.
+    /// Checks whether the certificates' files have changed, for as long as it is polled.
     async fn look_at_certificates(&self) {
         let Some(certificates) = &self.certificates else { return std::future::pending().await };
         let mut said = Vec::new();
@@ -282,7 +282,7 @@ impl Host {
                 tracing::info!("a new certificate is used from now on");
                 self.accounts.note(Event::new("tls.renewed"));
             }
-            // Said once: the two files are written one after the other.
+            // Each error is logged once, since the two files are written one after the other.
             for error in wrong.iter().filter(|error| !said.contains(*error)) {
                 tracing::warn!(%error, "the new certificate cannot be used yet; the old one stays");
             }
@@ -290,7 +290,7 @@ impl Host {
         }
     }
 
-    /// Where PB is served.
+    /// The address of Perspective Broker.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         // `start` returns a host only after its first door is open.
@@ -303,27 +303,28 @@ impl Host {
         self.home.plugins()
     }
 
-    /// A file is in place in the folder, and whole: it is served at once. See [`Folder::place`].
+    /// Serves a file that is completely written into the folder, without waiting for the watcher. See
+    /// [`Folder::place`].
     ///
     /// # Errors
-    /// Why it is refused.
+    /// If it is refused: the reason.
     pub async fn place(&self, file: &std::path::Path) -> Result<folder::Placed, LibraryFault> {
         self.folder.place(file).await
     }
 
-    /// Its identities.
+    /// The host's identities.
     #[must_use]
     pub fn accounts(&self) -> &Arc<Accounts> {
         &self.accounts
     }
 
-    /// Its services.
+    /// The host's services.
     #[must_use]
     pub fn services(&self) -> &Arc<MultiService> {
         &self.services
     }
 
-    /// What became of the files in the folder of services.
+    /// The state of each file in the folder of services.
     #[must_use]
     pub fn libraries(&self) -> Vec<LibraryStatus> {
         let (mut libraries, mut listeners) = (self.folder.libraries(), self.doors.status());
@@ -335,7 +336,7 @@ impl Host {
     }
 }
 
-/// Erases what Twisted's own login needs, where it is not offered, while the host serves.
+/// Erases the verifiers for Twisted's own login if it is disabled, while the host serves.
 fn erase(accounts: &Arc<Accounts>) {
     let accounts = Arc::clone(accounts);
     let erasing =

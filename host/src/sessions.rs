@@ -1,4 +1,4 @@
-//! Who is logged in, and how they are told that they are not any more.
+//! The sessions that are logged in, and how they are notified of revocations.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,38 +12,39 @@ use serde::{Deserialize, Serialize};
 use crate::cred::Identity;
 use crate::multiservice::router::Mailbox;
 
-/// How long connections may take to end what they were told to. They take microseconds.
+/// How long connections may take to act on a notice. They take microseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many names of removed identities are kept. Who was being checked while more were removed counts as removed.
+/// The number of stored names of removed identities. If more were removed during a login, its identity counts as
+/// removed.
 const REMOVED: usize = 1024;
 
-/// All connections that somebody has logged in by.
+/// All connections with a login.
 #[derive(Debug, Default)]
 pub struct Sessions {
     all: Mutex<HashMap<u32, Arc<SessionEntry>>>,
     removed: Mutex<Removed>,
 }
 
-/// Identities that were removed since the host began.
+/// Identities that were removed since the host started.
 #[derive(Debug, Default)]
 struct Removed {
     count: u64,
-    /// The last ones, [`REMOVED`] at most.
+    /// The latest names, at most [`REMOVED`].
     names: VecDeque<String>,
 }
 
-/// A connection, as the operator sees it once somebody has logged in by it.
+/// A connection with a login, as the operator sees it.
 #[derive(Debug)]
 pub struct SessionEntry {
     number: u32,
     peer: Box<str>,
     tls: AtomicBool,
-    /// Since when it is in the list, in seconds since 1970.
+    /// When it was opened, in seconds since 1970.
     since: u64,
     mailbox: Arc<Mailbox>,
     sessions: Arc<Sessions>,
-    /// The connection that this one is a part of: it is what the operator sees.
+    /// The connection that this one belongs to, which the operator sees instead.
     of: Option<Arc<SessionEntry>>,
     about: Mutex<About>,
     notified: AtomicBool,
@@ -53,59 +54,60 @@ pub struct SessionEntry {
 
 #[derive(Debug, Default)]
 struct About {
-    /// Who has logged in, sorted: one, nearly always.
+    /// The identities that have logged in, sorted. Nearly always one.
     identities: Vec<Box<str>>,
-    /// What it is attached to, sorted, and how often.
+    /// The attached perspectives, sorted, with the number of attachments.
     perspectives: Vec<(Box<str>, usize)>,
 }
 
 impl About {
-    /// Where a perspective is, or else would be.
+    /// The index of a perspective, or where to insert it.
     fn place(&self, perspective: &str) -> Result<usize, usize> {
         self.perspectives.binary_search_by(|(known, _)| (**known).cmp(perspective))
     }
 }
 
-/// Dropped when a connection has done what a notice asks for.
+/// Dropped when a connection has acted on a notice.
 pub type Acknowledgement = Sender<()>;
 
-/// What a connection is told.
+/// A notice to a connection.
 #[derive(Debug, Clone)]
 pub enum Notice {
-    /// An identity is this now, or is no more.
+    /// An identity has changed to this, or was removed.
     Changed(String, Option<Arc<Identity>>),
-    /// Its listener gives something else beside keys.
+    /// The rules of its listener have changed.
     Rules,
-    /// It is to close.
+    /// It must close.
     Cut,
 }
 
-/// Hears what a connection is told, before any connection has its turn: what can be taken away at once is gone, however much
-/// all of them have to do then.
+/// Receives a connection's notices before any connection acts on them. It revokes immediately what it can, however much
+/// work all the connections have afterwards.
 pub trait Herald: Send + Sync {
-    /// It is told this.
+    /// Called with each notice.
     fn hears(&self, notice: &Notice);
 }
 
-/// A session, for the operator to see.
+/// A session, as the operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionStatus {
     /// Its number.
     pub session: u32,
-    /// Who has logged in.
+    /// The identities that have logged in.
     pub identities: Vec<String>,
-    /// Where the client is.
+    /// The client's address.
     pub peer: String,
-    /// Whether it speaks TLS.
+    /// Whether it uses TLS.
     pub tls: bool,
-    /// Since when, in seconds since 1970.
+    /// When it was opened, in seconds since 1970.
     pub since: u64,
-    /// What it is attached to.
+    /// The attached perspectives.
     pub perspectives: Vec<String>,
 }
 
 impl SessionEntry {
-    /// A connection that nobody has logged in by yet. `since` is in seconds since 1970; its mailbox wakes it.
+    /// Creates the entry of a connection without a login. `since` is in seconds since 1970. The mailbox wakes the
+    /// connection.
     #[must_use]
     pub fn new(
         sessions: &Arc<Sessions>,
@@ -130,8 +132,8 @@ impl SessionEntry {
         })
     }
 
-    /// A connection within the host, of whoever has logged in by another one: the operator sees that, with all that this one is
-    /// attached to.
+    /// Creates the entry of a connection within the host, on behalf of a login by another connection. The operator sees
+    /// that one, with everything that this one is attached to.
     #[must_use]
     pub fn within(sessions: &Arc<Sessions>, number: u32, of: Arc<Self>, mailbox: Arc<Mailbox>) -> Arc<Self> {
         let (peer, tls, since) = (of.peer.clone(), AtomicBool::new(of.tls.load(Ordering::Relaxed)), of.since);
@@ -141,32 +143,32 @@ impl SessionEntry {
         Arc::new(Self { number, peer, tls, since, mailbox, sessions, of, about, notified, notices, herald })
     }
 
-    /// This one hears of notices first. Once at most.
+    /// Sets the herald, which receives notices first. Call it at most once.
     pub fn heralded_to(&self, herald: Weak<dyn Herald>) {
         let set = self.herald.set(herald);
         debug_assert!(set.is_ok(), "there is one already");
     }
 
-    /// Where the client is, for a person to read.
+    /// The client's address, for people.
     #[must_use]
     pub fn peer(&self) -> &str {
         &self.peer
     }
 
-    /// It speaks TLS from now on.
+    /// Records that it uses TLS now.
     pub fn speaks_tls(&self) {
         self.tls.store(true, Ordering::Relaxed);
     }
 
-    /// What it was told since it was asked last.
+    /// Takes the notices since the last call.
     pub fn notices(&self) -> Vec<(Notice, Acknowledgement)> {
         if self.notified.swap(false, Ordering::AcqRel) { std::mem::take(&mut *self.notices.lock()) } else { Vec::new() }
     }
 
-    /// Somebody has proven who they are: from now on it hears of what changes about them.
+    /// Records a successful login. From now on, the connection is notified of changes to this identity.
     pub fn enter(self: &Arc<Self>, identity: &str) {
         let mut about = self.about.lock();
-        // Who has no name is counted among its source.
+        // A login without a name is counted for its source.
         if !identity.is_empty() && about.identities.iter().all(|known| known.is_empty()) {
             self.mailbox.meter().log_in(identity);
         }
@@ -178,7 +180,7 @@ impl SessionEntry {
         self.sessions.all.lock().entry(self.number).or_insert_with(|| Arc::clone(self));
     }
 
-    /// How many identities were removed so far.
+    /// The number of identities that were removed so far.
     #[must_use]
     pub fn removals(&self) -> u64 {
         self.sessions.removals()
@@ -190,7 +192,7 @@ impl SessionEntry {
         self.of.as_ref().map_or(self.number, |of| of.number)
     }
 
-    /// Whether an identity of this name was removed after so many had been.
+    /// Whether an identity of this name was removed after the first `removals` ones.
     #[must_use]
     pub fn removed_since(&self, removals: u64, name: &str) -> bool {
         let removed = self.sessions.removed.lock();
@@ -198,7 +200,8 @@ impl SessionEntry {
         since > removed.names.len() || removed.names.iter().rev().take(since).any(|removed| removed == name)
     }
 
-    /// An identity has nothing there any more. The operator sees no connection that nobody is logged in by.
+    /// Records that an identity has nothing at this connection any more. Without identities, the operator does not see
+    /// the connection.
     pub fn left(&self, identity: &str) {
         let nobody = {
             let mut about = self.about.lock();
@@ -210,7 +213,7 @@ impl SessionEntry {
         }
     }
 
-    /// It is attached to a perspective.
+    /// Records an attachment to a perspective.
     pub fn attached(&self, perspective: &str) {
         if let Some(of) = &self.of {
             return of.attached(perspective);
@@ -225,7 +228,7 @@ impl SessionEntry {
         }
     }
 
-    /// It is not attached to it any more.
+    /// Records the end of an attachment.
     pub fn detached(&self, perspective: &str) {
         if let Some(of) = &self.of {
             return of.detached(perspective);
@@ -239,12 +242,12 @@ impl SessionEntry {
         }
     }
 
-    /// It has ended.
+    /// Removes the connection, which has ended.
     pub fn close(&self) {
         self.sessions.all.lock().remove(&self.number);
     }
 
-    /// What it is told is there when it looks; it is not woken yet.
+    /// Stores a notice, without waking the connection.
     fn notify(&self, notice: Notice, acknowledgement: Acknowledgement) {
         self.notices.lock().push((notice, acknowledgement));
         self.notified.store(true, Ordering::Release);
@@ -264,19 +267,19 @@ impl SessionEntry {
 }
 
 impl Sessions {
-    /// Nobody is logged in.
+    /// Creates an empty list.
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// How many identities were removed so far.
+    /// The number of identities that were removed so far.
     #[must_use]
     pub fn removals(&self) -> u64 {
         self.removed.lock().count
     }
 
-    /// All of them, in the order of their numbers.
+    /// All sessions, sorted by number.
     #[must_use]
     pub fn list(&self) -> Vec<SessionStatus> {
         let shown = |session: &&Arc<SessionEntry>| session.of.is_none();
@@ -286,8 +289,8 @@ impl Sessions {
         all
     }
 
-    /// An identity is this now, or is no more: whoever is logged in as it keeps only what it still may have. Waits until
-    /// that is so. False if it is not so in time: somebody's connection hangs, which is a fault.
+    /// Announces that an identity has changed to this, or was removed: its sessions keep only what it may still have.
+    /// Waits until that is so. Returns false if it is not so in time: a connection hangs, which is a fault.
     pub fn changed(&self, name: &str, identity: Option<&Arc<Identity>>) -> bool {
         if identity.is_none() {
             let mut removed = self.removed.lock();
@@ -300,21 +303,21 @@ impl Sessions {
         self.tell(name, &Notice::Changed(name.to_owned(), identity.cloned()))
     }
 
-    /// Listeners give something else beside keys: whoever has not logged in keeps only what is still given. As
-    /// [`Sessions::changed`].
+    /// Announces that the rules of listeners have changed: clients without a login keep only what is still granted.
+    /// Returns as [`Sessions::changed`].
     pub fn rules_changed(&self) -> bool {
         self.tell("", &Notice::Rules)
     }
 
-    /// Tells those that have somebody of this name, and waits until they have done what follows.
+    /// Notifies the sessions of this identity, and waits until they have acted on it.
     fn tell(&self, name: &str, notice: &Notice) -> bool {
-        // Who logs in as it just now is listed before it looks whether it still may.
+        // A concurrent login is listed before it checks whether it is still allowed.
         let has = |session: &&Arc<SessionEntry>| session.about.lock().identities.iter().any(|known| **known == *name);
         let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(has).cloned().collect();
         all_acknowledged(&notify(all, notice))
     }
 
-    /// Closes a connection by its number, or all of an identity's. Answers with those that were closed.
+    /// Closes a connection by its number, or all connections of an identity. Returns those that were closed.
     pub fn cut(&self, number: Option<u32>, identity: Option<&str>) -> Vec<SessionStatus> {
         let wanted = |session: &Arc<SessionEntry>| {
             let has = |name: &str| session.about.lock().identities.iter().any(|known| **known == *name);
@@ -328,23 +331,24 @@ impl Sessions {
     }
 }
 
-/// Tells these connections something. What comes back ends when all have done what follows.
+/// Sends a notice to these connections. The receiver is disconnected when all have acted on it.
 fn notify(all: Vec<Arc<SessionEntry>>, notice: &Notice) -> Receiver<()> {
     let (acknowledgement, waiting) = channel();
-    // First it is where they look before they send anything, then what can be ended from here is, and only then they are
-    // woken: thousands have much to do when something ends.
+    // First the notice is in place, where each connection looks before it sends anything. Then heralds revoke what they
+    // can. Only then are the connections woken, since thousands of them may have much work.
     for session in &all {
         session.notify(notice.clone(), acknowledgement.clone());
     }
     for herald in all.iter().filter_map(|session| session.herald.get()?.upgrade()) {
         herald.hears(notice);
     }
-    // Given up with that: one that has ended without looking has nothing more to do, and who waits is not to wait for it.
+    // This also drops the entries: a connection that has ended without looking has nothing left to do, and must not be
+    // waited for.
     all.into_iter().for_each(|session| session.mailbox.wake());
     waiting
 }
 
 fn all_acknowledged(waiting: &Receiver<()>) -> bool {
-    // Nothing is ever sent: the last one who drops its end says that all have.
+    // Nothing is ever sent. When the last sender is dropped, all connections have acted on the notice.
     waiting.recv_timeout(TIMEOUT) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected)
 }

@@ -1,12 +1,14 @@
-//! Text from outside, as it is shown: on a terminal, in the log, in JSON.
+//! Displays text from outside: on a terminal, in the log, in JSON.
 //!
-//! Names, messages and files of clients, libraries and operators may have anything in them. A newline would forge a line, an
-//! escape would command the terminal, a bidirectional control would show one name as another. Each is shown by its number.
+//! Names, messages and files of clients, libraries and operators may contain any characters. A newline would forge a
+//! line, an escape would control the terminal, and a bidirectional control would display one name as another. All of
+//! these are shown as escapes.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Whether a character is not shown as it is: controls, and what has no width or turns the direction of what follows.
+/// Whether a character is escaped: control characters, and those that have no width or change the direction of the text
+/// after them.
 #[must_use]
 pub fn is_hidden(c: char) -> bool {
     c.is_control()
@@ -25,7 +27,7 @@ fn escaped(text: &str, is_hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             c => {
                 let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
             }
@@ -34,7 +36,7 @@ fn escaped(text: &str, is_hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Text from outside within a line of ours.
+/// Escapes text from outside for use within a line.
 ///
 /// ```
 /// assert_eq!(credhost::show::line("bob\n2026 alice \u{1b}[31m\u{202e}"), r"bob\n2026 alice \u{1b}[31m\u{202e}");
@@ -44,13 +46,14 @@ pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, is_hidden)
 }
 
-/// Lines of ours, in which text from outside was escaped by [`line()`]: what was forgotten can break no more than a line.
+/// Escapes a text of several lines, in which text from outside was already escaped by [`line()`]. If that was forgotten
+/// somewhere, at most a line break remains.
 #[must_use]
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_hidden(c) && c != '\n')
 }
 
-/// How many of something: "1 line", "2 lines".
+/// Formats a number of items: "1 line", "2 lines".
 ///
 /// ```
 /// assert_eq!(credhost::show::many(1, "identity", "identities"), "1 identity");
@@ -61,20 +64,20 @@ pub fn many(count: usize, one: &str, more: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { more })
 }
 
-/// The same of a number in JSON.
+/// As [`many`], for a number in JSON.
 #[must_use]
 pub fn many_json(count: &serde_json::Value, one: &str, more: &str) -> String {
     many(count.as_u64().and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX), one, more)
 }
 
-/// JSON on one line, in ASCII wherever a character would not be shown as it is.
+/// Formats JSON on one line. Hidden characters are escaped in ASCII.
 ///
 /// ```
 /// assert_eq!(credhost::show::json(&serde_json::json!({"name": "\u{202e}bob\u{e0001}"})), r#"{"name":"\u202ebob\udb40\udc01"}"#);
 /// ```
 #[must_use]
 pub fn json(value: &serde_json::Value) -> String {
-    // What JSON itself does not escape stands in strings alone.
+    // Characters that JSON itself does not escape occur only in strings.
     let mut out = String::new();
     for c in value.to_string().chars() {
         if is_hidden(c) {

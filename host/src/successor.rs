@@ -1,8 +1,8 @@
-//! A program that takes over from a host in the same process, by `exec`: the sockets that listen stay open, so that nobody is
-//! refused who connects meanwhile.
+//! A program that takes over from a host in the same process, by `exec`. The listening sockets stay open, so that no
+//! client is refused that connects meanwhile.
 //!
-//! They are passed on as systemd passes sockets (sd_listen_fds(3)): from descriptor 3 on, counted by `LISTEN_FDS`. What each is for
-//! stands in `CREDHOST_SOCKETS`, a list of texts in JSON.
+//! They are passed as systemd passes sockets (sd_listen_fds(3)): from descriptor 3 on, with their number in
+//! `LISTEN_FDS`. `CREDHOST_SOCKETS` has the purpose of each, as a JSON list of texts.
 
 use std::ffi::OsString;
 use std::io;
@@ -17,31 +17,32 @@ use std::sync::Arc;
 use command_fds::{CommandFdExt, FdMapping};
 use parking_lot::Mutex;
 
-/// The environment variable with the names of what is passed on.
+/// The environment variable with the names of the passed sockets.
 const NAMES: &str = "CREDHOST_SOCKETS";
-/// The environment variable that says why this program was started once more, and not the other.
+/// The environment variable with the reason why this program was restarted instead of the other one.
 const FAILED: &str = "CREDHOST_NOT_TAKEN_OVER";
-/// The environment variable that says which version has made way for this one.
+/// The environment variable with the previous version, which this one replaces.
 const BEFORE: &str = "CREDHOST_BEFORE";
-/// What systemd calls the names of the sockets that it passes on, and what they are known by here.
+/// systemd's variable with the names of its sockets, and the prefix of these names here.
 const OF_SYSTEMD: (&str, &str) = ("LISTEN_FDNAMES", "systemd:");
-/// The first descriptor that is passed on.
+/// The first descriptor of the passed sockets.
 const FIRST: i32 = 3;
 
-/// What takes over when a host has ended.
+/// The program that takes over when a host has ended.
 #[derive(Debug)]
 pub struct Successor {
     program: PathBuf,
     words: Vec<OsString>,
-    /// Sockets that listen, with their names; none has a number from [`FIRST`] on that the successor expects a socket at.
+    /// Listening sockets, with their names. None of their descriptors is one at which the successor expects a socket
+    /// (from [`FIRST`] on).
     sockets: Vec<(String, OwnedFd)>,
 }
 
 impl Successor {
-    /// This program takes over, with these arguments and these sockets, each with its name.
+    /// Creates a successor from this program, its arguments, and these sockets with their names.
     ///
     /// # Errors
-    /// When the machine has no descriptor left.
+    /// If no more descriptors are available.
     pub fn new(program: PathBuf, words: Vec<OsString>, sockets: Vec<(String, OwnedFd)>) -> io::Result<Self> {
         // `exec` first copies the sockets to the numbers from FIRST on, and then may fail. The originals must not have such numbers:
         // the copies would overwrite them.
@@ -51,7 +52,7 @@ impl Successor {
         Ok(Self { program, words, sockets: moved.collect::<io::Result<_>>()? })
     }
 
-    /// Replaces this program by the other. Returns only if that fails; [`Successor::once_more`] is possible then.
+    /// Replaces this program by the other. Returns only if that fails; then [`Successor::once_more`] is possible.
     #[must_use]
     pub fn exec(&self) -> io::Error {
         self.become_program(&self.program, None)
@@ -63,7 +64,7 @@ impl Successor {
         &self.program
     }
 
-    /// Starts this very program again, also if its file was replaced. Returns only if that fails.
+    /// Restarts this program, even if its file was replaced. Returns only if that fails.
     #[must_use]
     pub fn once_more(&self, why: &io::Error) -> io::Error {
         let why = format!("{} cannot be started: {why}", self.program.display());
@@ -94,7 +95,7 @@ impl Successor {
     }
 }
 
-/// How an upgrade ended that this process began with.
+/// The result of the upgrade that started this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TakenOver {
     /// This program took over from that version.
@@ -104,7 +105,7 @@ pub enum TakenOver {
 }
 
 impl TakenOver {
-    /// What this process was told; none: no host was here before.
+    /// Reads the result from the environment. `None` if no upgrade started this process.
     #[must_use]
     pub fn from_environment() -> Option<Self> {
         let failed = std::env::var(FAILED).ok().map(Self::Not);
@@ -112,21 +113,21 @@ impl TakenOver {
     }
 }
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug)]
 pub enum Open {
-    /// For TCP.
+    /// A TCP socket.
     Tcp(TcpListener),
-    /// In a file.
+    /// A Unix socket, in a file.
     Unix(UnixListener),
 }
 
-/// Sockets that a host before this one has opened. Clones have the same.
+/// Sockets that a previous host has opened. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Inherited(Arc<Mutex<Vec<(String, Open)>>>);
 
 impl Inherited {
-    /// What this process was given: by a host that was here before, or by systemd.
+    /// Takes the sockets that this process was given, by a previous host or by systemd.
     #[must_use]
     pub fn from_environment() -> Self {
         let passed = std::env::var(NAMES).ok().and_then(|names| serde_json::from_str::<Vec<String>>(&names).ok());
@@ -152,7 +153,7 @@ impl Inherited {
         Self(Arc::new(Mutex::new(all)))
     }
 
-    /// The socket that somebody wants.
+    /// Takes the wanted socket.
     #[must_use]
     pub fn take(&self, wanted: &Wanted<'_>) -> Option<Open> {
         let mut all = self.0.lock();
@@ -160,7 +161,7 @@ impl Inherited {
         Some(all.swap_remove(found).1)
     }
 
-    /// The same, if it is for TCP.
+    /// Takes the wanted socket, if it is a TCP socket.
     #[must_use]
     pub fn take_tcp(&self, wanted: &Wanted<'_>) -> Option<TcpListener> {
         match self.take(wanted)? {
@@ -169,8 +170,8 @@ impl Inherited {
         }
     }
 
-    /// Closes what none of these wants, so that it is in nobody's way; answers with what it was for. What systemd has given
-    /// stays: it cannot be had again.
+    /// Closes the sockets that are not wanted, so that their addresses are free. Returns their names. systemd's sockets
+    /// stay open, since they cannot be opened again.
     #[must_use]
     pub fn close_others(&self, wanted: &[Wanted<'_>]) -> Vec<String> {
         let mut all = self.0.lock();
@@ -187,10 +188,10 @@ impl Inherited {
         closed
     }
 
-    /// What is left, for whoever comes after this host.
+    /// Duplicates the remaining sockets, for the next host.
     ///
     /// # Errors
-    /// When the machine has no descriptor left.
+    /// If no more descriptors are available.
     pub fn rest(&self) -> io::Result<Vec<(String, OwnedFd)>> {
         let all = self.0.lock();
         let copy = |open: &Open| match open {
@@ -200,7 +201,7 @@ impl Inherited {
         all.iter().map(|(name, open)| Ok((name.clone(), copy(open)?))).collect()
     }
 
-    /// The names of the sockets that systemd has given, and nobody has taken.
+    /// The names of systemd's sockets that nothing has taken.
     #[must_use]
     pub fn of_systemd(&self) -> Vec<String> {
         let all = self.0.lock();
@@ -208,19 +209,19 @@ impl Inherited {
     }
 }
 
-/// What a socket is wanted for.
+/// The purpose of a wanted socket.
 #[derive(Debug, Clone, Copy)]
 pub enum Wanted<'a> {
-    /// To listen on one of these addresses; by this name, it may be any of them.
+    /// To listen on one of these addresses. A socket with this name fits also if one of them has port 0.
     Tcp(&'a str, &'a [SocketAddr]),
-    /// To listen in this file.
+    /// To listen at this file.
     Unix(&'a Path),
-    /// What systemd has given by this name.
+    /// systemd's socket with this name.
     OfSystemd(&'a str),
 }
 
 impl Wanted<'_> {
-    /// Which of these it is.
+    /// The index of the matching socket.
     fn among(&self, all: &[(String, Open)]) -> Option<usize> {
         match *self {
             Self::Tcp(name, addresses) => {

@@ -1,4 +1,4 @@
-//! Objects whose state clients have, and are told the changes of.
+//! Cached objects: clients hold copies of their state and receive the changes.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -14,10 +14,10 @@ use crate::remote;
 use crate::runtime::core::{Core, Encoded};
 use crate::service::Callable;
 
-/// A type whose values clients may have a copy of.
+/// A type whose values clients can hold copies of.
 ///
-/// In Twisted: `twisted.spread.pb.Cacheable`. A Python client says which class of its own copies it:
-/// `pb.setUnjellyableForClass("board.Board", RemoteBoard)`, a `pb.RemoteCache` with methods `observe_…`.
+/// In Twisted: `twisted.spread.pb.Cacheable`. A Python client registers its own class for the copies:
+/// `pb.setUnjellyableForClass("board.Board", RemoteBoard)`. That class is a `pb.RemoteCache` with `observe_…` methods.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -32,18 +32,18 @@ use crate::service::Callable;
 /// }
 /// ```
 pub trait Cacheable: Serialize + 'static {
-    /// The name by which clients know the type: "module.Class".
+    /// The name of the type for clients: "module.Class".
     const TYPE: &'static str;
 
-    /// A client has got its first copy: its state has just gone to it. Nothing, unless it is overridden.
+    /// Called when a client's first copy has just been sent to it. Does nothing by default.
     ///
     /// In Twisted: `getStateToCacheAndObserveFor`.
     fn observed(&mut self, observer: &Observer) {
         let _ = observer;
     }
 
-    /// A client has let go of its last copy, or has gone. What [`Observer::call`] says here still reaches a copy that was let
-    /// go of. Nothing, unless it is overridden.
+    /// Called when a client has released its last copy, or has left. A call by [`Observer::call`] from here still
+    /// reaches a released copy. Does nothing by default.
     ///
     /// In Twisted: `stoppedObserving`.
     fn unobserved(&mut self, observer: &Observer) {
@@ -51,7 +51,7 @@ pub trait Cacheable: Serialize + 'static {
     }
 }
 
-/// A client that has a copy of a cached object.
+/// A client that holds a copy of a cached object.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -60,7 +60,7 @@ pub trait Cacheable: Serialize + 'static {
 /// #[derive(Serialize)]
 /// struct Board {
 ///     score: u32,
-///     /// Who has a copy: it does not go to clients.
+///     /// The clients that hold a copy. This field is not sent to clients.
 ///     #[serde(skip)]
 ///     watched_by: Vec<Observer>,
 /// }
@@ -70,7 +70,7 @@ pub trait Cacheable: Serialize + 'static {
 ///
 ///     fn observed(&mut self, observer: &Observer) {
 ///         self.watched_by.push(observer.clone());
-///         // This copy alone is told: `observe_welcome(…)`.
+///         // Calls `observe_welcome(…)` on this copy only.
 ///         let _ = observer.call("welcome", (self.watched_by.len(),));
 ///     }
 ///
@@ -122,10 +122,10 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Calls `observe_{method}(*arguments)` of this client's copy alone.
+    /// Calls `observe_{method}(*arguments)` on this client's copy only.
     ///
     /// # Errors
-    /// When the arguments cannot be written, or the service has ended.
+    /// If the arguments cannot be serialized, or the service has ended.
     pub fn call<A: Serialize>(&self, method: &str, arguments: A) -> Result<()> {
         let core = self.core.upgrade().ok_or_else(|| Fault::new("RuntimeError", "the service has ended"))?;
         let arguments = remote::tuple(Some(&*core), &arguments)?;
@@ -133,7 +133,7 @@ impl Observer {
         Ok(())
     }
 
-    /// The perspective that this client is attached to; one of them, if it is attached to several of this type.
+    /// The perspective of type `P` that this client is attached to. If there are several, one of them.
     #[must_use]
     pub fn perspective<P: Callable>(&self) -> Option<Handle<P>> {
         self.core.upgrade()?.perspective_of(self.connection)
@@ -161,10 +161,10 @@ impl std::fmt::Debug for Observer {
     }
 }
 
-/// A cached object, whatever its type.
+/// A cached object of any type.
 pub(crate) trait Observed {
     fn any(self: Rc<Self>) -> Rc<dyn Any>;
-    /// A client has got its first copy, or (`false`) has let go of its last.
+    /// Tells the object that a client has received its first copy, or (`begins` is `false`) released its last.
     fn watched(&self, core: &Rc<Core>, object: u64, connection: u32, begins: bool);
 }
 
@@ -183,17 +183,17 @@ impl<T: Cacheable> Observed for CachedCell<T> {
     }
 }
 
-/// An object of the service's own that clients get a copy of, and are told the changes of. Clones are the same object.
+/// An object of the service that clients hold copies of. They receive its changes. Clones refer to the same object.
 ///
-/// Sent to a client for the first time, its whole state goes with it; from then on the client is told each
-/// [`Cached::update`], until it lets go of its copy or its connection ends. Sent back by the client, it is this object
-/// again. A client that is attached to no perspective of the service any more is told nothing.
+/// The first time the object is sent to a client, its whole state is sent. From then on the client receives each
+/// [`Cached::update`], until it releases its copy or its connection ends. A copy that the client sends back arrives as
+/// this object. A client that is no longer attached to any perspective of the service receives no updates.
 ///
 /// ```
 /// use plugin_api::prelude::*;
 /// use plugin_api::testing::TestHost;
 ///
-/// /// What clients have a copy of.
+/// /// The object that clients hold copies of.
 /// #[derive(Serialize)]
 /// struct Board {
 ///     score: u32,
@@ -221,12 +221,12 @@ impl<T: Cacheable> Observed for CachedCell<T> {
 ///
 /// #[perspective]
 /// impl Player {
-///     /// Answers with the board: the client has a copy from now on.
+///     /// Returns the board. From now on the client holds a copy.
 ///     fn board(&self, context: &Context<Game>) -> Result<Cached<Board>> {
 ///         context.service()?.read(|game| game.board.clone())
 ///     }
 ///
-///     /// Every copy is told: a Python client's `observe_score(score)` is called.
+///     /// Updates every copy: a Python client's `observe_score(score)` is called.
 ///     fn score(&self, context: &Context<Game>, more: u32) -> Result<u32> {
 ///         let board = context.service()?.read(|game| game.board.clone())?;
 ///         let score = board.read(|board| board.score + more)?;
@@ -248,13 +248,13 @@ pub struct Cached<T> {
 
 struct CachedCell<T> {
     value: RefCell<T>,
-    /// Its number, once it was sent, and where it is known by it.
+    /// Its number, once it has been sent, and the core that knows it by this number.
     sent: RefCell<Option<(Weak<Core>, u64)>>,
     busy: Cell<bool>,
 }
 
 impl<T: Cacheable> Cached<T> {
-    /// An object that no client has yet.
+    /// Creates an object that no client has yet.
     #[must_use]
     pub fn new(value: T) -> Self {
         Self {
@@ -266,22 +266,22 @@ impl<T: Cacheable> Cached<T> {
         }
     }
 
-    /// Looks at the object.
+    /// Reads the object.
     ///
     /// # Errors
-    /// When it is being changed by the caller itself, further up.
+    /// If the object is being changed further up the call stack.
     pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R> {
         looks();
         Ok(look(&*self.shared.value.try_borrow().map_err(|_| in_use())?))
     }
 
-    /// Changes the object, and calls `observe_{method}(*arguments)` of every client's copy. `arguments` is a tuple.
+    /// Changes the object and calls `observe_{method}(*arguments)` on every client's copy. `arguments` is a tuple.
     ///
-    /// What the clients are told of is not saved by this: keep what has to last in a perspective.
+    /// This does not save the change. Keep data that must last in a perspective.
     ///
     /// # Errors
-    /// When it is in use by the caller itself, further up; when the arguments cannot be written: nothing is changed
-    /// then.
+    /// If the object is in use further up the call stack, or the arguments cannot be serialized. Then nothing is
+    /// changed.
     pub fn update<A: Serialize, R>(&self, method: &str, arguments: A, change: impl FnOnce(&mut T) -> R) -> Result<R> {
         looks();
         let sent = self.shared.sent.borrow().clone();
@@ -305,8 +305,8 @@ impl<T: Cacheable> Cached<T> {
     }
 }
 
-/// Arguments that were written, and whose objects are counted: dropped before they are sent, as when the change
-/// panics, the objects are not handed out after all.
+/// Serialized arguments, whose objects are counted as handed out. If this is dropped before the arguments are sent
+/// (because the change panics, for example), the objects are no longer counted.
 struct Unsent<'c> {
     core: Option<&'c Core>,
     arguments: Option<Encoded>,
@@ -326,7 +326,8 @@ impl Drop for Unsent<'_> {
     }
 }
 
-/// While it lives, the object is being written: it may not hold itself. Also a panic of the author's ends it.
+/// Exists while the object is being serialized, so that an object cannot contain itself. A panic of the author's code
+/// ends it, too.
 struct Writing<'c>(&'c Cell<bool>);
 
 impl<'c> Writing<'c> {
@@ -341,7 +342,7 @@ impl Drop for Writing<'_> {
     }
 }
 
-/// The method that runs just now looks at what is not saved.
+/// Records that the running method accesses something that is not saved.
 fn looks() {
     if let Some(core) = Core::current() {
         core.looks_elsewhere();
@@ -392,7 +393,7 @@ impl<T: Cacheable> Serialize for Cached<T> {
                 &(jelly::types::Name(T::TYPE), number, &*value),
             ),
             Err(_) => {
-                // Nothing of it was written that would count.
+                // Nothing was serialized, so this reference does not count.
                 core.dropped(number, 1);
                 Err(S::Error::custom("a cached object that is being changed"))
             }

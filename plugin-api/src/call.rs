@@ -1,4 +1,4 @@
-//! The call being served, and the attachment it comes by.
+//! The call being served, and its attachment.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use crate::remote::Remote;
 use crate::runtime::core::{Core, Object};
 use crate::service::Callable;
 
-/// The call being served. A method that wants it takes `call: Call` (async) or `call: &Call`.
+/// The call being served. A method that needs it takes a parameter `call: Call` (async) or `call: &Call`.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -29,12 +29,12 @@ use crate::service::Callable;
 ///
 /// #[perspective]
 /// impl Guest {
-///     /// Answers with who calls.
+///     /// Returns the caller's identity.
 ///     fn whoami(&self, call: &Call) -> String {
 ///         call.attachment().identity().to_owned()
 ///     }
 ///
-///     /// Rings the caller's own object, unless they have gone.
+///     /// Rings the caller's own object, unless the caller has left.
 ///     async fn ring(_me: Handle<Self>, call: Call) -> Result<String> {
 ///         call.mind()?.call("ring", ("wake up",)).await
 ///     }
@@ -53,7 +53,7 @@ pub struct Call {
 
 struct CallCell {
     attachment: Attachment,
-    /// The perspective of whoever calls, where the object knows it.
+    /// The caller's perspective, if the called object knows it.
     avatar: Option<Rc<dyn Object>>,
     gone: Cell<bool>,
     told: tokio::sync::Notify,
@@ -70,10 +70,10 @@ impl Call {
         self.shared.told.notify_waiters();
     }
 
-    /// The object that the client gave when it attached: to call it back.
+    /// The object that the client passed when it attached, for callbacks.
     ///
     /// # Errors
-    /// When it gave none.
+    /// If the client passed no object.
     pub fn mind(&self) -> Result<&Remote> {
         self.shared
             .attachment
@@ -81,12 +81,13 @@ impl Call {
             .ok_or_else(|| Fault::value("this needs a client that gives an object to call back"))
     }
 
-    /// The perspective of whoever calls: a method of an object that several clients have learns by it who it serves.
+    /// The caller's perspective. A method of an object that several clients share uses it to find out which of them
+    /// calls.
     ///
-    /// In Twisted: what a method `view_…` of a `pb.Viewable` gets as its first argument.
+    /// In Twisted: the first argument of a `view_…` method of a `pb.Viewable`.
     ///
     /// # Errors
-    /// When the client has let go of it, or it is of another type.
+    /// If the client has released the perspective, or it has another type.
     pub fn perspective<P: Callable>(&self) -> Result<Handle<P>> {
         let kept = || self.shared.avatar.clone();
         kept()
@@ -95,22 +96,23 @@ impl Call {
             .ok_or_else(|| Fault::value("whoever calls has no such perspective any more"))
     }
 
-    /// A reference to an object that is the caller's alone: whoever calls it, calls as this attachment, and two of one
-    /// client's identities have two of them.
+    /// A reference to an object for this caller alone. A call through it is a call by this attachment, whoever makes
+    /// it. Two identities of one client get two different references.
     ///
-    /// In Twisted: what becomes of a `pb.Viewable` that a perspective answers with (`pb.ViewPoint`).
+    /// In Twisted: a `pb.Viewable` that a perspective returns becomes a `pb.ViewPoint`.
     #[must_use]
     pub fn view<T: Callable>(&self, object: &Handle<T>) -> View {
         View::new(object, self.attachment())
     }
 
-    /// By which attachment it comes: whose it is.
+    /// The attachment of this call. It identifies the caller.
     #[must_use]
     pub fn attachment(&self) -> &Attachment {
         &self.shared.attachment
     }
 
-    /// Whether the client has gone meanwhile. The call runs to its end all the same.
+    /// Whether the client has left in the meantime. The call continues nevertheless, within the operator's limits
+    /// (`orphans` and `orphan_calls` in `[limits]`).
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -118,7 +120,7 @@ impl Call {
     /// # struct Library;
     /// # #[perspective]
     /// # impl Library {
-    /// /// Looks at everything, unless nobody waits for it any more.
+    /// /// Searches all shelves, but stops when the client has left.
     /// async fn search(_me: Handle<Self>, call: Call) -> Result<u32> {
     ///     let mut found = 0;
     ///     for shelf in (0..1000).take_while(|_| !call.is_gone()) {
@@ -133,7 +135,7 @@ impl Call {
         self.shared.gone.get()
     }
 
-    /// Waits until the client has gone; for ever, if it stays.
+    /// Waits until the client has left. Never returns if the client stays.
     pub async fn gone(&self) {
         let told = self.shared.told.notified();
         if !self.is_gone() {
@@ -207,21 +209,21 @@ struct AttachmentCell {
     reason: Reason,
 }
 
-/// What a client gave when it attached.
+/// The mind that a client passed when it attached.
 pub(crate) enum Mind {
     /// Nothing.
     None,
-    /// An object, to be called back.
+    /// An object, for callbacks.
     Object(Remote),
-    /// Any other value, in Jelly, and the client's objects in it that are called: it has them for as long as it is there itself. Those
-    /// that are copied are with the other copies. `again`: the client gave it to code before this, and the states in it are as they were
-    /// then.
+    /// Any other value, in Jelly. `_objects` are the client's callable objects in it, held for as long as the value.
+    /// Copied objects are held with the other copies. `again`: the client passed the value to an earlier generation,
+    /// and the states in it date from then.
     Value { jelly: Vec<u8>, _objects: Vec<Remote>, again: bool },
 }
 
 impl Mind {
-    /// As it crossed the wall: a handle or 0, and a value or nothing, with the client's objects in it. `again`: the code before this
-    /// had it, too.
+    /// Receives a mind across the wall: a handle or 0, and a value or nothing, with the client's objects in it.
+    /// `again`: the previous generation had it, too.
     pub(crate) fn received(
         core: &Rc<Core>,
         attachment: u64,
@@ -249,7 +251,7 @@ impl Mind {
 /// ```
 /// # use plugin_api::prelude::*;
 /// fn attached(attachment: &Attachment) {
-///     // Who was here before the code was replaced has not come just now.
+///     // A client that was here before the code was replaced has not just arrived.
 ///     if attachment.reason() == Reason::Login {
 ///         println!("{} has come", attachment.perspective());
 ///     }
@@ -258,9 +260,9 @@ impl Mind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// It has asked for the perspective.
+    /// The client has asked for the perspective.
     Login,
-    /// It was attached to the code before this, and does not notice that the service was replaced.
+    /// The client was attached to the previous code. It does not notice that the service was replaced.
     Reload,
 }
 
@@ -270,7 +272,8 @@ impl Attachment {
         Self { shared: Rc::new(AttachmentCell { id, perspective, identity, peer, mind, reason }) }
     }
 
-    /// Why it attaches: a service that greets its clients does not greet them again after a reload.
+    /// Why the client attaches. A service that greets its clients checks this, so as not to greet them again after a
+    /// reload.
     #[must_use]
     pub fn reason(&self) -> Reason {
         self.shared.reason
@@ -294,13 +297,13 @@ impl Attachment {
         &self.shared.identity
     }
 
-    /// Where the client is, for a person to read: "127.0.0.1:40312".
+    /// The client's address, in human-readable form: "127.0.0.1:40312".
     #[must_use]
     pub fn peer(&self) -> &str {
         &self.shared.peer
     }
 
-    /// The object that the client gave, if it gave one.
+    /// The object that the client passed when it attached, if any.
     #[must_use]
     pub fn mind(&self) -> Option<&Remote> {
         match &self.shared.mind {
@@ -309,10 +312,12 @@ impl Attachment {
         }
     }
 
-    /// What the client gave: an object ([`Remote`], or a type with `#[mind]`), a text, a number, a dictionary, anything. `None` (an
-    /// `Option`) if it gave nothing. A cacheable object of the client's is a [`Followed`], the same however often it is asked for, until
-    /// the client lets go of the perspective: then the mind has no copies any more, and cannot be read. One whose changes are lost (the
-    /// code before this one has crashed, say) is an error.
+    /// The value that the client passed when it attached: an object ([`Remote`], or a type with `#[mind]`), a string, a
+    /// number, a dictionary, anything. If the client passed nothing, the value is `None`: read it as an `Option`.
+    ///
+    /// A cacheable object of the client becomes a [`Followed`]. Each call returns the same copy, until the client
+    /// releases the perspective. After that, the mind has no copies, and cannot be read. An object whose changes were
+    /// lost (because the previous code crashed, for example) causes an error.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -352,7 +357,7 @@ impl Attachment {
     /// ```
     ///
     /// # Errors
-    /// When it is of another type.
+    /// If the value has another type.
     pub fn mind_as<T: DeserializeOwned>(&self) -> Result<T> {
         const NONE: &[u8] = &[1, 0x80, 1, 0x87];
         let object;
@@ -372,10 +377,13 @@ impl Attachment {
         .map_err(|error| Fault::arguments(format!("the client's mind: {error}")))
     }
 
-    /// The copies of this client's objects, of this type, that came by this attachment, and that this service still has. In
-    /// `attached`, after the service was replaced, these are those that the code before had, as they are now; whatever is not
-    /// asked for there is let go of. So are copies that came by a perspective that the client has let go of since: `attached` is not
-    /// called for it. One that this code cannot read is left out, and the log says why.
+    /// The copies of this client's objects that have type `T`, came by this attachment, and are still held by this
+    /// service.
+    ///
+    /// After the service was replaced, a call in `attached` returns the copies that the previous code held, in their
+    /// current state. Copies that are not asked for there are released. So are copies that came by a perspective that
+    /// the client has released since: `attached` is not called for it. A copy that this code cannot read is omitted,
+    /// and the reason is logged.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -441,8 +449,8 @@ impl Attachment {
         Core::current().map(|core| Followed::of(&core, self.id())).unwrap_or_default()
     }
 
-    /// Whether nobody has logged in: the operator lets everybody in here, as `[pb] anonymous` or by a name of
-    /// `[pb.names]`. Its [`identity`](Attachment::identity) is empty.
+    /// Whether the client has not logged in. The operator admits everybody here, by `[pb] anonymous` or by a name in
+    /// `[pb.names]`. The [`identity`](Attachment::identity) is then empty.
     ///
     /// ```
     /// # use plugin_api::prelude::*;

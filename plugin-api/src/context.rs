@@ -1,4 +1,4 @@
-//! What a service knows of its surroundings.
+//! The environment of a service.
 
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
@@ -17,7 +17,7 @@ use crate::handle::Handle;
 use crate::runtime::Runtime;
 use crate::service::Service;
 
-/// The surroundings of a service: its own handle, its perspectives, its tasks. Clones are the same.
+/// The environment of a service: its own handle, its perspectives, its tasks. Clones refer to the same service.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -33,7 +33,7 @@ use crate::service::Service;
 ///     type Perspective = View;
 ///
 ///     async fn start(me: Handle<Self>, context: Context<Self>) -> Result<()> {
-///         // A task of the service's: it ends with this generation.
+///         // A task of the service. It ends with this generation.
 ///         context.spawn(async move {
 ///             let _ = me.write(|counter| counter.calls = 100);
 ///         });
@@ -79,22 +79,22 @@ impl<S: Service> Context<S> {
     /// The service itself: the state that all perspectives share.
     ///
     /// # Errors
-    /// Before `init` has returned, and after the service has ended.
+    /// If `init` has not returned yet, or the service has ended.
     pub fn service(&self) -> Result<Handle<S>> {
         self.runtime()?.service()
     }
 
-    /// The perspective of this name: the one that is attached, or else loaded from its saved state, or else made new.
-    /// It is kept for as long as somebody is attached to it or holds its handle. Keys are not asked for: the service
-    /// itself looks.
+    /// The perspective of this name: the attached one, else loaded from its saved state, else newly created. It is kept
+    /// while a client is attached to it or something holds its handle. No key is required, because the service itself
+    /// asks.
     ///
     /// # Errors
-    /// When its saved state cannot be read, or the service makes no such perspective.
+    /// If its saved state cannot be read, or the service creates no such perspective.
     pub async fn perspective(&self, name: &str) -> Result<Handle<S::Perspective>> {
         self.runtime()?.perspective(name).await
     }
 
-    /// The perspectives that clients are attached to, by name, in no order.
+    /// The perspectives that clients are attached to, by name, in no particular order.
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -126,20 +126,20 @@ impl<S: Service> Context<S> {
         self.runtime().map(|runtime| runtime.attached()).unwrap_or_default()
     }
 
-    /// The service's own data: for what is too much for one state.
+    /// The service's own data, for what is too large for one state.
     #[must_use]
     pub fn data(&self) -> Data {
         self.runtime.upgrade().map_or_else(Data::none, |runtime| Data::new(runtime.core()))
     }
 
-    /// Ends an attachment: the client's references by it are dead, the service's [`detached`](Service::detached) is
-    /// called, and the client stays connected. For services that let one client of an identity in at a time.
+    /// Ends an attachment. The client's references through it are dead, the service's [`detached`](Service::detached)
+    /// is called, and the client stays connected. For services that admit one client of an identity at a time.
     ///
     /// ```
     /// use plugin_api::prelude::*;
     /// use plugin_api::testing::TestHost;
     ///
-    /// /// One window each: who comes by another leaves the first.
+    /// /// One window each: a client that opens another leaves the first.
     /// #[derive(Default)]
     /// struct Desk {
     ///     windows: std::collections::HashMap<String, Attachment>,
@@ -176,9 +176,9 @@ impl<S: Service> Context<S> {
         }
     }
 
-    /// Whether this is a trial: before the host loads a library it makes and starts its service once in a process of
-    /// its own, with nothing saved, and stops it again. A `start` that others would notice (a mail sent, a lock taken)
-    /// leaves that out then.
+    /// Whether the host is vetting the library. Before the host loads a library, it creates, starts and stops the
+    /// service once in a separate process, without saved state. A `start` with effects that others would notice (a mail
+    /// sent, a lock taken) should skip them then.
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -205,23 +205,23 @@ impl<S: Service> Context<S> {
         self.runtime.upgrade().is_some_and(|runtime| runtime.vetting.get())
     }
 
-    /// Serves the streams of a listener by a protocol of the service's own: see [`Door`]. The operator gives the listener its
-    /// address (`[service.NAME.listen]` in credhost.toml); without one, nobody comes.
+    /// Serves the streams of a listener with a protocol of the service: see [`Door`]. The operator assigns an address
+    /// to the listener (`[service.NAME.listen]` in credhost.toml). Without one, no streams arrive.
     ///
     /// # Errors
-    /// When the service has ended.
+    /// If the service has ended.
     pub fn serve<D: Door<Service = S>>(&self, listener: &str) -> Result<()> {
         let core = Rc::clone(self.runtime()?.core());
         doors::serve::<D>(&core, self.clone(), listener);
         Ok(())
     }
 
-    /// Takes the streams of a listener, as plain streams of tokio's: for libraries that want one. They are not carried over
-    /// when the code is replaced: what serves them is spawned by [`Context::spawn_for`], and goes on until it ends, or the
-    /// operator's grace for code that was replaced is over.
+    /// Accepts the streams of a listener as plain tokio streams, for libraries that need one. They are not carried over
+    /// when the code is replaced. Spawn the task that serves a stream with [`Context::spawn_for`]: it continues until
+    /// it ends, or until the operator's grace period for replaced code is over.
     ///
     /// # Errors
-    /// When the service has ended.
+    /// If the service has ended.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -267,33 +267,33 @@ impl<S: Service> Context<S> {
         Ok(Listener::new(self.runtime()?.core(), listener, false))
     }
 
-    /// As [`Context::listen`], where nobody needs to log in: no stream is closed because nobody has.
+    /// Like [`Context::listen`], for a listener that needs no login: the host closes no stream for the lack of one.
     ///
     /// # Errors
-    /// When the service has ended.
+    /// If the service has ended.
     pub fn listen_public(&self, listener: &str) -> Result<Listener> {
         Ok(Listener::new(self.runtime()?.core(), listener, true))
     }
 
-    /// Runs a task that serves a stream: unlike one of [`Context::spawn`], it goes on in code that was replaced, until the
-    /// operator's grace is over.
+    /// Spawns a task that serves a stream. Unlike a task of [`Context::spawn`], it continues in replaced code, until
+    /// the operator's grace period is over.
     pub fn spawn_for(&self, task: impl Future<Output = ()> + 'static) {
         tokio::task::spawn_local(task);
     }
 
-    /// Whether other code serves in place of this: what is said to the service's objects here reaches nobody any more.
+    /// Whether other code has replaced this code. Messages to the service's objects in this code then reach nobody.
     #[must_use]
     pub fn is_replaced(&self) -> bool {
         self.runtime.upgrade().is_none_or(|runtime| runtime.core().retired.get())
     }
 
-    /// Waits until other code serves in place of this: time for tasks of [`Context::spawn_for`] to come to an end.
+    /// Waits until other code replaces this code. Tasks of [`Context::spawn_for`] should finish then.
     ///
     /// ```no_run
     /// # use plugin_api::prelude::*;
     /// # use tokio::io::AsyncWriteExt;
     /// # async fn ticks<S: Service>(context: Context<S>, mut stream: plugin_api::Stream) {
-    /// // Something now and then, until other code serves; that goes on with the stream.
+    /// // Writes something now and then, until other code serves. That code continues with the stream.
     /// context.clone().spawn_for(async move {
     ///     while !context.is_replaced() {
     ///         if stream.write_all(b"tick\n").await.is_err() {
@@ -314,14 +314,14 @@ impl<S: Service> Context<S> {
         core.doors.replaced().await;
     }
 
-    /// Who says who somebody is: for doors of the service's own.
+    /// The authorizer, which checks logins for the service's own doors.
     #[must_use]
     pub fn authorizer(&self) -> Authorizer {
         Authorizer::new(self.runtime.upgrade().map(|runtime| Rc::clone(runtime.core())).as_deref())
     }
 
-    /// Runs a task beside the calls, on the service's own thread. It ends with the service, and with its being replaced:
-    /// the new code's `start` begins its own.
+    /// Spawns a background task on the service's own thread. The task ends when the service ends or is replaced. The
+    /// new code's `start` spawns its own tasks.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         if let Some(runtime) = self.runtime.upgrade() {
             runtime.spawn(task);
@@ -341,17 +341,17 @@ impl<S: Service> std::fmt::Debug for Context<S> {
     }
 }
 
-/// Runs what blocks (a file, a computation) on a thread of its own, while other calls go on.
+/// Runs blocking work (file access, a computation) on a separate thread, while other calls continue.
 ///
 /// # Errors
-/// When it panics.
+/// If the work panics.
 ///
 /// ```
 /// # use plugin_api::prelude::*;
 /// # struct Files;
 /// # #[perspective]
 /// # impl Files {
-/// /// Reads a file: other calls go on meanwhile.
+/// /// Reads a file. Other calls run in the meantime.
 /// async fn motd(_me: Handle<Self>) -> Result<String> {
 ///     let text = plugin_api::blocking(|| std::fs::read_to_string("/etc/motd")).await?;
 ///     Ok(text.unwrap_or_default())
@@ -369,7 +369,7 @@ pub async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'stat
 /// use plugin_api::testing::TestHost;
 /// use std::collections::HashMap;
 ///
-/// /// `[service.greeter]` in credhost.toml. What is absent there is as in `default`.
+/// /// `[service.greeter]` in credhost.toml. Absent keys have the values of `default`.
 /// #[derive(Deserialize)]
 /// #[serde(default)]
 /// struct Settings {
@@ -418,10 +418,10 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the section as a type of the author's; absent keys take the type's defaults (`#[serde(default)]`).
+    /// Reads the section into a type of the author. Absent keys take the type's defaults (`#[serde(default)]`).
     ///
     /// # Errors
-    /// When a key is missing or has another type; the host shows the message to the operator.
+    /// If a key is missing or has another type. The host shows the message to the operator.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
         self.read.store(true, Ordering::Relaxed);
         let section: Section<T> = jelly::from_slice(&self.bytes)
@@ -432,7 +432,7 @@ impl Config {
         Ok(section.read)
     }
 
-    /// Settings that nobody has read are a mistake of whoever wrote them.
+    /// Logs a warning if the section has settings and the service has not read it: a mistake of the operator.
     pub(crate) fn warn_if_unread(&self) {
         let some = || jelly::from_slice::<BTreeMap<String, IgnoredAny>>(&self.bytes).is_ok_and(|all| !all.is_empty());
         if !self.read.load(Ordering::Relaxed) && some() {
@@ -441,7 +441,7 @@ impl Config {
     }
 }
 
-/// A section that was read, and what is in it that nothing has read.
+/// A section that was read, and the paths of the settings in it that nothing has read.
 struct Section<T> {
     read: T,
     unknown: Vec<String>,

@@ -1,12 +1,12 @@
-//! A service's own data: for what is too much for one state.
+//! A service's own data, for what is too large for one state.
 //!
-//! An ordered space of keys and values, which is the service's alone and outlives it. What is written is durable when
-//! the write returns. A perspective's state is read and saved whole; of this, only what is asked for.
+//! An ordered key-value store that belongs to the service alone and outlives it. A write is durable when it returns. A
+//! perspective's state is read and saved as a whole; of this data, only the requested entries.
 //!
 //! ```no_run
 //! # use plugin_api::prelude::*;
 //! # async fn send<S: Service>(context: &Context<S>) -> Result<()> {
-//! // One change of two people's data: both or neither.
+//! // One transaction for two people's data: both entries are written, or neither.
 //! let mut change = context.data().transaction().await?;
 //! change.put("in/bob/0001", &"hello bob")?;
 //! change.put("sent/alice/0001", &"hello bob")?;
@@ -31,7 +31,7 @@ use crate::abi::frame;
 use crate::fault::{Fault, Result};
 use crate::runtime::core::Core;
 
-/// The service's data: from [`Context::data`](crate::Context::data).
+/// The service's data, from [`Context::data`](crate::Context::data).
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -69,30 +69,30 @@ pub struct Data {
     core: Weak<Core>,
 }
 
-/// A key and what it has.
+/// A key and its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The key.
     pub key: Vec<u8>,
-    /// What it has, in Jelly.
+    /// The value, in Jelly.
     bytes: Vec<u8>,
 }
 
 impl Entry {
-    /// What it has.
+    /// Decodes the value.
     ///
     /// # Errors
-    /// When it is of another type.
+    /// If the value has another type.
     pub fn value<T: DeserializeOwned>(&self) -> Result<T> {
         read(&self.bytes)
     }
 
-    /// The key as a text, lossy where it is none.
+    /// The key as text. Bytes that are not UTF-8 are replaced.
     ///
     /// ```no_run
     /// # use plugin_api::prelude::*;
     /// # async fn names<S: Service>(context: &Context<S>) -> Result<Vec<String>> {
-    /// // A page of ten, and the one behind it.
+    /// // A page of ten entries, and the next one.
     /// let page = Select::prefix("letter/").limit(10);
     /// let first = context.data().select(page.clone()).await?;
     /// let Some(last) = first.entries.last() else { return Ok(Vec::new()) };
@@ -106,22 +106,22 @@ impl Entry {
     }
 }
 
-/// What was selected.
+/// The result of a selection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selected {
-    /// In order.
+    /// The entries, in order.
     pub entries: Vec<Entry>,
-    /// Whether there are more.
+    /// Whether there are more entries.
     pub more: bool,
 }
 
-/// Which entries are wanted.
+/// A selection of entries.
 ///
 /// ```
 /// # use plugin_api::prelude::*;
-/// // The ten latest of those whose keys begin with "letter/".
+/// // The last ten entries whose keys begin with "letter/".
 /// let latest = Select::prefix("letter/").reverse().limit(10);
-/// // All from "a" on, up to but without "b".
+/// // All entries from "a" up to, but not including, "b".
 /// let range = Select::from("a").until("b");
 /// assert_ne!(latest, range);
 /// ```
@@ -134,11 +134,11 @@ pub struct Select {
 }
 
 impl Select {
-    /// All whose keys begin with this.
+    /// Selects all entries whose keys begin with this prefix.
     #[must_use]
     pub fn prefix(prefix: impl AsRef<[u8]>) -> Self {
         let from = prefix.as_ref().to_vec();
-        // The first key that does not begin with it: the last byte that can be counted up is.
+        // The first key after all those with the prefix: increments the last byte that is not 255.
         let mut to = from.clone();
         while to.last() == Some(&u8::MAX) {
             to.pop();
@@ -149,34 +149,34 @@ impl Select {
         Self { from, to: (!to.is_empty()).then_some(to), limit: 1000, reverse: false }
     }
 
-    /// All from this key on.
+    /// Selects all entries from this key on, including it.
     #[must_use]
     pub fn from(key: impl AsRef<[u8]>) -> Self {
         Self { from: key.as_ref().to_vec(), to: None, limit: 1000, reverse: false }
     }
 
-    /// None of them behind, or at, this key.
+    /// Selects only entries before this key.
     #[must_use]
     pub fn until(mut self, key: impl AsRef<[u8]>) -> Self {
         self.to = Some(key.as_ref().to_vec());
         self
     }
 
-    /// Only those behind this key: to go on after the last one of an earlier answer.
+    /// Selects only entries after this key: to continue after the last entry of an earlier result.
     #[must_use]
     pub fn after(mut self, key: impl AsRef<[u8]>) -> Self {
         self.from = [key.as_ref(), &[0]].concat();
         self
     }
 
-    /// So many at most (1,000, if nothing is said). An answer has 4 MiB at most, whatever the limit.
+    /// Selects at most this many entries (1,000 by default). A result has at most 4 MiB, whatever the limit.
     #[must_use]
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit as u64;
         self
     }
 
-    /// The last first.
+    /// Reverses the order: the last entry comes first.
     #[must_use]
     pub fn reverse(mut self) -> Self {
         self.reverse = true;
@@ -189,7 +189,7 @@ impl Data {
         Self { core: Rc::downgrade(core) }
     }
 
-    /// The data of a service that has ended: nothing can be had of it.
+    /// The data of a service that has ended: every access fails.
     pub(crate) fn none() -> Self {
         Self { core: Weak::new() }
     }
@@ -199,44 +199,44 @@ impl Data {
         self.core.upgrade().ok_or_else(ended)
     }
 
-    /// What a key has.
+    /// Reads the value of a key. Returns `None` if the key does not exist.
     ///
     /// # Errors
-    /// When the store cannot be read, or it is of another type.
+    /// If the store cannot be read, or the value has another type.
     pub async fn get<T: DeserializeOwned>(&self, key: impl AsRef<[u8]>) -> Result<Option<T>> {
         let key = key.as_ref();
         let found = self.select(Select::from(key).limit(1)).await?;
         found.entries.first().filter(|entry| entry.key == key).map(Entry::value).transpose()
     }
 
-    /// Some of the entries, as they are committed.
+    /// Reads the selected entries, as they are committed.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// If the store cannot be read.
     pub async fn select(&self, select: Select) -> Result<Selected> {
         Ok(fetch(&self.core()?, &select).await?.0)
     }
 
-    /// Gives a key a value. Durable when it returns.
+    /// Sets the value of a key. The change is durable when this returns.
     ///
     /// # Errors
-    /// When it is too large, or cannot be written.
+    /// If the entry is too large, or cannot be written.
     pub async fn put<T: Serialize + ?Sized>(&self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
         let mut change = self.transaction().await?;
         change.put(key, value)?;
         change.commit().await
     }
 
-    /// Removes a key. Durable when it returns.
+    /// Removes a key. The change is durable when this returns.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If the change cannot be written.
     ///
     /// ```no_run
     /// # use plugin_api::prelude::*;
     /// # async fn forget<S: Service>(context: &Context<S>) -> Result<()> {
     /// context.data().remove("letter/000001").await?;
-    /// // Both, or neither.
+    /// // Both changes, or neither.
     /// let mut change = context.data().transaction().await?;
     /// change.remove("letter/000002")?;
     /// change.put("archive/000002", &"good day")?;
@@ -249,12 +249,12 @@ impl Data {
         change.commit().await
     }
 
-    /// Begins a change of several keys, which is done whole or not at all. One at a time has the service's data: the
-    /// next waits until this one has committed or was dropped, so that what it reads stays true until then. Do not wait
-    /// for a client while you have one.
+    /// Begins a transaction: changes of several keys that are applied as a whole or not at all. A service has one
+    /// transaction at a time. The next one waits until this one is committed or dropped, so what this one reads stays
+    /// valid until then. Do not wait for a client while you hold one.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// If the store cannot be read.
     pub async fn transaction(&self) -> Result<Transaction> {
         let core = self.core()?;
         let turn = Arc::clone(&core.data_turn).lock_owned().await;
@@ -269,7 +269,8 @@ impl std::fmt::Debug for Data {
     }
 }
 
-/// A change of several keys: from [`Data::transaction`]. Dropped, nothing of it is done.
+/// A change of several keys, from [`Data::transaction`]. If it is dropped before [`commit`](Transaction::commit),
+/// nothing is changed.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -314,10 +315,10 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// What a key has, with what this change has written.
+    /// Reads the value of a key, including the writes of this transaction. Returns `None` if the key does not exist.
     ///
     /// # Errors
-    /// When the store cannot be read, or it is of another type.
+    /// If the store cannot be read, or the value has another type.
     pub async fn get<T: DeserializeOwned>(&self, key: impl AsRef<[u8]>) -> Result<Option<T>> {
         let key = key.as_ref();
         if let Some(written) = self.writes.get(key) {
@@ -327,18 +328,18 @@ impl Transaction {
         found.entries.first().filter(|entry| entry.key == key).map(Entry::value).transpose()
     }
 
-    /// Some of the entries, with what this change has written.
+    /// Reads the selected entries, including the writes of this transaction.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// If the store cannot be read.
     pub async fn select(&self, select: Select) -> Result<Selected> {
         let within =
             |key: &[u8]| key >= select.from.as_slice() && select.to.as_ref().is_none_or(|to| key < to.as_slice());
         let own: Vec<_> = self.writes.iter().filter(|(key, _)| within(key)).collect();
-        // As many more as this change may have removed.
+        // More than the limit, because this transaction may have removed some.
         let asked = Select { limit: select.limit.saturating_add(own.len() as u64), ..select.clone() };
         let (found, _) = fetch(&self.core, &asked).await?;
-        // Behind the last that was answered, the store's entries are not known.
+        // The store's entries after the last one returned are not known.
         let known_to = if found.more { found.entries.last().map(|entry| entry.key.clone()) } else { None };
         let mut merged: BTreeMap<Vec<u8>, Vec<u8>> =
             found.entries.into_iter().map(|entry| (entry.key, entry.bytes)).collect();
@@ -360,11 +361,11 @@ impl Transaction {
         Ok(Selected { entries, more })
     }
 
-    /// Gives a key a value.
+    /// Sets the value of a key.
     ///
     /// # Errors
-    /// When it is too large: unless the operator has set other limits (`data.*` in `[limits]`), a key has 1 KiB at most, a value
-    /// 1 MiB, and a whole change 16 MiB.
+    /// If the key, the value or the whole transaction is too large. Unless the operator has set other limits (`data.*`
+    /// in `[limits]`), a key has at most 1 KiB, a value 1 MiB, and a whole transaction 16 MiB.
     pub fn put<T: Serialize + ?Sized>(&mut self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
         let bytes = jelly::to_vec(value)
             .map_err(|error| Fault::new("RuntimeError", format!("the value cannot be written: {error}")))?;
@@ -374,7 +375,7 @@ impl Transaction {
     /// Removes a key.
     ///
     /// # Errors
-    /// When the change has become too large.
+    /// If the transaction has become too large.
     pub fn remove(&mut self, key: impl AsRef<[u8]>) -> Result<()> {
         self.write(key.as_ref(), None)
     }
@@ -388,7 +389,7 @@ impl Transaction {
         if size > limits.value {
             return Err(Fault::value(format!("a value has {} bytes at most; this one has {size}", limits.value)));
         }
-        // What is written twice counts once.
+        // A key that is written twice counts once.
         let before = self.writes.get(key).map_or(0, |value| key.len() + value.as_ref().map_or(0, Vec::len));
         let after = self.size - before + key.len() + size;
         if after > limits.change {
@@ -399,10 +400,10 @@ impl Transaction {
         Ok(())
     }
 
-    /// Does all of it. Durable when it returns.
+    /// Applies all changes. They are durable when this returns.
     ///
     /// # Errors
-    /// When it cannot be written; nothing of it is done then.
+    /// If the changes cannot be written. Then none of them is applied.
     pub async fn commit(self) -> Result<()> {
         if self.writes.is_empty() {
             return Ok(());

@@ -1,12 +1,13 @@
-//! What a service tells of its types, beside the signatures of its methods: fields, objects, errors, and what it calls of its
-//! clients. `#[perspective]`, `#[derive(Described)]`, `#[derive(Fault)]` and `#[mind]` gather it.
+//! Descriptions of a service's types, in addition to the signatures of its methods: fields, objects, errors, and the
+//! methods of clients' objects that it calls. `#[perspective]`, `#[derive(Described)]`, `#[derive(Fault)]` and
+//! `#[mind]` collect them.
 
 use std::marker::PhantomData;
 
 use crate::manifest::{FaultManifest, Manifest, MethodManifest, MindManifest, ObjectManifest, TypeManifest};
 use crate::service::{Callable, Service};
 
-/// A type whose values clients send or are sent, and whose fields `credhost describe` tells of. Derive it.
+/// A type whose values clients send or receive, and whose fields `credhost describe` shows. Derive it.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -40,18 +41,18 @@ use crate::service::{Callable, Service};
 ///     }
 /// }
 ///
-/// // What `credhost describe shop` shows of it.
+/// // What `credhost describe shop` shows.
 /// let described = plugin_api::manifest::Manifest::of::<Shop>();
 /// assert_eq!(described.types[0].fields[1].name, "unitPrice");
 /// assert_eq!(described.types[0].fields[1].doc, "In cents.");
 /// ```
 pub trait Described {
-    /// Tells of itself, and of the types of its fields.
+    /// Adds the descriptions of this type and of the types of its fields.
     #[doc(hidden)]
     fn describe(into: &mut Descriptions);
 }
 
-/// An error that a method may answer with. Written by `#[derive(Fault)]`.
+/// An error that a method may return. Implemented by `#[derive(Fault)]`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no error that clients can trap",
     label = "needs #[derive(Fault)]"
@@ -61,39 +62,40 @@ pub trait Raises {
     #[doc(hidden)]
     const CLASS: &'static str;
 
-    /// Tells of itself, and of the types of its fields.
+    /// Adds the descriptions of this type and of the types of its fields.
     #[doc(hidden)]
     fn describe(into: &mut Descriptions);
 }
 
-/// What clients give to be called back. Written by `#[mind]`.
+/// An object that clients pass for callbacks. Implemented by `#[mind]`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is nothing that clients give to be called back",
     label = "a trait with #[mind] is"
 )]
 pub trait MindType {
-    /// Tells of itself.
+    /// Adds the description of this type.
     #[doc(hidden)]
     fn describe(into: &mut Descriptions);
 }
 
-/// What has been told so far.
+/// The descriptions collected so far.
 #[derive(Debug, Default)]
 pub struct Descriptions {
     types: Vec<TypeManifest>,
-    /// The full paths of these types, and of those that are not described.
+    /// The full paths of these types, and of the types that are not described.
     kinds: Vec<&'static str>,
-    /// Names that more than one of these has.
+    /// Names that more than one of these types has.
     twice: Vec<String>,
     objects: Vec<ObjectManifest>,
     faults: Vec<FaultManifest>,
     mind: Option<MindManifest>,
-    /// The perspective, whose methods stand by themselves.
+    /// The name of the perspective, whose methods are listed separately.
     perspective: &'static str,
 }
 
 impl Descriptions {
-    /// Adds a type of values, by its full path. `false`: it is there already. If two types have the same short name, neither is described.
+    /// Adds a type of values, by its full path. Returns `false` if it is there already. If two types have the same
+    /// short name, neither is described.
     #[doc(hidden)]
     pub fn data(&mut self, kind: &'static str, told: TypeManifest) -> bool {
         if self.kinds.contains(&kind) {
@@ -110,7 +112,7 @@ impl Descriptions {
         true
     }
 
-    /// Adds an error. `false`: it is there already.
+    /// Adds an error. Returns `false` if it is there already.
     #[doc(hidden)]
     pub fn fault(&mut self, told: FaultManifest) -> bool {
         let new = self.faults.iter().all(|known| known.class != told.class);
@@ -120,7 +122,7 @@ impl Descriptions {
         new
     }
 
-    /// Adds a mind. `false`: it is there already.
+    /// Adds a mind. Returns `false` if there is one already.
     #[doc(hidden)]
     pub fn mind(&mut self, told: MindManifest) -> bool {
         let new = self.mind.is_none();
@@ -139,7 +141,7 @@ impl Descriptions {
 }
 
 impl Manifest {
-    /// What a service says of itself.
+    /// The manifest of a service.
     #[must_use]
     pub fn of<S: Service>() -> Self {
         let mut told = Descriptions { perspective: S::Perspective::NAME, ..Descriptions::default() };
@@ -166,8 +168,8 @@ impl Manifest {
     }
 }
 
-/// Asks a type whether it can tell anything, which it need not: a method of the nearer trait is taken where its bounds hold, and
-/// the farther one's where they do not.
+/// Asks a type for its description, if it has one. Method resolution takes the method of the nearer trait ([`Near`],
+/// [`NearObject`]) if its bounds hold, and that of the farther one ([`Far`]) otherwise.
 #[derive(Debug)]
 pub struct Probe<T: ?Sized>(PhantomData<T>);
 
@@ -179,19 +181,19 @@ impl<T: ?Sized> Probe<T> {
     }
 }
 
-/// What is there for types that tell of themselves.
+/// Implemented for types that have a description.
 pub trait Near {
     #[doc(hidden)]
     fn data(&self, into: &mut Descriptions);
 }
 
-/// What is there for objects.
+/// Implemented for objects.
 pub trait NearObject {
     #[doc(hidden)]
     fn object(&self, into: &mut Descriptions);
 }
 
-/// What is there for all others.
+/// Implemented for all other types.
 pub trait Far {
     #[doc(hidden)]
     fn data(&self, _: &mut Descriptions) {}

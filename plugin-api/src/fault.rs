@@ -13,8 +13,8 @@ use crate::runtime::core::Core;
 /// In Twisted: `failure.trap("todo.NoSuchTask")`, or `failure.trap(ValueError)` for a builtin. A class that is neither
 /// a builtin nor one of Twisted's counts as derived from `twisted.spread.pb.Error`.
 ///
-/// `?` makes one of any error (class `RuntimeError`, the error's own words): say something better where the client can
-/// do something about it. A class of one's own, with fields and parents, is a type with
+/// `?` converts any error into a fault of class `RuntimeError` with the error's own message. Use a more specific class
+/// where the client can act on the error. To define a class with fields and parents, derive it on a type with
 /// [`#[derive(Fault)]`](derive@crate::Fault).
 ///
 /// ```
@@ -25,42 +25,42 @@ use crate::runtime::core::Core;
 /// assert_eq!((fault.class(), fault.message()), ("todo.NoSuchTask", "there is no task 7"));
 /// assert!(fault.is("twisted.spread.pb.Error"));
 ///
-/// // Any error by `?`.
+/// // `?` converts any error.
 /// fn number(text: &str) -> plugin_api::Result<u32> {
 ///     Ok(text.parse::<u32>()?)
 /// }
 /// assert_eq!(number("seven").unwrap_err().class(), "RuntimeError");
 ///
-/// // A builtin is under what it derives from.
+/// // A builtin also matches the classes that it derives from.
 /// assert!(Fault::new("KeyError", "'milk'").is("LookupError"));
 /// ```
 #[derive(Clone)]
 pub struct Fault {
     class: String,
     message: String,
-    /// The author's mistake, not the client's: a panic.
+    /// A panic: the author's mistake, not the client's.
     pub(crate) internal: bool,
-    /// Where it was made, in the author's code; none, if it came from elsewhere.
+    /// Where the author's code created it. `None` if it came from elsewhere.
     place: Option<&'static Location<'static>>,
     detail: Option<Box<Detail>>,
 }
 
-/// What an error has beside its class and its words, as it crosses the wall.
+/// What an error has in addition to its class and its message, as it crosses the wall.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Detail {
-    /// The classes that it is under, beside its own; nothing: what its class says.
+    /// The classes that it derives from. If empty, those of its class.
     pub parents: Vec<String>,
-    /// A dictionary in Jelly; empty: it has none.
+    /// A dictionary in Jelly. Empty if it has no fields.
     pub fields: jelly::Bytes,
-    /// Whether it goes to clients as an instance of its class, which they must know.
+    /// Whether it is sent to clients as an instance of its class, which they must know.
     pub whole: bool,
-    /// Where it was made, for a developer; empty: that is not known.
+    /// Where it was created, for a developer. Empty if unknown.
     pub traceback: String,
 }
 
 impl PartialEq for Fault {
-    /// Whether a client could not tell them apart.
+    /// Two faults are equal if a client cannot tell them apart.
     fn eq(&self, other: &Self) -> bool {
         let told = |fault: &Self| {
             let detail = fault.detail.as_deref();
@@ -77,14 +77,14 @@ impl Eq for Fault {}
 const RELOADED: &str = "credhost.Reloaded";
 /// The class of [`Fault::is_elsewhere`].
 const ELSEWHERE: &str = "credhost.Elsewhere";
-/// What every error is under that is no builtin, unless its author says otherwise.
+/// The class that every error derives from, except builtins, unless its author says otherwise.
 const ERROR: &str = "twisted.spread.pb.Error";
 
-/// What a method of a perspective answers with when it can fail.
+/// The return type of a perspective's method that can fail.
 pub type Result<T, E = Fault> = std::result::Result<T, E>;
 
 impl Fault {
-    /// An error of this class: `todo.NoSuchTask`, or a Python builtin by its bare name.
+    /// Creates an error of this class: `todo.NoSuchTask`, or a Python builtin by its bare name.
     #[must_use]
     #[track_caller]
     pub fn new(class: impl Into<String>, message: impl Into<String>) -> Self {
@@ -124,9 +124,9 @@ impl Fault {
         Self::new("twisted.cred.error.Unauthorized", message)
     }
 
-    /// This error, with fields that the client can read: of a struct or a map. [`#[derive(Fault)]`](derive@crate::Fault)
-    /// uses it. They
-    /// have names, and no references: other fields, and those of a name that every failure has (`value`, say), are not sent.
+    /// Adds fields that the client can read, from a struct or a map. [`#[derive(Fault)]`](derive@crate::Fault) uses it.
+    /// Fields have names and contain no references. Other fields, and those with a name that every failure has
+    /// (`value`, for example), are not sent.
     ///
     /// ```
     /// # use plugin_api::Fault;
@@ -140,7 +140,7 @@ impl Fault {
     pub fn with_fields<T: Serialize + ?Sized>(mut self, fields: &T) -> Self {
         let (mut bytes, mut references) = (Vec::new(), Vec::new());
         let written = jelly::write_with(&mut bytes, fields, Classes::Any, &mut references);
-        // An object of the service's own was counted as handed out when it was written.
+        // An object of the service was counted as handed out when it was serialized.
         if let Some(core) = Core::current() {
             let own = references.iter().filter(|(_, number)| number >> 32 == 0);
             own.for_each(|(_, number)| core.dropped(*number, 1));
@@ -152,8 +152,8 @@ impl Fault {
         self
     }
 
-    /// This error, under these classes and those that they derive from, the nearest first. Nothing is added to them but
-    /// Python's `Exception`.
+    /// Derives this error from these classes and the classes that they derive from, the nearest first. Nothing else is
+    /// added, except Python's `Exception`.
     ///
     /// ```
     /// # use plugin_api::Fault;
@@ -166,14 +166,15 @@ impl Fault {
         self
     }
 
-    /// This error, sent as an instance of its class with its fields, and not as a description of one: what Twisted does
-    /// with a `pb.Error` that is `Jellyable`. **A client that does not know the class loses its connection over it**; one
-    /// that does (`pb.setUnjellyableForClass`) has the instance itself as `failure.value`.
+    /// Sends this error as an instance of its class with its fields, and not as a description of one. Twisted does the
+    /// same with a `pb.Error` that is `Jellyable`. **A client that does not know the class loses its connection.** A
+    /// client that does (`pb.setUnjellyableForClass`) receives the instance itself as `failure.value`.
     ///
     /// ```
     /// # use plugin_api::Fault;
     /// # use std::collections::HashMap;
-    /// // In Python the client has a class `shop.Full`, by `pb.setUnjellyableForClass`, and gets one of it.
+    /// // In Python, the client registers a class `shop.Full` with `pb.setUnjellyableForClass`, and receives an
+    /// // instance.
     /// let fault = Fault::new("shop.Full", "no room").with_fields(&HashMap::from([("left", 3)])).as_instance();
     /// assert_eq!(fault.class(), "shop.Full");
     /// ```
@@ -187,14 +188,15 @@ impl Fault {
         self.detail.get_or_insert_default()
     }
 
-    /// Another generation of the service has taken over while this code waited: what it would change is not its own any
-    /// more. The client can call again.
+    /// Another generation of the service has taken over while this code waited. This code can no longer change the
+    /// state. The client can call again.
     #[must_use]
     pub(crate) fn reloaded() -> Self {
         Self::new(RELOADED, "the service was replaced while the call was under way; call again")
     }
 
-    /// Whether it says that another generation has taken over: nothing that is saved can be changed any more.
+    /// Whether this error says that another generation has taken over. This code can then no longer change anything
+    /// that is saved.
     ///
     /// ```no_run
     /// # use plugin_api::prelude::*;
@@ -205,7 +207,7 @@ impl Fault {
     /// async fn count(me: Handle<Self>) -> Result<u32> {
     ///     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     ///     match me.write(|counter| { counter.total += 1; counter.total }) {
-    ///         // Other code serves by now: nothing was counted, and the client is told to try again.
+    ///         // Other code serves now. Nothing was counted, and the client is asked to try again.
     ///         Err(fault) if fault.is_reloaded() => Err(Fault::new("counter.TryAgain", "the service was just replaced")),
     ///         counted => counted,
     ///     }
@@ -217,8 +219,8 @@ impl Fault {
         self.class == RELOADED
     }
 
-    /// Whether it says that another version of the service has the perspective, which somebody tries (`credhost service try`): it can
-    /// be changed again when the trial is over.
+    /// Whether this error says that another version of the service has the perspective, because somebody tries that
+    /// version (`credhost service try`). The perspective can be changed again when the trial is over.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -233,7 +235,7 @@ impl Fault {
     /// # struct Mailbox { letters: Vec<String> }
     /// # #[perspective]
     /// # impl Mailbox {}
-    /// /// Leaves a letter in somebody's mailbox. False: it has to be tried again later.
+    /// /// Leaves a letter in somebody's mailbox. Returns false if the caller has to try again later.
     /// async fn post(context: &Context<Post>, to: &str, letter: &str) -> Result<bool> {
     ///     let mailbox = context.perspective(to).await?;
     ///     match mailbox.write(|mailbox| mailbox.letters.push(letter.to_owned())) {
@@ -255,13 +257,13 @@ impl Fault {
         Self { internal: true, ..Self::new("RuntimeError", format!("{what} failed inside the service")) }
     }
 
-    /// An error that comes from elsewhere, as it crossed the wall.
+    /// An error from elsewhere, received across the wall.
     pub(crate) fn received(class: &str, message: &str, detail: &[u8]) -> Self {
         let detail = if detail.is_empty() { None } else { jelly::from_slice(detail).ok().map(Box::new) };
         Self { place: None, detail, ..Self::new(exceptions::bare(class), message) }
     }
 
-    /// What it has beside its class and its words, to cross the wall; empty: nothing.
+    /// What it has in addition to its class and its message, to cross the wall. Empty if there is nothing.
     pub(crate) fn detail(&self, service: &str) -> Vec<u8> {
         let mut detail = self.detail.as_deref().cloned().unwrap_or_default();
         let panic = if self.internal { crate::logging::last_panic() } else { None };
@@ -282,14 +284,14 @@ impl Fault {
         &self.class
     }
 
-    /// What it says.
+    /// The message.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// Whether it is of this class, or of one that derives from it: a builtin by its bare name, all others with their
-    /// module. Of a client's error, its whole ancestry is known.
+    /// Whether the error is of this class, or of one that derives from it. Give a builtin by its bare name, any other
+    /// class with its module. For a client's error, the whole ancestry is known.
     #[must_use]
     pub fn is(&self, class: &str) -> bool {
         let wanted = exceptions::bare(class);
@@ -304,10 +306,10 @@ impl Fault {
             || by_default && wanted == ERROR
     }
 
-    /// Its fields, as a struct or a map: those of a client's error, or of one that was made with some.
+    /// The error's fields, as a struct or a map: those of a client's error, or those set by [`Fault::with_fields`].
     ///
     /// # Errors
-    /// When it has none of this shape.
+    /// If the error has no fields of this shape.
     pub fn fields<T: DeserializeOwned>(&self) -> Result<T> {
         const EMPTY: &[u8] = &[1, 0x80, 5, 0x87];
         let fields = self.detail.as_deref().map_or(&[][..], |detail| &detail.fields.0);
@@ -328,7 +330,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// Not an `Error` itself, so that `?` can make one of every error.
+/// `Fault` does not implement `Error` itself, so that `?` can convert every error into one.
 impl<E: std::error::Error> From<E> for Fault {
     #[track_caller]
     fn from(error: E) -> Self {

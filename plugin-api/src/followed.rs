@@ -1,4 +1,4 @@
-//! Clients' objects whose state a service has a copy of, and is told the changes of.
+//! Copies of clients' objects: a service holds their state and receives the changes.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -20,27 +20,28 @@ use crate::runtime::core::Core;
 
 /// A type whose values are copies of clients' objects.
 ///
-/// Read from the client's state, by `Deserialize`; written when the service is replaced, by `Serialize`, and read by the new
-/// code. So it has to read what it writes.
+/// `Deserialize` reads the state that the client sends. When the service is replaced, `Serialize` writes the copy, and
+/// the new code reads it. So the type must be able to read what it writes.
 ///
 /// In Twisted: `twisted.spread.pb.RemoteCache`; the client's object is a `pb.Cacheable`.
 pub trait Follow: Serialize + DeserializeOwned + 'static {
-    /// The name by which clients know the type: "module.Class".
+    /// The name of the type for clients: "module.Class".
     const TYPE: &'static str;
 
-    /// The client's object has changed: `observer.callRemote(method, *arguments)` there. `arguments` is a tuple.
+    /// Called when the client's object has changed: `observer.callRemote(method, *arguments)` at the client.
+    /// `arguments` is a tuple.
     ///
     /// # Errors
-    /// What the client is told, if it asks.
+    /// The error is sent to the client, if the client waits for an answer.
     fn observe(&mut self, method: &str, arguments: Value) -> Result<()>;
 }
 
-/// A client's object that this service has a copy of. Clones are the same copy; the client is told when the last has been
-/// dropped. Sent back to the client, it is the object itself.
+/// A copy of a client's object. Clones are the same copy. The client is notified when the last clone has been dropped.
+/// Sent back to the client, it is the object itself.
 ///
-/// When the service is replaced, the new code asks for the copies of who was here before, in `attached`:
-/// [`Attachment::followed`](crate::Attachment::followed). It lets go of those that it does not ask for; the client may send them
-/// again at any time.
+/// When the service is replaced, the new code asks in `attached` for the copies of the clients that were here before:
+/// [`Attachment::followed`](crate::Attachment::followed). Copies that it does not ask for are released. The client may
+/// send them again at any time.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -98,7 +99,7 @@ pub trait Follow: Serialize + DeserializeOwned + 'static {
 /// ```
 pub struct Followed<T> {
     shared: Rc<FollowedCell<T>>,
-    /// The client's object, which counts how often it came.
+    /// The client's object, which counts how often it was received.
     remote: Remote,
 }
 
@@ -107,12 +108,12 @@ struct FollowedCell<T> {
     changed: Notify,
 }
 
-/// A copy, whatever its type.
+/// A copy of any type.
 pub(crate) trait AnyFollowed {
     fn any(self: Rc<Self>) -> Rc<dyn Any>;
     fn observe(&self, method: &str, arguments: Value) -> Result<()>;
     fn class(&self) -> &'static str;
-    /// Writes its state behind what is in `out`; appends the references in it.
+    /// Appends its state to `out`, and the references in it to `references`.
     fn write(&self, out: &mut Vec<u8>, classes: Classes, references: &mut Vec<(RefKind, u64)>) -> jelly::Result<()>;
 }
 
@@ -144,7 +145,8 @@ impl<T: Follow> FollowedCell<T> {
         Rc::new(Self { value: RefCell::new(value), changed: Notify::new() })
     }
 
-    /// Finds the copy with this number, which came by an attachment. `first` reads its first state, if that is at hand.
+    /// Finds the copy with this number, which came by attachment `by`. `first` reads its initial state, if that is
+    /// available.
     fn known(
         core: &Rc<Core>,
         (handle, by): (u64, u64),
@@ -165,7 +167,7 @@ impl<T: Follow> FollowedCell<T> {
             }
             Found::Waits(waiting) => waiting,
         };
-        /// If it cannot be read, also because that panics, it is lost.
+        /// Marks the copy as lost if it cannot be read, or if reading it panics.
         struct Unread<'a>(&'a Core, u64);
         impl Drop for Unread<'_> {
             fn drop(&mut self) {
@@ -179,7 +181,7 @@ impl<T: Follow> FollowedCell<T> {
         Ok(Some(copy))
     }
 
-    /// A copy that nobody has asked for yet, as it is now.
+    /// Builds a copy that nobody has asked for yet, in its current state.
     fn go_on(core: &Core, waiting: &Waiting, first: Option<&mut dyn FnMut() -> Result<T>>) -> Result<Rc<Self>> {
         let classes = core.classes.get();
         let unreadable = |error| Fault::arguments(format!("what is known of a {}: {error}", T::TYPE));
@@ -192,7 +194,7 @@ impl<T: Follow> FollowedCell<T> {
         for (method, arguments) in frame::entries(&waiting.changes) {
             let method = String::from_utf8_lossy(method);
             let tell = || copy.observe(&method, jelly::from_slice_with(arguments.unwrap_or_default(), classes)?);
-            // The client has been answered already.
+            // The client has been answered already, so an error is only logged.
             match catch_unwind(AssertUnwindSafe(tell)).unwrap_or_else(|_| Err(Fault::panicked("observe"))) {
                 Ok(()) => {}
                 Err(fault) => tracing::warn!(class = T::TYPE, %method, %fault, "a change of a client's object is lost"),
@@ -207,7 +209,7 @@ fn in_use() -> Fault {
 }
 
 impl<T: Follow> Followed<T> {
-    /// Those that came by this attachment.
+    /// The copies that came by this attachment.
     pub(crate) fn of(core: &Rc<Core>, attachment: u64) -> Vec<Self> {
         let follow = |handle| {
             let remote = core.reading(attachment, || core.arriving(handle))?;
@@ -218,10 +220,10 @@ impl<T: Follow> Followed<T> {
         core.copies.of(attachment, T::TYPE).into_iter().filter_map(follow).collect()
     }
 
-    /// Looks at the copy.
+    /// Reads the copy.
     ///
     /// # Errors
-    /// When it is being changed by the caller itself, further up.
+    /// If the copy is being changed further up the call stack.
     pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R> {
         if let Some(core) = Core::current() {
             core.looks_elsewhere();
@@ -229,7 +231,7 @@ impl<T: Follow> Followed<T> {
         Ok(look(&*self.shared.value.try_borrow().map_err(|_| in_use())?))
     }
 
-    /// Waits until the client has told of a change.
+    /// Waits until the client reports a change.
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -249,7 +251,7 @@ impl<T: Follow> Followed<T> {
         self.shared.changed.notified().await;
     }
 
-    /// Whether its client has gone: the copy changes no more.
+    /// Whether the client has left. The copy then no longer changes.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.remote.is_gone()
@@ -297,7 +299,7 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                 write!(f, "a cached object of the client's, a {}", T::TYPE)
             }
 
-            /// One that has come before.
+            /// An object that was received before.
             fn visit_u64<E: serde::de::Error>(self, handle: u64) -> std::result::Result<Followed<T>, E> {
                 let gone = || E::custom("a cached object of the client's that is not there any more");
                 let core = Core::current().ok_or_else(gone)?;
@@ -323,7 +325,7 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                 };
                 let remote = core.arriving(handle).ok_or_else(gone)?;
                 let fault = |fault: Fault| A::Error::custom(fault.message());
-                // A mind is read as often as somebody asks for it: its state is that of the first time.
+                // A mind may be read several times: its state is that of the first time.
                 let mut first = None;
                 let mut read = || {
                     let state = seq.next_element::<T>().map_err(|error| Fault::arguments(error.to_string()))?;
@@ -343,7 +345,7 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                 }
                 let value: T = seq.next_element()?.ok_or_else(short)?;
                 let shared = FollowedCell::new(value);
-                // Kept until the client has ended it: it may send it once more, without its state.
+                // Kept until the client ends the object: the client may send it again without its state.
                 core.copies.follow(handle, core.read_by(), Rc::<FollowedCell<T>>::clone(&shared));
                 Ok(Followed { shared, remote })
             }

@@ -1,4 +1,4 @@
-//! The way to an object of the service's own.
+//! Handles to the service's own objects.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,13 +14,13 @@ use crate::runtime::core::{Core, Object, Place};
 use crate::runtime::incoming::{Incoming, Invoked};
 use crate::service::{Callable, Save};
 
-/// What a perspective's origin begins with.
+/// The prefix of a perspective's origin.
 pub(crate) const PERSPECTIVE: &str = "perspective/";
-/// What a named object's origin begins with.
+/// The prefix of a named object's origin.
 pub(crate) const NAMED: &str = "object/";
 
-/// A handle to any object of the service's own whose methods clients can call: what
-/// [`Service::rebuild`](crate::Service::rebuild) answers with.
+/// A handle to any of the service's own objects whose methods clients can call.
+/// [`Service::rebuild`](crate::Service::rebuild) returns one.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -28,7 +28,7 @@ pub(crate) const NAMED: &str = "object/";
 /// # #[perspective]
 /// # impl Ticket {}
 ///
-/// /// As [`Service::rebuild`] does: clients' references by this name lead to what is answered.
+/// /// Like [`Service::rebuild`]: clients' references by this name lead to the returned object.
 /// fn made_anew(name: &str) -> Result<AnyHandle> {
 ///     match name {
 ///         "ticket" => Ok(Handle::named("ticket", Ticket).into()),
@@ -46,7 +46,7 @@ impl Serialize for AnyHandle {
     }
 }
 
-/// A reference to an object that is one client's alone: from [`Call::view`](crate::Call::view).
+/// A reference to an object for one client alone, made by [`Call::view`](crate::Call::view).
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -58,12 +58,12 @@ impl Serialize for AnyHandle {
 /// # impl Service for Game {
 /// #     type Perspective = Player;
 /// # }
-/// /// One board for all.
+/// /// One board for all clients.
 /// struct Board;
 ///
 /// #[perspective]
 /// impl Board {
-///     /// Knows who moves.
+///     /// Returns who moves.
 ///     fn mover(&self, call: &Call) -> String {
 ///         call.attachment().identity().to_owned()
 ///     }
@@ -90,7 +90,7 @@ pub struct View {
     object: Rc<dyn Object>,
     address: usize,
     by: crate::call::Attachment,
-    /// The perspective by which it was handed out: kept, though the client may let go of it.
+    /// The perspective that the attachment had when the view was made. Kept even if the client releases it.
     avatar: Option<Rc<dyn Object>>,
 }
 
@@ -103,7 +103,7 @@ impl View {
 
 impl Object for View {
     fn invoke(&self, incoming: Incoming<'_>) -> Invoked {
-        // Whoever it is the view of may have been sent away, and another client may have it.
+        // The attachment may have ended, and another client may hold this view.
         if !incoming.core.has(self.by.id()) {
             return Invoked::Done(Err(crate::runtime::dead()));
         }
@@ -139,7 +139,7 @@ impl std::fmt::Debug for View {
     }
 }
 
-/// A reference to an own object goes out.
+/// Serializes a reference to one of the service's own objects.
 fn export<S: Serializer>(
     place: Place,
     object: impl FnOnce() -> Rc<dyn Object>,
@@ -168,11 +168,12 @@ impl std::fmt::Debug for AnyHandle {
 
 /// A handle to a perspective, to the service, or to any other object of the service's own.
 ///
-/// All of a service runs on one thread, one thing at a time: `read` and `write` are short and never wait, and nothing
-/// is locked across an `await`. Clones are the same object.
+/// A service runs on one thread, one thing at a time. `read` and `write` are short and never wait, and no lock is
+/// held across an `await`. Clones refer to the same object.
 ///
-/// Sent to a client, in an answer or an argument, it becomes a reference whose methods the client can call; sent back
-/// by the client, it is this object again. Only a type with a `#[perspective]` block can be sent.
+/// Sent to a client, in an answer or an argument, a handle becomes a reference whose methods the client can call.
+/// When the client sends the reference back, it is this object again. Only a type with a `#[perspective]` block can
+/// be sent.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -191,7 +192,7 @@ impl std::fmt::Debug for AnyHandle {
 ///
 /// #[perspective]
 /// impl Ticket {
-///     /// Takes it, once.
+///     /// Takes the ticket, once.
 ///     fn take(&mut self) -> Result<()> {
 ///         match std::mem::replace(&mut self.taken, true) {
 ///             false => Ok(()),
@@ -205,12 +206,12 @@ impl std::fmt::Debug for AnyHandle {
 ///
 /// #[perspective]
 /// impl View {
-///     /// Answers with a reference that the client can call, and send back.
+///     /// Returns a reference that the client can call and send back.
 ///     fn ticket(&self) -> Handle<Ticket> {
 ///         Handle::new(Ticket { taken: false })
 ///     }
 ///
-///     /// A ticket comes back: it is the same object.
+///     /// The client sends a ticket back: it is the same object.
 ///     fn is_taken(&self, ticket: Handle<Ticket>) -> Result<bool> {
 ///         ticket.read(|ticket| ticket.taken)
 ///     }
@@ -229,17 +230,17 @@ pub struct Handle<T> {
 struct ObjectCell<T> {
     value: RefCell<T>,
     saver: Option<Saver<T>>,
-    /// By what the service knows it, if it is to live longer than this generation.
+    /// The service's name for it, if it is to outlive this generation.
     name: Option<String>,
-    /// Taken away for good: after its generation has ended.
+    /// Set for good once its generation has ended.
     ended: Cell<bool>,
-    /// Changed since it was saved last.
+    /// Whether it has changed since the last save.
     dirty: Cell<bool>,
 }
 
 impl<T> Drop for ObjectCell<T> {
     fn drop(&mut self) {
-        // Changed while nobody was attached, who would be the occasion to save it.
+        // It changed while nobody was attached, so no detach has saved it.
         if let Some(saver) = &self.saver
             && saver.policy == Save::Detach
             && self.dirty.get()
@@ -253,7 +254,7 @@ impl<T> Drop for ObjectCell<T> {
     }
 }
 
-/// How a value is saved, and brought back after a panic.
+/// How a value is saved, and restored after a panic.
 pub(crate) struct Saver<T> {
     pub(crate) core: Rc<Core>,
     /// The perspective's name; empty for the service itself.
@@ -261,29 +262,32 @@ pub(crate) struct Saver<T> {
     pub(crate) policy: Save,
     pub(crate) save: fn(&T) -> Result<Vec<u8>>,
     pub(crate) load: fn(&[u8]) -> Result<T>,
-    /// Makes a new one, where nothing is saved.
+    /// Creates a new value if nothing is saved.
     pub(crate) fresh: Box<dyn Fn() -> Result<T>>,
-    /// What a service began with, while nothing of it is saved: it is made once, and not by a name.
+    /// The state that a service started with, used while none is saved: a service is created only once, and not by a
+    /// name.
     pub(crate) first: RefCell<Option<Vec<u8>>>,
-    /// What the host has been given last.
+    /// The last state that was given to the host.
     pub(crate) last: RefCell<Option<Vec<u8>>>,
-    /// Its version; 0: there is none.
+    /// The version of that state; 0 if there is none.
     pub(crate) version: Cell<u64>,
-    /// The value may differ from the saved state: a field that is not saved has changed, or the value was made again. Then an
-    /// answer that tells of it waits for every change before it.
+    /// Whether the value may differ from the saved state, because a field that is not saved has changed or because
+    /// the value was recreated. An answer that depends on the value then waits for every earlier change.
     pub(crate) beside: Cell<bool>,
 }
 
 impl<T> Handle<T> {
-    /// A new object, which is not saved. A service's perspectives are made by the host's asking; this is for all else.
+    /// Creates an object that is not saved. Perspectives are created when the host asks for them; use this for all
+    /// other objects.
     #[must_use]
     pub fn new(value: T) -> Self {
         Self::make(value, None, None)
     }
 
-    /// As [`Handle::new`], of an object that clients may keep while the service is replaced: the new code is asked for
-    /// the object of this name ([`Service::rebuild`](crate::Service::rebuild)), and it takes the place of this one
-    /// behind the clients' references. Without a name they are dead then. (Perspectives need none: they have theirs.)
+    /// Like [`Handle::new`], for an object that clients can keep while the service is replaced. The new code is asked
+    /// for the object of this name ([`Service::rebuild`](crate::Service::rebuild)), and clients' references then lead
+    /// to that object. References to an object without a name are dead after a replacement. (Perspectives need no
+    /// such name: they have their own.)
     #[must_use]
     pub fn named(name: impl Into<String>, value: T) -> Self {
         Self::make(value, None, Some(name.into()))
@@ -298,10 +302,10 @@ impl<T> Handle<T> {
         Self { shared: Rc::new(ObjectCell { value: RefCell::new(value), saver, name, ended, dirty }) }
     }
 
-    /// By what another generation can make it again.
+    /// The origin by which another generation can recreate it, if it can.
     pub(crate) fn origin(&self) -> Option<String> {
         match (&self.shared.saver, &self.shared.name) {
-            // The service itself, whose handle is of another type than its perspectives'.
+            // The service itself: its handle has a different type than those of its perspectives.
             (Some(saver), _) if saver.name.is_empty() => None,
             (Some(saver), _) => Some(format!("{PERSPECTIVE}{}", saver.name)),
             (None, Some(name)) => Some(format!("{NAMED}{name}")),
@@ -309,10 +313,10 @@ impl<T> Handle<T> {
         }
     }
 
-    /// Looks at the object.
+    /// Reads the object.
     ///
     /// # Errors
-    /// When it is being written to by the caller itself, further up, or its service has ended.
+    /// If the caller itself is writing to it further up in the same call, or if its service has ended.
     pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R> {
         self.live()?;
         self.looks();
@@ -320,16 +324,17 @@ impl<T> Handle<T> {
         Ok(look(&value))
     }
 
-    /// Changes the object. If it is one that is saved after each call, it is saved now: before anything is told to
-    /// anybody.
+    /// Changes the object. If it is saved after each call, it is saved now, before anyone is told of the change.
     ///
     /// # Errors
-    /// When it is being used by the caller itself, further up; when its service has ended; when it cannot be saved:
-    /// then the change is undone; when the service was replaced while the caller waited ([`Fault::is_reloaded`]); when somebody
-    /// tries another version of the service, which has this perspective meanwhile ([`Fault::is_elsewhere`]).
+    /// * If the caller itself is using it further up in the same call.
+    /// * If its service has ended.
+    /// * If it cannot be saved. The change is then undone.
+    /// * If the service was replaced while the caller waited ([`Fault::is_reloaded`]).
+    /// * If another version of the service, on trial, has this perspective meanwhile ([`Fault::is_elsewhere`]).
     ///
     /// # Panics
-    /// As `change`; the object is then back at its last saved state.
+    /// If `change` panics. A saved object is then back at its last saved state.
     pub fn write<R>(&self, change: impl FnOnce(&mut T) -> R) -> Result<R> {
         self.live()?;
         if self.shared.saver.as_ref().is_some_and(|saver| saver.core.retired.get()) {
@@ -348,7 +353,7 @@ impl<T> Handle<T> {
                 {
                     let before = saver.version.get();
                     saver.keep(&mut value)?;
-                    // What is written and not saved is in no state that is committed.
+                    // A write that saved nothing may have changed a field that is in no committed state.
                     saver.beside.set(saver.version.get() == before);
                 }
                 self.shared.dirty.set(true);
@@ -364,7 +369,7 @@ impl<T> Handle<T> {
         }
     }
 
-    /// Saves it now, whenever it would be saved by itself; not if it is never saved.
+    /// Saves it now, whenever its policy would save it. Does nothing if it is never saved.
     pub(crate) fn flush(&self) -> Result<()> {
         let Some(saver) = self.shared.saver.as_ref().filter(|saver| saver.saves()) else { return Ok(()) };
         let mut value = self.shared.value.try_borrow_mut().map_err(|_| busy())?;
@@ -372,7 +377,7 @@ impl<T> Handle<T> {
         saver.keep(&mut value)
     }
 
-    /// Saves it before other code takes over. If that fails it stays as it is: this code may go on.
+    /// Saves it before other code takes over. On failure it stays unchanged, because this code may continue.
     pub(crate) fn hand_over(&self) -> Result<()> {
         let Some(saver) = self.shared.saver.as_ref().filter(|saver| saver.saves()) else { return Ok(()) };
         let value = self.shared.value.try_borrow().map_err(|_| busy())?;
@@ -381,15 +386,16 @@ impl<T> Handle<T> {
         Ok(())
     }
 
-    /// Whether other code that takes over finds what it is.
+    /// Whether other code that takes over finds its state.
     pub(crate) fn is_saved(&self) -> bool {
         self.shared.saver.as_ref().is_some_and(|saver| saver.policy != Save::Never)
     }
 
-    /// The host could not commit, or another version has changed it: back to what is saved.
+    /// Returns to the saved state, because the host could not commit or another version has changed it.
     ///
     /// # Errors
-    /// When this code cannot read that: then it stays as it is, and must not be saved over what it could not read.
+    /// If this code cannot read that state. The value then stays unchanged, and must not be saved over the state that
+    /// could not be read.
     pub(crate) fn revert(&self, state: Option<&[u8]>, version: u64) -> Result<()> {
         let Some(saver) = &self.shared.saver else { return Ok(()) };
         let mut value = self.shared.value.try_borrow_mut().map_err(|_| busy())?;
@@ -406,7 +412,7 @@ impl<T> Handle<T> {
         }
     }
 
-    /// What the host has of it.
+    /// Records the state and version that the host has.
     pub(crate) fn remember(&self, state: Option<Vec<u8>>, version: u64) {
         if let Some(saver) = &self.shared.saver {
             if version == 0 {
@@ -417,7 +423,7 @@ impl<T> Handle<T> {
         }
     }
 
-    /// The method that runs just now looks at it.
+    /// Records that the method that is running accesses this object.
     fn looks(&self) {
         match &self.shared.saver {
             Some(saver) if saver.policy == Save::Call && !saver.beside.get() => saver.core.looks_at(&saver.name),
@@ -466,17 +472,17 @@ impl<T> WeakHandle<T> {
 }
 
 impl<T> Saver<T> {
-    /// Why it cannot be changed; `None`: it can.
+    /// Why it cannot be changed; `None` if it can.
     fn is_elsewhere(&self) -> Option<Fault> {
         self.core.is_elsewhere(&self.name)
     }
 
-    /// Whether this code is the one that saves it.
+    /// Whether this code is responsible for saving it.
     fn saves(&self) -> bool {
         self.policy != Save::Never && !self.core.retired.get() && self.is_elsewhere().is_none()
     }
 
-    /// Hands the state to the host, if it differs from what the host has. If that cannot be, the change is undone.
+    /// Sends the state to the host if it differs from the host's. If that fails, undoes the change.
     fn keep(&self, value: &mut T) -> Result<()> {
         match self.serialized(value) {
             Ok(state) => self.send(state),
@@ -515,7 +521,7 @@ impl<T> Saver<T> {
         }
     }
 
-    /// Back to the last saved state, or to a new one where nothing is saved.
+    /// Returns to the last saved state, or to a new value if nothing is saved.
     fn restore(&self, value: &mut T) {
         let last = self.last.borrow();
         if let Err(fault) = self.go_back(value, last.as_deref()) {
@@ -523,7 +529,7 @@ impl<T> Saver<T> {
         }
     }
 
-    /// Makes the value of this state; a new one where nothing is saved. After an error it is as it was.
+    /// Makes the value from this state, or a new one if nothing is saved. On error the value stays unchanged.
     fn go_back(&self, value: &mut T, state: Option<&[u8]>) -> Result<()> {
         let first = self.first.borrow();
         let back = catch_unwind(AssertUnwindSafe(|| match state.or(first.as_deref()) {
@@ -533,7 +539,7 @@ impl<T> Saver<T> {
         self.beside.set(true);
         let back = back.unwrap_or_else(|_| Err(Fault::panicked("reading the saved state")))?;
         let undone = std::mem::replace(value, back);
-        // It may be broken in a way that makes it panic once more.
+        // The old value may be broken, so that dropping it panics again.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(undone)));
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! What a service of credhost is written against.
+//! The library that services of credhost are written against.
 //!
-//! A *service* is a shared library that the host finds in its folder. After log-in the host asks it for a
-//! *perspective*: one identity's view onto the service, whose methods the client calls. An author writes two types, the
-//! service and its perspective, and two attributes:
+//! A *service* is a shared library that the host finds in its folder. After login the host asks it for a
+//! *perspective*: one identity's view onto the service, whose methods the client calls. An author writes two types,
+//! the service and its perspective, and two attributes:
 //!
 //! ```
 //! use plugin_api::prelude::*;
@@ -26,7 +26,7 @@
 //!
 //! #[perspective]
 //! impl Page {
-//!     /// Signs the page; answers with the number of entries.
+//!     /// Signs the page; returns the number of entries.
 //!     fn sign(&mut self, text: String) -> usize {
 //!         self.entries.push(text);
 //!         self.entries.len()
@@ -35,24 +35,25 @@
 //! # fn main() {}
 //! ```
 //!
-//! * [`Service`] says what can be overridden: making, starting, stopping, attaching.
-//! * [`Handle`] is a way to an object of the service's own: `read` and `write` it, send it to a client.
-//! * [`Call`] is the call being served: who makes it, and the client's own object ([`Call::mind`]).
-//! * [`Cached`] is an object that clients get a copy of, and are told the changes of.
-//! * [`Remote`] is an object of the client's; [`Context`] is what the service knows of its surroundings.
-//! * [`Data`] is what the service keeps beside the states: an ordered space of keys, with transactions.
-//! * [`Door`] is a protocol of the service's own, [`Listener`] gives streams, [`Authorizer`] says who is at the other end.
-//! * [`Fault`](struct@Fault) is an error with the class name that clients trap it by.
+//! * [`Service`] has the methods that an author can override: creating, starting, stopping, attaching.
+//! * [`Handle`] gives access to one of the service's own objects: `read` and `write` it, or send it to a client.
+//! * [`Call`] is the call being served: the caller, and the client's own object ([`Call::mind`]).
+//! * [`Cached`] is an object of which clients receive a copy and all changes.
+//! * [`Remote`] is an object of the client. [`Context`] is what the service knows of its surroundings.
+//! * [`Data`] is the service's storage beside the states: an ordered space of keys, with transactions.
+//! * [`Door`] is a protocol of the service's own. A [`Listener`] provides streams, an [`Authorizer`] determines who
+//!   is at the other end.
+//! * [`Fault`](struct@Fault) is an error with the class name by which clients trap it.
 //! * [`testing`] runs a service in a unit test, without a host.
 //!
 //! The guide, from an empty folder to a served service, is `GUIDE.md` beside this crate.
 //!
-//! What it is not: the host. A service opens no sockets, and keeps neither identities nor files.
+//! This crate is not the host. A service opens no sockets, and keeps neither identities nor files.
 
-// What the attributes write names the crate so, also here.
+// The code that the macros generate uses this name for the crate, also within it.
 extern crate self as plugin_api;
 
-// The one room of this crate with `unsafe`: the wall.
+// The only module of this crate with `unsafe` code: the wall.
 #[allow(unsafe_code)]
 #[doc(hidden)]
 pub mod abi;
@@ -68,7 +69,7 @@ mod handle;
 mod logging;
 pub mod manifest;
 mod paging;
-/// How fast a client has to be, for both sides of the wall.
+/// How fast a client must be, for both sides of the wall.
 #[doc(hidden)]
 pub mod pace {
     pub use crate::doors::{Pace, Rates};
@@ -97,7 +98,7 @@ pub use jelly::types;
 pub use jelly::{BigInt, Bytes, Date, DateTime, Decimal, FrozenSet, Set, Time, TimeDelta, Value};
 pub use jelly::{Node, RefKind, ValueRef};
 pub use paging::{PageCollector, Pages, page};
-/// A client of Perspective Broker: what [`Login::attach`] answers with is one's reference.
+/// A client of Perspective Broker. [`Login::attach`] returns one of its references.
 #[cfg(feature = "attach")]
 pub use pb::client;
 /// Values as people type and read them.
@@ -109,7 +110,7 @@ pub use remote::Remote;
 pub use service::{Callable, Save, Served, Service};
 pub use zeroize::Zeroizing;
 
-/// All that a service usually needs.
+/// Everything that a service usually needs.
 pub mod prelude {
     pub use crate::{
         AnyHandle, Attachment, Cacheable, Cached, Call, Config, Context, Fault, Handle, Observer, Reason, Remote,
@@ -119,12 +120,12 @@ pub mod prelude {
     pub use serde::{Deserialize, Serialize};
 }
 
-/// Makes the crate a library that the host can load: exports its one symbol, and makes the library's memory one that the
-/// host can give back when the library is closed.
+/// Turns the crate into a library that the host can load. Exports the library's one symbol, and installs an allocator
+/// whose memory the host can free when it closes the library.
 ///
-/// Takes the type of the service. Without it, the crate can still be linked into a program of its own. An author who has
-/// a global allocator of their own says so: `export!(Todo, own_allocator)`; what such a library leaves in its statics
-/// stays in the host for good, each time that it is replaced.
+/// The argument is the type of the service. A crate without `export!` can still be linked into a program of its own.
+/// An author who has a global allocator of their own writes `export!(Todo, own_allocator)`. Whatever the statics of
+/// such a library own then stays in the host's memory for good, each time the library is replaced.
 #[macro_export]
 macro_rules! export {
     ($service:ty) => {
@@ -150,7 +151,7 @@ macro_rules! export {
     };
     (@ $service:ty, $memory:ty) => {
         extern "C" fn constructor() -> $crate::__private::ModuleResult {
-            // Said here, in the author's crate: what `panic` is set to may be for that one alone.
+            // Evaluated here, in the author's crate, because its `panic` setting may apply to that crate alone.
             $crate::__private::module::<$service, $memory, { ::core::cfg!(panic = "unwind") }>()
         }
 
@@ -173,7 +174,7 @@ pub mod __private {
     pub use serde;
 }
 
-/// The guide's programs compile.
+/// Compiles the programs in the guide.
 #[cfg(doctest)]
 #[doc = include_str!("../GUIDE.md")]
 pub struct Guide;

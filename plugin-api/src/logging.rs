@@ -1,4 +1,4 @@
-//! What the library says, on its way to the host's log: events of `tracing`, and panics.
+//! Forwards the library's `tracing` events and its panics to the host's log.
 
 use std::cell::Cell;
 use std::fmt::Write;
@@ -12,15 +12,15 @@ type Log = Box<dyn Fn(u8, &str, &str) + Send + Sync>;
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Sends this library's events and panics to the host. A library has its own copy of both, so that this touches
-/// nobody else's. The second generation of one library has its own copy again.
+/// Sends this library's events and panics to the host. Each library has its own copy of `tracing` and of the panic
+/// hook, so this affects no other library. A second generation of the same library has its own copy, too.
 pub(crate) fn install(log: Log) {
     if LOG.set(log).is_err() {
         return;
     }
-    // An author may have set one of his own first; then that stays.
+    // If the author has already set a subscriber, that one stays.
     let _ = tracing::subscriber::set_global_default(Forward);
-    // Never symbolizes: a backtrace costs 35 MB and a quarter of a second, and pins the library.
+    // Does not symbolize, because a backtrace costs 35 MB and a quarter of a second, and pins the library.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
         let last = panic.location().map(|at| (at.file().to_owned(), at.line(), payload(panic.payload()).to_owned()));
@@ -30,11 +30,11 @@ pub(crate) fn install(log: Log) {
 }
 
 thread_local! {
-    /// Where this thread has panicked last, and what that said.
+    /// Where this thread last panicked, and the message.
     static LAST_PANIC: Cell<Option<(String, u32, String)>> = const { Cell::new(None) };
 }
 
-/// Where this thread has panicked last, and what that said; once.
+/// Returns where this thread last panicked, and the message; then clears both.
 pub(crate) fn last_panic() -> Option<(String, u32, String)> {
     LAST_PANIC.with(Cell::take)
 }

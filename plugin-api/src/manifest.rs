@@ -1,28 +1,28 @@
-//! What a service says of itself: its name, its methods, their types and docs. `credhost describe` shows it.
+//! A service's description of itself: its name, its methods, their types and docs. `credhost describe` shows it.
 
 use serde::{Deserialize, Serialize};
 
 /// A method of a perspective or of another object, as the `#[perspective]` macro found it.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Method {
-    /// Its name, by which clients call it.
+    /// The name that clients call.
     pub name: &'static str,
     /// Its doc comment.
     pub doc: &'static str,
-    /// Its parameters, without those that the runtime fills in.
+    /// Its parameters, without those that the runtime provides.
     pub parameters: &'static [Parameter],
-    /// The type it answers with, as written; empty for none.
+    /// Its return type, as written; empty if it has none.
     pub returns: &'static str,
     /// Whether it can change the perspective.
     pub changes: bool,
-    /// The classes of the errors that it answers with, as far as it says.
+    /// The classes of the errors that it declares.
     pub raises: &'static [&'static str],
 }
 
 /// A parameter of a method.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Parameter {
-    /// Its name, by which a keyword argument finds it.
+    /// Its name, which a keyword argument refers to.
     pub name: &'static str,
     /// Its type, as written.
     pub r#type: &'static str,
@@ -50,12 +50,13 @@ pub struct Manifest {
     pub doc: String,
     /// When its perspectives are saved: "call", "detach" or "never".
     pub save: String,
-    /// Whether the service itself has state that is saved.
+    /// Whether the service's own state is saved.
     pub shared: bool,
-    /// Services that must serve before it starts, and are stopped after it.
+    /// Services that must be serving before it starts, and that stop after it.
     #[serde(default)]
     pub needs: Vec<String>,
-    /// What it needs in a sandbox beside computing, in the operator's words: "net:tcp:443", "read:/etc/ssl".
+    /// The permissions that it needs in a sandbox beyond computing, as the operator writes them: "net:tcp:443",
+    /// "read:/etc/ssl".
     #[serde(default)]
     pub permissions: Vec<String>,
     /// The version of `plugin-api` it was built with.
@@ -66,16 +67,16 @@ pub struct Manifest {
     pub perspective_doc: String,
     /// The methods of its perspective.
     pub methods: Vec<MethodManifest>,
-    /// Types of its own that methods take and answer with, as far as they tell of themselves.
+    /// Types of its own that methods take and return, if the types describe themselves.
     #[serde(default)]
     pub types: Vec<TypeManifest>,
-    /// Objects of its own that methods answer with references to.
+    /// Objects of its own to which methods return references.
     #[serde(default)]
     pub objects: Vec<ObjectManifest>,
-    /// Errors of its own that methods say they answer with.
+    /// Errors of its own that methods declare.
     #[serde(default)]
     pub faults: Vec<FaultManifest>,
-    /// What its clients give to be called back.
+    /// The mind: the object that its clients pass for callbacks.
     #[serde(default)]
     pub mind: Option<MindManifest>,
 }
@@ -85,7 +86,7 @@ pub struct Manifest {
 pub struct TypeManifest {
     /// Its name, as methods write it.
     pub name: String,
-    /// The class that its values are instances of: "shop.Card"; empty: they are dictionaries.
+    /// The class that its values are instances of, such as "shop.Card"; empty if they are dictionaries.
     pub class: String,
     /// Its doc comment.
     pub doc: String,
@@ -95,7 +96,7 @@ pub struct TypeManifest {
     pub variants: Vec<VariantManifest>,
 }
 
-/// A field, as it is on the wire.
+/// A field, in its form on the wire.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FieldManifest {
     /// Its name.
@@ -104,7 +105,7 @@ pub struct FieldManifest {
     pub r#type: String,
     /// Its doc comment.
     pub doc: String,
-    /// Whether it may be left out.
+    /// Whether it may be absent.
     #[serde(default)]
     pub optional: bool,
 }
@@ -112,7 +113,7 @@ pub struct FieldManifest {
 /// A variant of an enum.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VariantManifest {
-    /// Its name, on the wire.
+    /// Its name on the wire.
     pub name: String,
     /// Its doc comment.
     pub doc: String,
@@ -120,7 +121,7 @@ pub struct VariantManifest {
     pub fields: Vec<FieldManifest>,
 }
 
-/// An object that clients get references to.
+/// An object to which clients get references.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectManifest {
     /// Its name, as methods write it.
@@ -136,9 +137,9 @@ pub struct ObjectManifest {
 pub struct FaultManifest {
     /// Its class.
     pub class: String,
-    /// The classes that it is under, the nearest first.
+    /// Its parent classes, the nearest first.
     pub parents: Vec<String>,
-    /// What it says, with its fields in braces.
+    /// Its message, with its fields in braces.
     pub message: String,
     /// Its doc comment.
     pub doc: String,
@@ -146,10 +147,10 @@ pub struct FaultManifest {
     pub fields: Vec<FieldManifest>,
 }
 
-/// What clients give to be called back.
+/// The mind: the object that clients pass for callbacks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MindManifest {
-    /// Its name, as the service has it.
+    /// The service's name for it.
     pub name: String,
     /// Its doc comment.
     pub doc: String,
@@ -168,7 +169,7 @@ pub struct MethodManifest {
     pub doc: String,
     /// Whether it can change the perspective.
     pub changes: bool,
-    /// The classes of the errors that it answers with, as far as it says.
+    /// The classes of the errors that it declares.
     #[serde(default)]
     pub raises: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Large data in pages, both ways: as `twisted.spread.util` sends and collects it.
+//! Transfers large data in pages, in both directions, as `twisted.spread.util` does.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -13,17 +13,17 @@ use crate::handle::Handle;
 use crate::perspective;
 use crate::remote::Remote;
 
-/// This many pages are on their way to a client before the first of them is answered.
+/// The maximum number of pages on their way to a client before the first of them is answered.
 const WINDOW: usize = 16;
-/// This many pages that have come wait to be read; more wait in their callers.
+/// The number of received pages that are buffered. While the buffer is full, calls that bring further pages wait.
 const KEPT: usize = 4;
-/// The largest page, in bytes: what Twisted reads as one string.
+/// The largest page, in bytes: the longest string that Twisted reads.
 const LARGEST: usize = 640 << 10;
 
-/// Sends all that a reader has to a client's page collector, in pages of `size` bytes, and says when that was all. Answers
-/// with how many bytes it was.
+/// Sends all data of a reader to a client's page collector, in pages of `size` bytes, then signals the end. Returns
+/// the number of bytes sent.
 ///
-/// It reads on as the client answers, so that memory holds a few pages, however large the whole is.
+/// Reads on only as the client answers, so that memory holds only a few pages, however large the whole is.
 ///
 /// In Twisted: `twisted.spread.util.Pager`, and the client's `getAllPages(reference, "method")`, or a
 /// `CallbackPageCollector` of its own.
@@ -37,7 +37,7 @@ const LARGEST: usize = 640 << 10;
 /// # impl Files {
 /// /// In Twisted: `yield util.getAllPages(files, "read")`.
 /// async fn read(_me: Handle<Self>, context: Context<Archive>, collector: Remote) -> Result<()> {
-///     // Twisted's answers at once, and sends pages then.
+///     // Twisted's pager answers at once, then sends the pages.
 ///     context.spawn(async move {
 ///         let data: &[u8] = b"much more than fits into one answer";
 ///         let _ = page(&collector, data, 8192).await;
@@ -55,8 +55,9 @@ const LARGEST: usize = 640 << 10;
 /// ```
 ///
 /// # Errors
-/// When the reader fails, or the client: it has gone, say. The collector is not told then: Twisted's has no word for it. When
-/// `size` is 0, or more than 655,360 bytes: no peer reads that.
+/// If the reader fails, or the client, for example because it has disconnected. The collector is not notified of
+/// this, because Twisted's collector has no message for it. If `size` is 0, or more than 655,360 bytes, which no peer
+/// reads.
 pub async fn page(collector: &Remote, mut reader: impl AsyncRead + Unpin, size: usize) -> Result<u64> {
     if !(1..=LARGEST).contains(&size) {
         return Err(Fault::value(format!("a page has 1 to {LARGEST} bytes, not {size}")));
@@ -91,10 +92,10 @@ pub async fn page(collector: &Remote, mut reader: impl AsyncRead + Unpin, size: 
     Ok(total)
 }
 
-/// A page, or that there are no more.
+/// A page, or `None` at the end.
 type Come = Option<Vec<u8>>;
 
-/// Data that a client sends in pages: see [`Pages::collector`].
+/// Data that a client sends in pages. See [`Pages::collector`].
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -131,18 +132,18 @@ pub struct Pages {
     ended: bool,
 }
 
-/// What collects the pages: give it to the client that sends them.
+/// Collects pages. Give it to the client that is to send them.
 ///
 /// In Twisted: `twisted.spread.util.CallbackPageCollector`.
 #[derive(Debug)]
 pub struct PageCollector {
-    /// Pages wait here in the order in which they came.
+    /// Pages are added in the order in which they came.
     to: Rc<Mutex<Option<mpsc::Sender<Come>>>>,
 }
 
 impl Pages {
-    /// A collector to be given to a client, and what comes of it. What the client sends waits in it until it is read, and
-    /// is bounded: a reader that is slow makes its client slow.
+    /// Returns a collector to give to a client, and the pages that arrive in it. The collector buffers what the
+    /// client sends until it is read. The buffer is bounded, so a slow reader slows down its client.
     #[must_use]
     pub fn collector() -> (Handle<PageCollector>, Self) {
         let (to, come) = mpsc::channel(KEPT);
@@ -150,10 +151,10 @@ impl Pages {
         (Handle::new(PageCollector { to }), Self { come, ended: false })
     }
 
-    /// The next page; `None` when there are no more.
+    /// Returns the next page; `None` when there are no more.
     ///
     /// # Errors
-    /// When the client has let go of the collector, or has gone, before the end.
+    /// If the client has released the collector, or has disconnected, before the end.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
         if self.ended {
             return Ok(None);
@@ -168,10 +169,10 @@ impl Pages {
         }
     }
 
-    /// All pages in one.
+    /// Returns all pages joined into one.
     ///
     /// # Errors
-    /// As [`Pages::next`], and when they are more than `limit` bytes.
+    /// As [`Pages::next`], and if they have more than `limit` bytes in total.
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -179,7 +180,7 @@ impl Pages {
     /// # struct Desk;
     /// # #[perspective]
     /// # impl Desk {
-    /// /// Has the client send a file, and sends it back in pages of its own.
+    /// /// Lets the client send a file, and sends it back in pages.
     /// async fn mirror(_me: Handle<Self>, call: Call, name: String, to: Remote) -> Result<u64> {
     ///     let (collector, pages) = Pages::collector();
     ///     call.mind()?.notify("send", (name, collector))?;
@@ -200,16 +201,16 @@ impl Pages {
     }
 }
 
-/// What a client calls that sends pages.
+/// The object that a client calls to send pages.
 #[perspective]
 impl PageCollector {
-    /// One page. It is answered when there is room for it.
+    /// Receives one page. Answers when there is room for it.
     #[method("gotPage")]
     async fn got_page(me: Handle<Self>, page: Bytes) -> Result<()> {
         put(&me, Some(page.0)).await
     }
 
-    /// That was the last.
+    /// Signals that there are no more pages.
     #[method("endedPaging")]
     async fn ended_paging(me: Handle<Self>) -> Result<()> {
         put(&me, None).await
@@ -218,7 +219,7 @@ impl PageCollector {
 
 async fn put(me: &Handle<PageCollector>, page: Come) -> Result<()> {
     let to = me.read(|collector| Rc::clone(&collector.to))?;
-    // Whoever came first has it first.
+    // The lock is fair: pages are sent in the order in which they came.
     let mut to = to.lock().await;
     let last = page.is_none();
     let gone = || Fault::value("the receiver of these pages has gone");

@@ -1,4 +1,4 @@
-//! Objects that clients keep a copy of beyond their connection.
+//! Objects of which clients keep a copy beyond their connection.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,17 +14,18 @@ use crate::runtime::core::Core;
 use crate::runtime::incoming::{Incoming, Invoked};
 use crate::service::Callable;
 
-/// A type whose values clients keep: in Python, a `twisted.spread.publish.RemotePublished`, made known by
-/// `pb.setUnjellyableForClass`. What `Serialize` writes, a struct or a map, is what they keep.
+/// A type whose values clients keep. In Python it is a `twisted.spread.publish.RemotePublished`, registered by
+/// `pb.setUnjellyableForClass`. Clients keep what `Serialize` writes: a struct or a map.
 pub trait Publish: Serialize + 'static {
     /// The name by which clients know the type: "module.Class".
     const TYPE: &'static str;
 }
 
-/// An object whose state clients keep in a file: one that has it already, as it is, does not fetch it again.
+/// An object whose state clients keep in a file. A client that has the current state already does not fetch it again.
 ///
-/// Sent to a client, it says what it is called and when it was last changed; a client that has another time in its file asks for the
-/// state. Clients that have it while it is changed learn of that when they are sent it once more. Clones are the same object.
+/// When it is sent to a client, the client receives its name and the time of its last change. A client with a
+/// different time in its file asks for the state. A client that has the object learns of a change only when the
+/// object is sent to it again. Clones are the same object.
 ///
 /// In Twisted: `twisted.spread.publish.Publishable`.
 ///
@@ -35,7 +36,7 @@ pub trait Publish: Serialize + 'static {
 /// use plugin_api::testing::TestHost;
 /// use plugin_api::{Publish, Published};
 ///
-/// /// What clients keep.
+/// /// The state that clients keep.
 /// #[derive(Serialize)]
 /// struct Catalogue {
 ///     entries: Vec<String>,
@@ -54,7 +55,7 @@ pub trait Publish: Serialize + 'static {
 ///     type Perspective = Reader;
 ///
 ///     fn init(_: &Context<Self>, _: &Config) -> Result<Self> {
-///         // The time is that of the state, not that of the start: so nobody fetches it again because the code was replaced.
+///         // The time of the state, not of the start, so that no client fetches it again because the code was replaced.
 ///         let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(1_750_000_000);
 ///         let catalogue = Catalogue { entries: vec!["Moby-Dick".to_owned()] };
 ///         Ok(Self { catalogue: Published::changed_at("catalogue", changed, catalogue) })
@@ -85,7 +86,7 @@ pub trait Publish: Serialize + 'static {
 /// ```
 pub struct Published<T: Publish> {
     state: Rc<State<T>>,
-    /// What goes to clients: another one after each change.
+    /// The message that is sent to clients. Replaced after each change.
     announced: Rc<RefCell<Cached<Announced<T>>>>,
 }
 
@@ -95,24 +96,24 @@ struct State<T> {
     changed: Cell<SystemTime>,
 }
 
-/// What a client gets: Twisted's five names.
+/// The message that a client receives, with Twisted's five fields.
 struct Announced<T: Publish> {
     source: Handle<Source<T>>,
     changed: SystemTime,
 }
 
-/// Where a client gets the state.
+/// The object from which a client fetches the state.
 struct Source<T>(Rc<State<T>>);
 
 impl<T: Publish> Published<T> {
-    /// One that has changed just now. Its name is one that no other has in this service, of whatever type:
-    /// clients name their files by it.
+    /// Creates an object that counts as changed now. Its name must be unique in this service, across all types,
+    /// because clients name their files by it.
     #[must_use]
     pub fn new(id: impl Into<String>, value: T) -> Self {
         Self::changed_at(id, SystemTime::now(), value)
     }
 
-    /// One that was last changed at this time, as the service has saved it.
+    /// Creates an object that was last changed at this time, as the service has saved it.
     #[must_use]
     pub fn changed_at(id: impl Into<String>, changed: SystemTime, value: T) -> Self {
         let state = Rc::new(State { id: id.into(), value: RefCell::new(value), changed: Cell::new(changed) });
@@ -120,23 +121,23 @@ impl<T: Publish> Published<T> {
         Self { state, announced }
     }
 
-    /// Looks at it.
+    /// Reads the object.
     ///
     /// # Errors
-    /// When it is being changed by the caller itself, further up.
+    /// If the caller itself is changing it further up in the same call.
     pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R> {
         looks();
         Ok(look(&*self.state.value.try_borrow().map_err(|_| in_use())?))
     }
 
-    /// Changes it: whoever is sent it from now on fetches its state.
+    /// Changes the object. A client to which it is sent from now on fetches its state.
     ///
     /// # Errors
-    /// When it is in use by the caller itself, further up.
+    /// If the caller itself is using it further up in the same call.
     pub fn republish<R>(&self, change: impl FnOnce(&mut T) -> R) -> Result<R> {
         looks();
         let changed = change(&mut *self.state.value.try_borrow_mut().map_err(|_| in_use())?);
-        // Two changes have two times, however fast they come, and whatever becomes of the machine's clock.
+        // Two changes have different times, however close they are, and whatever happens to the machine's clock.
         let least = self.state.changed.get() + Duration::from_micros(1);
         self.state.changed.set(SystemTime::now().max(least));
         let before = self.announced.replace(announce(&self.state));
@@ -144,12 +145,12 @@ impl<T: Publish> Published<T> {
         Ok(changed)
     }
 
-    /// When it was last changed.
+    /// Returns the time of the last change.
     ///
     /// ```
     /// # use plugin_api::prelude::*;
     /// # use plugin_api::{Publish, Published};
-    /// /// Whether it is to be saved: it has changed since.
+    /// /// Whether it has changed since it was saved.
     /// fn is_newer<T: Publish>(published: &Published<T>, saved: std::time::SystemTime) -> bool {
     ///     published.changed() > saved
     /// }
@@ -197,7 +198,7 @@ impl<T: Publish> std::fmt::Debug for Published<T> {
 
 impl<T: Publish> Serialize for Published<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        // One that a client has sent back may be older than what it is of.
+        // One that a client has sent back may be older than the state.
         let is_old = self.announced.borrow().read(|announced| announced.changed != self.state.changed.get());
         if is_old.unwrap_or_default() {
             let before = self.announced.replace(announce(&self.state));

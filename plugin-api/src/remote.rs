@@ -1,4 +1,4 @@
-//! Objects of the client's.
+//! Objects of the client.
 
 use std::rc::Rc;
 
@@ -11,10 +11,10 @@ use crate::abi::frame::ToHost;
 use crate::fault::{Fault, Result};
 use crate::runtime::core::{Core, Encoded};
 
-/// An object of a client's: its mind, or a reference it has sent. Clones are the same reference; it is given back to
-/// the client when the last is dropped.
+/// An object of a client: its mind, or a reference that it has sent. Clones are the same reference. The reference is
+/// released when the last clone is dropped.
 ///
-/// The client can go at any time; a call then answers with `twisted.spread.pb.PBConnectionLost`.
+/// The client can disconnect at any time. A call then fails with `twisted.spread.pb.PBConnectionLost`.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -31,12 +31,12 @@ use crate::runtime::core::{Core, Encoded};
 ///
 /// #[perspective]
 /// impl View {
-///     /// Calls the client's object, and waits for its answer.
+///     /// Calls the client's object and waits for its answer.
 ///     async fn ask(_me: Handle<Self>, call: Call) -> Result<u32> {
 ///         call.mind()?.call("how_many", ("apples",)).await
 ///     }
 ///
-///     /// Tells it, and waits for nothing.
+///     /// Notifies the client's object and does not wait.
 ///     fn tell(&self, call: &Call) -> Result<()> {
 ///         call.mind()?.notify("tick", (1,))
 ///     }
@@ -45,7 +45,7 @@ use crate::runtime::core::{Core, Encoded};
 /// let host = TestHost::<Clock>::start()?;
 /// let alice = host.attach_with("alice", |_, _| Ok(Value::from(3)))?;
 /// assert_eq!(alice.call::<u32>("ask", ())?, 3);
-/// // An object's own exception is the service's to see.
+/// // The service receives exceptions that the object raises.
 /// let bob = host.attach_with("bob", |_, _| Err(Fault::new("bob.Busy", "later")))?;
 /// assert_eq!(bob.call::<u32>("ask", ()).unwrap_err().class(), "bob.Busy");
 /// # Ok::<(), Fault>(())
@@ -53,31 +53,31 @@ use crate::runtime::core::{Core, Encoded};
 #[derive(Clone)]
 pub struct Remote {
     shared: Rc<RemoteCell>,
-    /// By which attachment this clone of it came; 0: nobody knows.
+    /// The attachment by which this clone arrived; 0 if unknown.
     attachment: u64,
 }
 
 pub(crate) struct RemoteCell {
     core: Rc<Core>,
     handle: u64,
-    /// How many times it has come in: each is given back.
+    /// How often it was received. Each time is given back.
     pub(crate) count: std::cell::Cell<u64>,
 }
 
 impl Remote {
-    /// One that has come in once more, by an attachment (0: by none that is known).
+    /// A reference that was received once more, by an attachment (0 if unknown).
     pub(crate) fn received(core: &Rc<Core>, handle: u64, attachment: u64) -> Self {
         let shared = core.remote(handle, |core| RemoteCell { core, handle, count: std::cell::Cell::new(0) });
         shared.count.set(shared.count.get() + 1);
         Self { shared, attachment }
     }
 
-    /// One that is being read.
+    /// A reference in a value that is being read.
     pub(crate) fn arriving(shared: Rc<RemoteCell>, attachment: u64) -> Self {
         Self { shared, attachment }
     }
 
-    /// As a service is sent it.
+    /// The reference in jelly, in the form that a service receives.
     pub(crate) fn jelly(&self) -> Vec<u8> {
         let mut out = Vec::new();
         jelly::token::list(&mut out, 2);
@@ -95,13 +95,15 @@ impl Remote {
         (self.shared.handle, self.attachment)
     }
 
-    /// Calls a method of the client's object: `arguments` is a tuple, `(text,)` for one. The call is on its way when
-    /// this returns; await the answer.
+    /// Calls a method of the client's object. `arguments` is a tuple: `(text,)` for one argument. The call is on its
+    /// way when this returns; await the answer.
     ///
     /// # Errors
-    /// The client's own exceptions, by their class; `twisted.spread.pb.PBConnectionLost` when it has gone; a MemoryError when it
-    /// does not answer, or does not read, and as many calls as may wait for it already (`[limits] unanswered`); a TypeError when
-    /// the answer is not of the type asked for.
+    /// * The client's own exceptions, by their class.
+    /// * `twisted.spread.pb.PBConnectionLost` if the client has gone.
+    /// * `MemoryError` if the client does not answer, or does not read, and the limit of calls that wait for it
+    ///   (`[limits] unanswered`) is reached.
+    /// * `TypeError` if the answer is not of the requested type.
     pub fn call<A: Serialize, R: DeserializeOwned>(
         &self,
         method: &str,
@@ -139,7 +141,7 @@ impl Remote {
     /// }
     ///
     /// let host = TestHost::<Room>::start()?;
-    /// // What a client's object is called with: its method, and `(arguments, keywords)`.
+    /// // The object is called with the method and `(arguments, keywords)`.
     /// let alice = host.attach_with("alice", |method, arguments| Ok(Value::from(format!("{method}{arguments}"))))?;
     /// assert!(alice.call::<String>("ring", ())?.starts_with("ring"));
     /// # Ok::<(), Fault>(())
@@ -153,11 +155,11 @@ impl Remote {
         let core = &self.shared.core;
         let sent = arguments_of(core, &arguments, &keywords)
             .map(|(arguments, middle)| core.call(self.target(), method, &arguments, middle));
-        // The client's object lives until its answer has come.
+        // Keeps the client's object alive until its answer has come.
         let keep = self.clone();
         async move {
             let answer = sent?.await;
-            // What came with the answer is held until it is read.
+            // Holds what came with the answer until it is read.
             let answer = answer?;
             let core = &keep.shared.core;
             core.reading(keep.attachment, || jelly::from_slice_with(&answer.bytes, core.classes.get()))
@@ -165,10 +167,10 @@ impl Remote {
         }
     }
 
-    /// Calls a method of the client's object and wants no answer: neither will an error be heard of.
+    /// Calls a method of the client's object and requests no answer. Errors are not reported either.
     ///
     /// # Errors
-    /// When the arguments cannot be written.
+    /// If the arguments cannot be serialized.
     pub fn notify<A: Serialize>(&self, method: &str, arguments: A) -> Result<()> {
         let core = &self.shared.core;
         let (arguments, middle) = arguments_of(core, &arguments, &NoKeywords {})?;
@@ -176,13 +178,13 @@ impl Remote {
         Ok(())
     }
 
-    /// Whether its client has gone: it is attached to nothing of this service any more.
+    /// Whether the client has gone: its connection has no attachment to this service any more.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         !self.shared.core.is_attached(self.shared.handle)
     }
 
-    /// Waits until its client has gone: for a task that looks after it.
+    /// Waits until the client has gone, for a task that looks after it.
     ///
     /// In Twisted: `notifyOnDisconnect`.
     ///
@@ -215,7 +217,7 @@ impl Remote {
 #[derive(Serialize)]
 struct NoKeywords {}
 
-/// Arguments and keywords, one behind the other, and where the keywords begin.
+/// Encodes the arguments, then the keywords; also returns where the keywords begin.
 fn arguments_of(core: &Core, arguments: &impl Serialize, keywords: &impl Serialize) -> Result<(Encoded, usize)> {
     let mut encoded = tuple(Some(core), arguments)?;
     let middle = encoded.bytes.len();
@@ -226,7 +228,8 @@ fn arguments_of(core: &Core, arguments: &impl Serialize, keywords: &impl Seriali
     Ok((encoded, middle))
 }
 
-/// Arguments as a tuple; `()` is the empty one. Own objects in them are counted as handed out, if there is a service.
+/// Encodes arguments as a tuple; `()` is the empty one. Counts the service's own objects in them as handed out, if
+/// there is a service.
 pub(crate) fn tuple<A: Serialize>(core: Option<&Core>, arguments: &A) -> Result<Encoded> {
     const NONE: [u8; 4] = [1, 0x80, 1, 0x87];
     const EMPTY: [u8; 4] = [1, 0x80, 11, 0x87];

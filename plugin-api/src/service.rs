@@ -1,4 +1,4 @@
-//! What an author implements.
+//! The traits of a service: what an author implements.
 
 use jelly::Value;
 use serde::Serialize;
@@ -20,7 +20,7 @@ use crate::runtime::incoming::{Incoming, Invoked};
 /// #[derive(Default)]
 /// struct Cursors;
 ///
-/// /// Where clients point to: not worth a write to the disk each time.
+/// /// Where clients point: not worth a disk write each time.
 /// #[service("cursors", save = "detach")]
 /// impl Service for Cursors {
 ///     type Perspective = Cursor;
@@ -36,16 +36,17 @@ use crate::runtime::incoming::{Incoming, Invoked};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Save {
-    /// After each call that changed it, before its answer leaves: what a client is told is durable. The default.
+    /// After each call that changed it, before the answer is sent, so that everything a client is told is durable.
+    /// The default.
     Call,
-    /// When the last client has detached: faster, and what was told may be lost with the power.
+    /// When the last client detaches. Faster, but a power failure may lose changes that clients were told of.
     Detach,
     /// Never.
     Never,
 }
 
 impl Save {
-    /// As `#[service]` has it.
+    /// The value's name in `#[service]`.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Call => "call",
@@ -55,120 +56,122 @@ impl Save {
     }
 }
 
-/// A unit of functionality that people log in to. Write it with `#[service("name")]`, which fills in what is absent.
+/// A unit of functionality that people log in to. Write it with `#[service("name")]`, which provides everything that
+/// is absent.
 ///
 /// In the original: `twisted.cred.service.Service`.
 pub trait Service: Sized + 'static {
     /// One identity's view onto the service.
     type Perspective: Callable + Served<Service = Self>;
 
-    /// Its name, by which keys name it. Filled in.
+    /// Its name, which keys refer to. Set by the attribute.
     const NAME: &'static str;
-    /// When its perspectives are saved. Filled in.
+    /// When its perspectives are saved. Set by the attribute.
     const SAVE: Save;
-    /// Whether the service itself is saved, too (`#[service("name", shared)]`): after each change, as a perspective
-    /// is. Filled in.
+    /// Whether the service itself is also saved (`#[service("name", shared)]`): after each change, as a perspective
+    /// is. Set by the attribute.
     const SHARED: bool;
-    /// Services of the same host that must serve before it starts, and are stopped after it
-    /// (`#[service("name", needs = ["other"])]`). Filled in.
+    /// Services of the same host that must be serving before it starts, and that stop after it
+    /// (`#[service("name", needs = ["other"])]`). Set by the attribute.
     const NEEDS: &'static [&'static str];
-    /// What it needs in a sandbox beside computing, in the operator's words
-    /// (`#[service("name", permissions = ["net:tcp:443", "read:/etc/ssl"])]`): the operator grants it by `[service.name] allow`, and
-    /// `credhost vet` says what is lacking. Filled in: nothing.
+    /// The permissions that it needs in a sandbox beyond computing, as the operator writes them
+    /// (`#[service("name", permissions = ["net:tcp:443", "read:/etc/ssl"])]`). The operator grants them by
+    /// `[service.name] allow`, and `credhost vet` reports which are missing. Default: none.
     const PERMISSIONS: &'static [&'static str] = &[];
-    /// The classes that untyped values ([`Value`]) may have instances of, in and out
-    /// (`#[service("name", copyables = ["shop.Card"])]`): a stock client that does not know a class loses its
-    /// connection over it, so a value with another class is an error to who sends it. Typed arguments and answers name
-    /// their classes themselves. Filled in: none.
+    /// The classes whose instances untyped values ([`Value`]) may contain, in arguments and answers
+    /// (`#[service("name", copyables = ["shop.Card"])]`). A stock client that does not know a class loses its
+    /// connection over it, so the sender of a value with any other class gets an error. Typed arguments and answers
+    /// name their classes themselves. Default: none.
     const COPYABLES: &'static [&'static str] = &[];
-    /// Its doc comment. Filled in.
+    /// Its doc comment. Set by the attribute.
     const DOC: &'static str;
 
-    /// Tells what clients give to be called back (`#[service("name", mind = Ear)]`). Filled in: nothing.
+    /// Describes the object that clients pass for callbacks (`#[service("name", mind = Ear)]`). Default: nothing.
     #[doc(hidden)]
     fn describe(into: &mut Descriptions) {
         let _ = into;
     }
 
-    /// Makes the service from its configuration. No state yet, and no side effects: another generation may be
-    /// serving. Filled in: `Default`.
+    /// Creates the service from its configuration. The saved state is not available yet. Must have no side effects,
+    /// because another generation may be serving. Default: the type's `Default`.
     ///
     /// # Errors
-    /// What the operator should know; the library is then not loaded.
+    /// If the service cannot be created, with a message for the operator. The library is then not loaded.
     fn init(context: &Context<Self>, config: &Config) -> Result<Self>;
 
-    /// Starts it: its saved state, if it is `shared`, is there. Background tasks begin here. Filled in: nothing.
+    /// Starts the service. If it is `shared`, its saved state is loaded by now. Begin background tasks here. Default:
+    /// does nothing.
     ///
     /// # Errors
-    /// What the operator should know; the service is then not started.
+    /// If the service cannot start, with a message for the operator. The service is then not started.
     fn start(me: Handle<Self>, context: Context<Self>) -> impl Future<Output = Result<()>>;
 
-    /// Ends it. Its tasks are ended after this returns. Filled in: nothing.
+    /// Stops the service. Its tasks are ended after this returns. Default: does nothing.
     fn stop(me: Handle<Self>, context: Context<Self>) -> impl Future<Output = ()>;
 
-    /// Makes the perspective of this name, which has no saved state. Filled in: `Default`.
+    /// Creates the perspective of this name, which has no saved state. Default: the perspective's `Default`.
     ///
     /// # Errors
-    /// When there shall be none of this name.
+    /// If there is to be no perspective of this name.
     fn perspective(&self, name: &str) -> Result<Self::Perspective>;
 
-    /// Somebody with the key attaches. Answers with the perspective that is actually attached, which may be another
-    /// one (a guest's, a throw-away), or refuses. Filled in: the one asked for.
+    /// Called when a client with the key attaches. Returns the perspective that is actually attached, which may be
+    /// another one (a guest's, a temporary one). Default: returns the requested perspective.
     ///
     /// # Errors
-    /// To refuse.
+    /// To refuse the attachment.
     fn attached(
         context: &Context<Self>,
         perspective: Handle<Self::Perspective>,
         attachment: &Attachment,
     ) -> Result<Handle<Self::Perspective>>;
 
-    /// The attachment has ended: called once for each `attached` that did not refuse, on what that answered with.
-    /// Filled in: nothing.
+    /// Called when the attachment has ended: once for each `attached` that did not refuse, with the perspective that
+    /// it returned. Default: does nothing.
     fn detached(context: &Context<Self>, perspective: Handle<Self::Perspective>, attachment: &Attachment);
 
-    /// Whether it is well; asked after a start, before it serves. Filled in: yes.
+    /// Checks whether the service is healthy. Called after a start, before the service serves. Default: it is.
     ///
     /// # Errors
-    /// When it is not.
+    /// If it is not healthy.
     fn health(me: &Handle<Self>) -> Result<()>;
 
-    /// Makes an object again that code before this has handed out to clients under a name
-    /// ([`Handle::named`](crate::Handle::named)), after a reload; the clients' references are to this object then.
-    /// Filled in: there is none.
+    /// Recreates an object that earlier code handed out to clients under a name
+    /// ([`Handle::named`](crate::Handle::named)). Called at a reload. The clients' references then refer to the
+    /// returned object. Default: an error for every name.
     ///
     /// # Errors
-    /// When there is no such object any more: references to it are dead.
+    /// If there is no such object any more. References to it are then dead.
     fn rebuild(context: Context<Self>, name: String) -> impl Future<Output = Result<AnyHandle>>;
 
-    /// Makes a perspective's saved state, of whatever version of the code, one that this version can read. Called with
-    /// each state before it is read. Filled in: as it is.
+    /// Converts a perspective's saved state, written by any version of the code, into one that this version can read.
+    /// Called with each state before it is read. Default: returns the state unchanged.
     ///
     /// # Errors
-    /// When it cannot be; nobody can attach to the perspective then, and its state stays as it is.
+    /// If the state cannot be converted. Nobody can attach to the perspective then, and its state stays unchanged.
     fn migrate(state: Value) -> Result<Value>;
 
-    /// As [`Service::migrate`], for the service's own state. Filled in: as it is.
+    /// Like [`Service::migrate`], for the service's own state. Default: returns the state unchanged.
     ///
     /// # Errors
-    /// When it cannot be; the service does not start then.
+    /// If the state cannot be converted. The service does not start then.
     fn migrate_shared(state: Value) -> Result<Value>;
 
-    /// Filled in.
+    /// Provided by the attribute.
     #[doc(hidden)]
     fn save_perspective(perspective: &Self::Perspective) -> Result<Vec<u8>>;
-    /// Filled in.
+    /// Provided by the attribute.
     #[doc(hidden)]
     fn load_perspective(state: &[u8]) -> Result<Self::Perspective>;
-    /// Filled in.
+    /// Provided by the attribute.
     #[doc(hidden)]
     fn save_service(&self) -> Result<Vec<u8>>;
-    /// Filled in.
+    /// Provided by the attribute.
     #[doc(hidden)]
     fn load_service(state: &[u8]) -> Result<Self>;
 }
 
-/// A type whose methods clients can call. Written by `#[perspective]`.
+/// A type whose methods clients can call. Implemented by `#[perspective]`.
 pub trait Callable: Sized + 'static {
     /// Its methods.
     const METHODS: &'static [Method];
@@ -177,7 +180,7 @@ pub trait Callable: Sized + 'static {
     /// The doc comment of its `#[perspective]` block.
     const DOC: &'static str;
 
-    /// Tells what its methods take and answer with.
+    /// Describes what its methods take and return.
     #[doc(hidden)]
     fn describe(into: &mut Descriptions) {
         let _ = into;
@@ -188,36 +191,36 @@ pub trait Callable: Sized + 'static {
     fn invoke(me: &Handle<Self>, incoming: Incoming<'_>) -> Invoked;
 }
 
-/// Which service a perspective belongs to. Written by `#[service]`.
+/// Which service a perspective belongs to. Implemented by `#[service]`.
 pub trait Served {
     /// The service.
     type Service: Service;
 }
 
-/// For `#[service]`: the state of a type with serde.
+/// For `#[service]`: serializes a value into its state.
 ///
 /// # Errors
-/// As its `Serialize`.
+/// If its `Serialize` fails.
 #[doc(hidden)]
 pub fn save<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     jelly::to_vec(value).map_err(|error| Fault::new("RuntimeError", format!("the state cannot be saved: {error}")))
 }
 
-/// For `#[service]`: a type with serde, of its state.
+/// For `#[service]`: deserializes a value from its state.
 ///
 /// # Errors
-/// As its `Deserialize`.
+/// If its `Deserialize` fails.
 #[doc(hidden)]
 pub fn load<T: DeserializeOwned>(state: &[u8]) -> Result<T> {
-    // A state has a quota of its own, not the wire's limits.
+    // A state has its own quota; the wire's limits do not apply.
     jelly::from_scanned(state)
         .map_err(|error| Fault::new("RuntimeError", format!("the saved state does not fit this version: {error}")))
 }
 
-/// For `#[service]`: [`load`], for an author who migrates.
+/// For `#[service]`: [`load`] with the author's `migrate`.
 ///
 /// # Errors
-/// As `migrate`, and as [`load`].
+/// If `migrate` fails, and as [`load`].
 #[doc(hidden)]
 pub fn load_migrated<T: DeserializeOwned>(state: &[u8], migrate: fn(Value) -> Result<Value>) -> Result<T> {
     let state: Value = load(state)?;

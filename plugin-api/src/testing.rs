@@ -26,16 +26,16 @@
 //! let host = TestHost::<Guestbook>::start()?;
 //! let alice = host.attach("alice")?;
 //! assert_eq!(alice.call::<usize>("sign", ("hello",))?, 1);
-//! // What is wrong with a call is told as a client would be told.
+//! // A wrong call fails with the error that a client would receive.
 //! let wrong = alice.call::<usize>("sign", (5,)).unwrap_err();
 //! assert_eq!(wrong.class(), "TypeError");
-//! // What was answered is saved.
+//! // Changes are saved before the answer.
 //! assert!(host.saved("alice").is_some());
 //! # Ok::<(), Fault>(())
 //! ```
 //!
-//! The service runs on a thread of its own, as it does in a host; the test's thread plays the clients. A client's mind
-//! is called while the test waits for something: for an answer, or in [`TestHost::settle`].
+//! The service runs on its own thread, as in a host. The test's thread acts as the clients. A client's mind is called
+//! while the test waits: for an answer, or in [`TestHost::settle`].
 
 mod doors;
 mod objects;
@@ -63,24 +63,24 @@ use crate::service::Service;
 pub use self::doors::TestStream;
 pub use self::objects::{TestCached, TestObject, TestRemote};
 
-/// A guard against a service that never answers.
+/// The timeout for a service that never answers.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 type Mind = Box<dyn FnMut(&str, Value) -> Result<Value>>;
 
-/// A service that runs, and its clients.
+/// A running service and its clients.
 pub struct TestHost<S: Service> {
-    /// What generations say, each with its number.
+    /// Frames from generations, each with the generation's number.
     frames: Receiver<(usize, Vec<u8>)>,
     sender: Sender<(usize, Vec<u8>)>,
-    /// One after the other: the last serves.
+    /// In order of creation. The last one serves.
     generations: RefCell<Vec<Generation>>,
     state: RefCell<State>,
     config: Vec<u8>,
     clock_stands: bool,
-    /// How many generations there have been.
+    /// How many generations were started.
     made: Cell<usize>,
-    /// How many objects were given numbers.
+    /// How many objects have been numbered.
     objects: Cell<u64>,
     service: PhantomData<fn() -> S>,
 }
@@ -91,15 +91,15 @@ struct Generation {
     thread: JoinHandle<()>,
 }
 
-/// Who is attached, to be attached to new code.
+/// An attached client, kept to attach it to new code.
 #[derive(Clone)]
 struct Known {
     perspective: String,
     identity: String,
     mind: u64,
-    /// A mind that is not one object, in Jelly.
+    /// A mind that is not one object, in jelly.
     value: Vec<u8>,
-    /// The client's objects in it.
+    /// The client's objects in that value.
     handles: Vec<u8>,
 }
 
@@ -112,20 +112,20 @@ struct State {
     minds: HashMap<u64, Mind>,
     known: BTreeMap<u64, Known>,
     lifecycle: Vec<(usize, std::result::Result<&'static str, String>)>,
-    /// What the last that stood still has left to its successor.
+    /// What the last frozen generation left to its successor.
     heirlooms: (Vec<u8>, Vec<u8>),
     updates: HashMap<u64, Vec<(String, Value)>>,
     data: BTreeMap<Vec<u8>, Vec<u8>>,
     data_version: u64,
     ended: HashSet<u64>,
-    /// Clients' cacheable objects, and whether the service has their states.
+    /// Clients' cacheable objects, and whether the service has their state.
     copies: HashMap<u64, std::rc::Rc<Cell<bool>>>,
-    /// How often clients' objects were sent, less how often they were given back.
+    /// How often clients' objects were sent, minus how often they were released.
     sent: HashMap<u64, u64>,
-    /// How often the service's objects were handed out.
+    /// How many references to the service's objects clients hold.
     handed_out: u64,
     doors: doors::Doors,
-    /// Streams that come from code that was replaced already.
+    /// Streams from code that was already replaced.
     late: Vec<u64>,
 }
 
@@ -148,7 +148,7 @@ struct TestWall {
 
 impl Drop for TestWall {
     fn drop(&mut self) {
-        // Also when its main loop has panicked. The test may have ended.
+        // Also sent if the main loop has panicked. The test may have ended.
         let mut stopped = Vec::new();
         ToHost::Stopped {}.write(&mut stopped);
         let _ = self.frames.send((self.number, stopped));
@@ -209,35 +209,35 @@ impl<S: Service> TestHost<S> {
     /// Starts the service with an empty configuration.
     ///
     /// # Errors
-    /// What it refuses to start with.
+    /// If the service refuses to start, with its error.
     pub fn start() -> Result<Self> {
         Self::start_with(&HashMap::<String, String>::new(), HashMap::new())
     }
 
     /// Starts the service with a configuration (a struct or a map) and the states it saved earlier, by the names of
-    /// perspectives; the service's own has an empty name.
+    /// the perspectives. The service's own state has an empty name.
     ///
     /// # Errors
-    /// What it refuses to start with.
+    /// If the service refuses to start, with its error.
     pub fn start_with<C: Serialize>(config: &C, saved: HashMap<String, Value>) -> Result<Self> {
         Self::begin(config, saved, false)
     }
 
-    /// As [`TestHost::start`], with a clock that stands, and moves by [`TestHost::advance`] alone: what waits for an
-    /// hour is tested in no time. With the feature `testing`.
+    /// Like [`TestHost::start`], but with a paused clock that only [`TestHost::advance`] moves, so that an hour's
+    /// wait takes no time in the test. Requires the feature `testing`.
     ///
     /// # Errors
-    /// What it refuses to start with.
+    /// If the service refuses to start, with its error.
     #[cfg(feature = "testing")]
     pub fn start_paused() -> Result<Self> {
         Self::begin(&HashMap::<String, String>::new(), HashMap::new(), true)
     }
 
-    /// Moves the clock of a service that was [started with one that stands](TestHost::start_paused), and waits until
-    /// what has become due by that has run.
+    /// Advances the clock of a service that was [started with a paused clock](TestHost::start_paused), and waits
+    /// until everything that is due by then has run.
     ///
     /// # Errors
-    /// When the service has ended.
+    /// If the service has ended.
     ///
     /// ```
     /// use std::time::Duration;
@@ -271,7 +271,7 @@ impl<S: Service> TestHost<S> {
     /// ```
     #[cfg(feature = "testing")]
     pub fn advance(&self, by: Duration) -> Result<()> {
-        // Also of those that were replaced, and in which calls wait.
+        // Includes replaced generations, in which calls may still wait.
         for generation in &*self.generations.borrow() {
             *generation.gate.advanced.lock().unwrap_or_else(std::sync::PoisonError::into_inner) += by;
             generation.gate.come.notify_one();
@@ -291,7 +291,7 @@ impl<S: Service> TestHost<S> {
         Ok(host)
     }
 
-    /// Starts one more generation.
+    /// Starts another generation.
     fn generation(&self) -> Result<()> {
         let gate = Arc::new(Gate::default());
         let number = self.made.get() + 1;
@@ -307,13 +307,13 @@ impl<S: Service> TestHost<S> {
         self.stage(number, "started")
     }
 
-    /// Replaces the service by itself, as a host does when its library is replaced: it is frozen and saved, restarted
-    /// from what was saved, and those who are attached are attached again, with their minds. What only the old one
-    /// knew is gone. Calls that wait go on in the old one.
+    /// Replaces the service with itself, as a host does when the library is replaced. The service is frozen and
+    /// saved, then restarted from its saved states. Attached clients are attached again, with their minds. State that
+    /// only the old generation had in memory is lost. Waiting calls continue in the old generation.
     ///
     /// # Errors
-    /// When the service cannot be saved, does not start again (it then goes on as it was), or refuses somebody who was
-    /// attached.
+    /// If the service cannot be saved, does not start again (the old generation then continues), or refuses a client
+    /// that was attached.
     pub fn reload(&self) -> Result<()> {
         let old = self.serving();
         self.send_to(old, &ToLibrary::Freeze { request: 0 });
@@ -352,18 +352,19 @@ impl<S: Service> TestHost<S> {
         refused.map_or(Ok(()), Err)
     }
 
-    /// A client attaches to the perspective of this name, as the identity of the same name, without a mind.
+    /// Attaches a client to the perspective of this name, as the identity of the same name, without a mind.
     ///
     /// # Errors
-    /// What the service refuses with.
+    /// If the service refuses, with its error.
     pub fn attach(&self, name: &str) -> Result<TestClient<'_, S>> {
         self.attach_as(name, name, None)
     }
 
-    /// A client attaches with a mind: whatever the service calls of it, goes to `mind` by method and arguments.
+    /// Attaches a client with a mind. Each call that the service makes to it is passed to `mind`, as method and
+    /// arguments.
     ///
     /// # Errors
-    /// What the service refuses with.
+    /// If the service refuses, with its error.
     pub fn attach_with(
         &self,
         name: &str,
@@ -372,17 +373,17 @@ impl<S: Service> TestHost<S> {
         self.attach_as(name, name, Some(Box::new(mind)))
     }
 
-    /// A client attaches with a mind that is no object, but a value
+    /// Attaches a client with a mind that is a value, not an object
     /// ([`Attachment::mind_as`](crate::Attachment::mind_as)).
     ///
     /// # Errors
-    /// What the service refuses with; when the value cannot be written.
+    /// If the service refuses, with its error, or if the value cannot be serialized.
     pub fn attach_with_value(&self, name: &str, mind: &impl Serialize) -> Result<TestClient<'_, S>> {
         self.attach_giving(name, |_| mind)
     }
 
-    /// A client attaches with a mind that is not one object, but has objects of its own in it: `mind` makes them
-    /// ([`TestClient::give`]) of the client that is about to attach.
+    /// Attaches a client with a mind that is not one object, but a value with objects of the client in it. `mind`
+    /// creates the value and makes the objects ([`TestClient::give`]) with the client that is about to attach.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -417,7 +418,7 @@ impl<S: Service> TestHost<S> {
     /// ```
     ///
     /// # Errors
-    /// What the service refuses with; when the value cannot be written.
+    /// If the service refuses, with its error, or if the value cannot be serialized.
     pub fn attach_giving<V: Serialize>(
         &self,
         name: &str,
@@ -434,17 +435,17 @@ impl<S: Service> TestHost<S> {
         self.attach_known(client, Known { perspective, identity, mind: 0, value, handles })
     }
 
-    /// A client attaches that has not logged in, to the perspective of this name
+    /// Attaches an anonymous client, one that has not logged in, to the perspective of this name
     /// ([`Attachment::is_anonymous`](crate::Attachment::is_anonymous)).
     ///
     /// # Errors
-    /// What the service refuses with.
+    /// If the service refuses, with its error.
     pub fn attach_anonymous(&self, name: &str) -> Result<TestClient<'_, S>> {
         self.attach_as(name, "", None)
     }
 
     fn attach_as(&self, perspective: &str, identity: &str, mind: Option<Mind>) -> Result<TestClient<'_, S>> {
-        // Each client is a connection of its own, whose number is the upper half.
+        // Each client has its own connection, whose number is the upper half.
         let attachment = self.number() << 32;
         let handle = if mind.is_some() { attachment | self.number() } else { 0 };
         if let Some(mind) = mind {
@@ -480,27 +481,27 @@ impl<S: Service> TestHost<S> {
         })
     }
 
-    /// The saved state of a perspective; of the service itself, by an empty name.
+    /// Returns the saved state of a perspective; of the service itself for an empty name.
     #[must_use]
     pub fn saved(&self, perspective: &str) -> Option<Value> {
         let state = self.state.borrow();
         state.saved.get(perspective).and_then(|state| Value::decode(state).ok())
     }
 
-    /// Waits until the service has served all that it was given, and serves its calls meanwhile. Tasks that wait for
-    /// time or for others may still run.
+    /// Waits until the service has processed everything it was sent, and serves its calls meanwhile. Tasks that wait
+    /// for a timer or for others may still be running.
     ///
     /// # Errors
-    /// When the service has ended, or says that it is not well.
+    /// If the service has ended, or reports that it is not healthy.
     pub fn settle(&self) -> Result<()> {
         self.send(&ToLibrary::Health { request: 0 });
         self.stage(self.serving(), "healthy")
     }
 
-    /// Stops the service; answers with all saved states, to start it again with.
+    /// Stops the service. Returns all saved states, with which it can be started again.
     ///
     /// # Errors
-    /// When it does not stop.
+    /// If it does not stop.
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -523,7 +524,7 @@ impl<S: Service> TestHost<S> {
     /// # }
     /// let host = TestHost::<Guestbook>::start()?;
     /// host.attach("alice")?.call::<usize>("sign", ("hello",))?;
-    /// // As a host that ends, and begins again.
+    /// // Like a host that stops and starts again.
     /// let saved = host.stop()?;
     /// let host = TestHost::<Guestbook>::start_with(&HashMap::<String, String>::new(), saved)?;
     /// assert_eq!(host.attach("alice")?.call::<usize>("sign", ("again",))?, 2);
@@ -535,7 +536,7 @@ impl<S: Service> TestHost<S> {
         Ok(saved.into_iter().filter_map(|(name, state)| Some((name, Value::decode(&state).ok()?))).collect())
     }
 
-    /// Calls a perspective (object 0) or an object, by an attachment.
+    /// Calls a perspective (object 0) or an object through an attachment.
     fn send_call(
         &self,
         (attachment, object): (u64, u64),
@@ -543,10 +544,10 @@ impl<S: Service> TestHost<S> {
         arguments: &impl Serialize,
         keywords: &impl Serialize,
     ) -> Result<TestCall<'_, S>> {
-        // Its upper half says whose it is.
+        // The upper half identifies the client.
         let call = attachment | self.number();
         let mut references = Vec::new();
-        // What is no tuple is told here.
+        // Rejects arguments that are not a tuple.
         let arguments = remote::tuple(None, arguments)?.bytes;
         let mut written = Vec::new();
         jelly::write_with(&mut written, &Value::decode(&arguments)?, Classes::Any, &mut references)?;
@@ -571,7 +572,7 @@ impl<S: Service> TestHost<S> {
         state.next
     }
 
-    /// Ends all generations, the oldest first.
+    /// Stops all generations, the oldest first.
     fn end_all(&self) -> Result<()> {
         let all: Vec<usize> = self.generations.borrow().iter().map(|generation| generation.number).collect();
         for number in all {
@@ -584,12 +585,12 @@ impl<S: Service> TestHost<S> {
         Ok(())
     }
 
-    /// To the generation that serves.
+    /// Sends a frame to the serving generation.
     fn send(&self, frame: &ToLibrary<'_>) {
         self.send_to(self.serving(), frame);
     }
 
-    /// The number of the generation that serves.
+    /// The number of the serving generation.
     fn serving(&self) -> usize {
         self.generations.borrow().last().map_or(0, |generation| generation.number)
     }
@@ -606,7 +607,7 @@ impl<S: Service> TestHost<S> {
     fn stage(&self, generation: usize, wanted: &'static str) -> Result<()> {
         self.until(|state| {
             let mut stages = state.lifecycle.iter();
-            // What was said before the end does not matter at the end.
+            // When the end is awaited, anything reported before it does not matter.
             let at = stages.position(|(number, stage)| {
                 *number == generation && (wanted != "stopped" || *stage == Ok("stopped"))
             })?;
@@ -618,7 +619,7 @@ impl<S: Service> TestHost<S> {
         })
     }
 
-    /// Serves what the service says until something is the case.
+    /// Processes frames from the service until `ready` returns a result.
     fn until<R>(&self, mut ready: impl FnMut(&mut State) -> Option<Result<R>>) -> Result<R> {
         loop {
             if let Some(result) = ready(&mut self.state.borrow_mut()) {
@@ -674,7 +675,7 @@ impl<S: Service> TestHost<S> {
                     *sent = sent.saturating_sub(count);
                     *sent
                 });
-                // As a client does: what nobody has a copy of any more is ended.
+                // As a client does: ends an object of which nobody has a copy any more.
                 if left == Some(0)
                     && let Some(has) = state.copies.get(&handle)
                 {
@@ -739,7 +740,7 @@ impl<S: Service> TestHost<S> {
             }
             ToHost::Call { call, handle, answer, method, arguments, .. } => {
                 let mind = state.minds.remove(&handle);
-                // The mind may use the host.
+                // The mind may call the host.
                 drop(state);
                 let result = match mind {
                     Some(mut mind) => {
@@ -779,13 +780,13 @@ impl<S: Service> std::fmt::Debug for TestHost<S> {
     }
 }
 
-/// A client that is attached. Dropped, it detaches.
+/// An attached client. It detaches when this is dropped.
 pub struct TestClient<'h, S: Service> {
     host: &'h TestHost<S>,
     attachment: u64,
 }
 
-/// A call that was begun.
+/// A call that is under way.
 #[derive(Debug)]
 pub struct TestCall<'h, S: Service> {
     host: &'h TestHost<S>,
@@ -793,10 +794,10 @@ pub struct TestCall<'h, S: Service> {
 }
 
 impl<'h, S: Service> TestClient<'h, S> {
-    /// Calls a method; `arguments` is a tuple.
+    /// Calls a method. `arguments` is a tuple.
     ///
     /// # Errors
-    /// What a client would be told.
+    /// If the call fails, with the error that a client would receive.
     pub fn call<R: DeserializeOwned>(&self, method: &str, arguments: impl Serialize) -> Result<R> {
         self.begin(method, arguments)?.wait()
     }
@@ -804,7 +805,7 @@ impl<'h, S: Service> TestClient<'h, S> {
     /// Calls a method with keywords: a struct or a map.
     ///
     /// # Errors
-    /// What a client would be told.
+    /// If the call fails, with the error that a client would receive.
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -840,16 +841,16 @@ impl<'h, S: Service> TestClient<'h, S> {
         self.send(method, &arguments, &keywords)?.wait()
     }
 
-    /// Begins a call, to be waited for later.
+    /// Begins a call; wait for its answer later.
     ///
     /// # Errors
-    /// When the arguments cannot be written.
+    /// If the arguments cannot be serialized.
     pub fn begin(&self, method: &str, arguments: impl Serialize) -> Result<TestCall<'h, S>> {
         self.send(method, &arguments, &HashMap::<String, u8>::new())
     }
 
-    /// What this client was told of changes to cached objects, since it was asked last: methods and arguments. It is
-    /// told of those that it has.
+    /// Takes the updates of cached objects that this client has received since the last call of this method: methods
+    /// and arguments. A client receives updates of the objects that it has.
     #[must_use]
     pub fn updates(&self) -> Vec<(String, Value)> {
         self.host.state.borrow_mut().updates.remove(&self.attachment).unwrap_or_default()
@@ -870,7 +871,7 @@ impl<S: Service> TestCall<'_, S> {
     /// Waits for the answer.
     ///
     /// # Errors
-    /// What a client would be told.
+    /// If the call fails, with the error that a client would receive.
     pub fn wait<R: DeserializeOwned>(self) -> Result<R> {
         let answer = self.host.until(|state| state.answers.remove(&self.call))?;
         Ok(jelly::from_slice(&answer)?)

@@ -12,10 +12,10 @@ use crate::translate::{Jelly, Translated};
 
 /// The version of the protocol that every Twisted has spoken since 2002.
 const VERSION: i64 = 6;
-/// Input that has been served is moved out of the way when it exceeds this.
+/// Served input is removed from the buffer when it exceeds this many bytes.
 const COMPACT: usize = 64 << 10;
 
-/// Which end of the connection this is: the server speaks first.
+/// An end of a connection. The server speaks first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "they are what they say")]
 pub enum Role {
@@ -23,11 +23,11 @@ pub enum Role {
     Client,
 }
 
-/// What a peer did that ends the connection, as Twisted would end it.
+/// A fault of the peer that ends the connection, as it would in Twisted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerFault {
-    /// Bytes that are no Banana, or over a limit.
+    /// Bytes that are not Banana, or exceed a limit.
     #[error(transparent)]
     Banana(#[from] BananaError),
     /// The negotiation's answer is not "pb" or "none".
@@ -36,7 +36,7 @@ pub enum PeerFault {
     /// A protocol version other than 6.
     #[error("the peer speaks version {0} of the protocol, not 6")]
     Version(String),
-    /// Something that is no message: not a list, an empty one, or one that does not start with a command.
+    /// Something that is not a message: not a list, an empty list, or one that does not start with a command.
     #[error("not a message")]
     NotAMessage,
     /// A message with the wrong elements.
@@ -45,15 +45,15 @@ pub enum PeerFault {
     /// An answer to a call that was never made, or was answered before.
     #[error("an answer to call {0}, which is not waiting")]
     UnknownRequest(u64),
-    /// A reference given back that is not held.
+    /// The peer gave back or ended a reference that is not held.
     #[error("{0} of {1}, which is not held")]
     UnknownReference(&'static str, u64),
-    /// The limit of references was run into once too often.
+    /// The peer exceeded the limit of references too often.
     #[error("Maximum PB reference count exceeded. Goodbye.")]
     TooManyReferences,
 }
 
-/// Whom a call is for.
+/// The target of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target<'b> {
     /// A published name: "root".
@@ -62,64 +62,64 @@ pub enum Target<'b> {
     Luid(u64),
 }
 
-/// A call that the peer makes.
+/// A call by the peer.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'b> {
     /// The number to answer under.
     pub request: u64,
-    /// Whom it is for.
+    /// The object that is called.
     pub target: Target<'b>,
     /// The method's name, without the prefix that Twisted's own objects give it.
     pub method: &'b str,
-    /// Whether the caller wants an answer; if not, no answer and no error are sent.
+    /// Whether the caller wants an answer. If not, neither an answer nor an error is sent.
     pub answer: bool,
     /// A tuple or list.
     pub arguments: Jelly<'b>,
     /// A dictionary.
     pub keywords: Jelly<'b>,
-    /// What is wrong with the arguments, if something is. The call gets an error and is not made.
+    /// The defect of the arguments, if any. The call then gets an error and is not made.
     pub defect: Option<&'b Defect>,
 }
 
-/// What a peer's bytes mean.
+/// The meaning of the peer's bytes.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'b, O> {
-    /// The dialect is agreed upon.
+    /// The dialect is negotiated.
     Ready,
     /// A call of an exported object, or of the root.
     Call(Call<'b>),
-    /// A call of the cached object `luid` that the peer sent us; `Call::target` is its luid.
+    /// A call of this side's copy of a cached object of the peer. [`Call::target`] is its luid.
     CacheCall(Call<'b>),
-    /// The answer to one of our calls. With a defect, its value cannot be read.
+    /// The answer to a call by this side. With a defect, its value cannot be read.
     Answer {
-        /// Our call.
+        /// The number of the call.
         request: u64,
-        /// What it came to.
+        /// The result.
         value: Jelly<'b>,
-        /// What is wrong with it, if something is.
+        /// The defect of the value, if any.
         defect: Option<&'b Defect>,
     },
-    /// The error to one of our calls. With a defect, it cannot be read.
+    /// The error of a call by this side. With a defect, it cannot be read.
     Error {
-        /// Our call.
+        /// The number of the call.
         request: u64,
         /// The Jelly of a failure: see [`Failure::read`].
         failure: Jelly<'b>,
-        /// What is wrong with it, if something is.
+        /// The defect of the failure, if any.
         defect: Option<&'b Defect>,
     },
-    /// The peer has let go of its last reference to this object.
+    /// The peer has given back its last reference to this object.
     Dropped(O),
-    /// The peer has let go of this object's state. It can be told of changes until [`Output::uncache`] has ended it.
+    /// The peer has given back this object's state. Updates may still be sent to it until [`Output::uncache`] ends it.
     Uncached {
-        /// The object, which is sent with its state again from now on.
+        /// The object. The next time that it is sent, its state goes with it.
         object: O,
-        /// The number that the peer knows it by.
+        /// The peer's number for it.
         luid: u64,
     },
-    /// The peer has ended this cached object of its own: we have let go of it before, and it is not sent without its state any
-    /// more.
+    /// The peer has ended this cached object of its own, which this side gave back before. The peer will not send the object
+    /// without its state again.
     Ended(u64),
     /// The peer did not understand one of our messages.
     DidNotUnderstand,
@@ -132,13 +132,13 @@ enum Stage {
     Running,
 }
 
-/// One end of a connection: see the [crate]'s page. Its two halves can be borrowed apart: what an event says is still
-/// in the input when it is answered through the output.
+/// One end of a connection: see the [crate]'s page. Its two halves can be borrowed separately, because an event still borrows
+/// from the input when it is answered through the output.
 #[derive(Debug)]
 pub struct Broker<O> {
-    /// What comes.
+    /// Input from the peer.
     pub input: Input,
-    /// What goes.
+    /// Output to the peer.
     pub output: Output<O>,
 }
 
@@ -148,7 +148,7 @@ pub struct Input {
     role: Role,
     stage: Stage,
     limits: Limits,
-    /// None, while nothing comes: see [`Input::rest`].
+    /// `None` while the connection is idle: see [`Input::rest`].
     scanner: Option<Box<Scanner>>,
     bytes: Vec<u8>,
     served: usize,
@@ -159,7 +159,7 @@ pub struct Input {
 #[derive(Debug)]
 pub struct Output<O> {
     vocabulary: bool,
-    /// What is to be sent. Take from its front what has been sent.
+    /// Bytes to send. Remove from the front what has been sent.
     pub bytes: Vec<u8>,
     /// The references of this connection.
     pub tables: Tables<O>,
@@ -168,8 +168,8 @@ pub struct Output<O> {
 }
 
 impl<O: Clone + Eq + Hash> Broker<O> {
-    /// A broker whose peer may send expressions within `limits` and hold `references` objects. A server's offer is in
-    /// the output at once.
+    /// Creates a broker whose peer may send expressions within `limits` and hold `references` objects. A server's offer of
+    /// dialects is in the output at once.
     #[must_use]
     pub fn new(role: Role, limits: Limits, references: usize) -> Self {
         let mut bytes = Vec::new();
@@ -196,22 +196,22 @@ impl<O: Clone + Eq + Hash> Broker<O> {
         }
     }
 
-    /// Takes bytes that have arrived.
+    /// Takes received bytes.
     pub fn receive(&mut self, bytes: &[u8]) {
         self.input.bytes.extend_from_slice(bytes);
     }
 
-    /// The next thing that the bytes received mean; `None` until more arrive.
+    /// Returns the next event from the received bytes; `None` until more arrive.
     ///
     /// # Errors
-    /// What ends the connection. Nothing is served after that.
+    /// Returns the fault that ends the connection. No events follow.
     pub fn event(&mut self) -> Result<Option<Event<'_, O>>, PeerFault> {
         self.input.event(&mut self.output)
     }
 }
 
 impl Input {
-    /// Changes what the peer may send, from the next token on: it has logged in.
+    /// Changes the limits for the peer's expressions, from the next token on. For a peer that has logged in.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
         if let Some(scanner) = &mut self.scanner {
@@ -219,43 +219,43 @@ impl Input {
         }
     }
 
-    /// Gives back what is not needed while nothing comes, unless a message has begun.
+    /// Frees what an idle connection does not need, unless a message has begun.
     pub fn rest(&mut self) {
         if self.unserved() == 0 {
             self.scanner = None;
         }
     }
 
-    /// The buffer to read into: append what arrives. What it holds already is not yet served.
+    /// The buffer to read into. Append received bytes, and leave what it already holds.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 
-    /// How many bytes have arrived and are not yet served.
+    /// The number of received bytes that are not served yet.
     #[must_use]
     pub fn unserved(&self) -> usize {
         self.bytes.len() - self.served
     }
 
-    /// How many messages have come whole.
+    /// The number of complete messages received.
     #[must_use]
     pub fn messages(&self) -> u64 {
         self.messages
     }
 
-    /// [`Broker::event`], with the other half borrowed apart.
+    /// [`Broker::event`], with the other half borrowed separately.
     ///
     /// # Errors
-    /// What ends the connection. Nothing is served after that.
+    /// Returns the fault that ends the connection. No events follow.
     pub fn event<O: Clone + Eq + Hash>(&mut self, output: &mut Output<O>) -> Result<Option<Event<'_, O>>, PeerFault> {
-        // What a message says is worked out to plain numbers first, so that the loop can go on to the next one.
+        // The message is first reduced to plain numbers, so that the loop can continue with the next one.
         let (end, event) = loop {
             if output.tables.violations >= VIOLATIONS {
                 return Err(PeerFault::TooManyReferences);
             }
             if self.served == self.bytes.len() {
                 self.bytes.clear();
-                // One that was large must not be kept for ever.
+                // A buffer that was large must not stay so forever.
                 self.bytes.shrink_to(COMPACT);
                 self.served = 0;
             } else if self.served > COMPACT {
@@ -359,13 +359,13 @@ impl Input {
 }
 
 impl<O: Clone + Eq + Hash> Output<O> {
-    /// Changes how many objects the peer may hold: it has logged in.
+    /// Changes the number of objects that the peer may hold. For a peer that has logged in.
     pub fn set_limit(&mut self, references: usize) {
         self.tables.set_limit(references);
     }
 
-    /// Calls the peer's object `target`. `arguments` is a whole tuple, `keywords` a whole dictionary, in Jelly, with
-    /// the numbers of this connection. Answers with the number under which the answer will come.
+    /// Calls the peer's object `target`. `arguments` is a whole tuple and `keywords` a whole dictionary, in Jelly, with this
+    /// connection's numbers. Returns the number under which the answer will arrive.
     pub fn call(&mut self, target: Target<'_>, method: &str, answer: bool, arguments: &[u8], keywords: &[u8]) -> u64 {
         let (request, start) = self.begin_call("message", target, method, answer);
         self.bytes.extend_from_slice(arguments);
@@ -374,10 +374,10 @@ impl<O: Clone + Eq + Hash> Output<O> {
         request
     }
 
-    /// [`Output::call`] with references to translate on the way.
+    /// [`Output::call`] with references translated on the way.
     ///
     /// # Errors
-    /// As `translate`; then nothing is sent.
+    /// Returns the error of `translate`. Nothing is sent then.
     pub fn call_translated<E>(
         &mut self,
         target: Target<'_>,
@@ -390,10 +390,10 @@ impl<O: Clone + Eq + Hash> Output<O> {
         self.send_translated("message", target, method, answer, arguments, keywords, translate)
     }
 
-    /// Calls the peer's copy of a cached object of ours, to tell it of a change. No answer is wanted.
+    /// Calls the peer's copy of a local cached object, to announce a change. No answer is requested.
     ///
     /// # Errors
-    /// As `translate`; then nothing is sent.
+    /// Returns the error of `translate`. Nothing is sent then.
     pub fn update_translated<E>(
         &mut self,
         luid: u64,
@@ -451,17 +451,17 @@ impl<O: Clone + Eq + Hash> Output<O> {
         (request, start)
     }
 
-    /// Answers the peer's call with a value in Jelly, with the numbers of this connection.
+    /// Answers the peer's call with a value in Jelly, with this connection's numbers.
     pub fn answer(&mut self, request: u64, value: &[u8]) {
         let start = self.begin("answer", request);
         self.bytes.extend_from_slice(value);
         transcode(&mut self.bytes, start, self.vocabulary);
     }
 
-    /// [`Output::answer`] with references to translate on the way.
+    /// [`Output::answer`] with references translated on the way.
     ///
     /// # Errors
-    /// As `translate`; then nothing is sent, and the call still waits.
+    /// Returns the error of `translate`. Nothing is sent then, and the call still waits.
     pub fn answer_translated<E>(
         &mut self,
         request: u64,
@@ -493,29 +493,29 @@ impl<O: Clone + Eq + Hash> Output<O> {
         start
     }
 
-    /// Gives back `count` references to the peer's object: one for each time that it was sent.
+    /// Gives back `count` references to the peer's object, one for each time that the peer sent it.
     pub fn release(&mut self, luid: u64, count: u64) {
         for _ in 0..count {
             self.about("decref", luid);
         }
     }
 
-    /// Takes note of a cached object of the peer's that has come in once more, and gives it back: its state was read,
-    /// and no change of it is to be told.
+    /// Records that a cached object of the peer has come in, and gives it back at once: its state was read, and no changes of it
+    /// are wanted.
     pub fn decache(&mut self, luid: u64) {
         self.tables.keep(luid);
         self.about("decache", luid);
     }
 
-    /// Gives back a cached object of the peer's that was kept: once for each time that it came. One that the peer has ended
-    /// meanwhile is gone.
+    /// Gives back a cached object of the peer that was kept, once for each time that it came. Does nothing if the peer has ended
+    /// the object meanwhile.
     pub fn give_back(&mut self, luid: u64) {
         if self.tables.keeps(luid) {
             self.about("decache", luid);
         }
     }
 
-    /// Ends a cached object that the peer has let go of: its number names nothing any more.
+    /// Ends a cached object that the peer has given back. Its number is not valid any more.
     pub fn uncache(&mut self, luid: u64) {
         self.about("uncache", luid);
     }
@@ -528,7 +528,7 @@ impl<O: Clone + Eq + Hash> Output<O> {
         transcode(&mut self.bytes, start, self.vocabulary);
     }
 
-    /// How many calls of ours wait for an answer.
+    /// The number of calls by this side that wait for an answer.
     #[must_use]
     pub fn unanswered(&self) -> usize {
         self.waiting.len()
@@ -540,7 +540,7 @@ impl<O: Clone + Eq + Hash> Output<O> {
     }
 }
 
-/// Every end says its version as soon as the dialect is chosen.
+/// Each end sends its version as soon as the dialect is chosen.
 fn token_list_version(out: &mut Vec<u8>, vocabulary: bool) {
     let start = out.len();
     token::list(out, 2);
@@ -549,13 +549,13 @@ fn token_list_version(out: &mut Vec<u8>, vocabulary: bool) {
     transcode(out, start, vocabulary);
 }
 
-/// In dialect "none", spells out what was written since `start`.
+/// In dialect "none", spells out the vocabulary in everything that was written since `start`.
 fn transcode(out: &mut Vec<u8>, start: usize, vocabulary: bool) {
     if vocabulary {
         return;
     }
     let message = out.split_off(start);
-    // The message was written by this module: it is whole tokens, and cannot fail.
+    // This module wrote the message in whole tokens, so this cannot fail.
     let _ = token::transcode_to_none(out, &message);
 }
 
@@ -583,7 +583,7 @@ struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The token with which element `index` starts. `elements` holds where each starts, then the end.
+    /// The first token of element `index`. `elements` holds the start of each element, then the end.
     fn token(&self, index: usize) -> Option<Token<'a>> {
         if index >= self.count {
             return None;
@@ -610,7 +610,7 @@ impl<'a> Message<'a> {
         if self.count == count { Ok(()) } else { Err(PeerFault::Malformed(command)) }
     }
 
-    /// Whether the dialect has the vocabulary. A client's choice goes to the output.
+    /// Whether the dialect has the vocabulary. Writes a client's choice to the output.
     fn negotiate(&self, role: Role, output: &mut Vec<u8>) -> Result<bool, PeerFault> {
         let known = |name: &[u8]| match name {
             b"pb" => Some(true),

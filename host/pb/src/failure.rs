@@ -1,8 +1,8 @@
-//! Errors as they cross the wire: `twisted.spread.pb.CopyableFailure`.
+//! Errors on the wire: `twisted.spread.pb.CopyableFailure`.
 //!
-//! One form satisfies both eras. Today's Twisted demands texts as keys and loses its connection on anything else; that
-//! of 2005 takes them, too. Builtin exceptions have another module name in each (`exceptions.ValueError`,
-//! `builtins.ValueError`); `parents`, which a client's `trap` looks in, names both.
+//! One form satisfies both eras. Today's Twisted requires texts as keys and loses its connection on anything else; Twisted of
+//! 2005 accepts them. Builtin exceptions have a different module in each (`exceptions.ValueError`, `builtins.ValueError`).
+//! `parents`, which a client's `trap` searches, names both.
 
 use jelly::{Node, Value, ValueRef, exceptions, token};
 
@@ -11,16 +11,16 @@ use jelly::{Node, Value, ValueRef, exceptions, token};
 pub struct Failure {
     /// The dotted name of its class, in today's spelling: `builtins.ValueError`, `twisted.cred.error.KeyNotFound`.
     pub class: String,
-    /// What it says.
+    /// The message.
     pub value: String,
     /// The classes by which it can be trapped, its own first.
     pub parents: Vec<String>,
-    /// A traceback, where the sender gives one away.
+    /// A traceback, if the sender discloses one.
     pub traceback: Option<Box<str>>,
-    /// Fields of its own, as a dictionary in Jelly; empty: it has none.
+    /// Its own fields, as a dictionary in Jelly; empty if it has none.
     pub fields: Box<[u8]>,
-    /// Whether it goes as an instance of its class, and not as a description of one: a peer that does not know the class
-    /// ends its connection over it.
+    /// Whether it is sent as an instance of its class, instead of a description of one. A peer that does not know the class ends
+    /// its connection then.
     pub whole: bool,
 }
 
@@ -56,10 +56,10 @@ const ERROR: &str = "twisted.spread.pb.Error";
 const MOST_PARENTS: usize = 64;
 const LONGEST_NAME: usize = 512;
 
-/// The longest text that an error carries, in bytes: far below what breaks a peer's connection.
+/// The longest text in an error, in bytes: far below what breaks a peer's connection.
 const LONGEST: usize = 16 << 10;
 
-/// As much of a text as an error carries.
+/// The part of a text that an error may carry.
 fn short(text: &str) -> &str {
     let mut end = text.len().min(LONGEST);
     while !text.is_char_boundary(end) {
@@ -69,8 +69,8 @@ fn short(text: &str) -> &str {
 }
 
 impl Failure {
-    /// A failure of this class. A builtin may be given by its bare name (`ValueError`). A class that is not known here
-    /// is taken for one derived from `twisted.spread.pb.Error`, Twisted's class for errors that are meant for clients.
+    /// Creates a failure of this class. A builtin may be given by its bare name (`ValueError`). An unknown class is assumed to
+    /// derive from `twisted.spread.pb.Error`, Twisted's class for errors that are meant for clients.
     #[must_use]
     pub fn new(class: &str, value: impl Into<String>) -> Self {
         let mut parents = Vec::new();
@@ -94,11 +94,11 @@ impl Failure {
         Self { class, value: value.into(), parents, traceback: None, fields: Box::default(), whole: false }
     }
 
-    /// This failure, under these classes in place of what its class says: the nearest first, builtins by their bare names
-    /// or with their module, each with what it derives from.
+    /// Replaces the parents that follow from the class with these classes, the nearest first. Builtins may be given by their bare
+    /// names or with their module. Their bases are added.
     #[must_use]
     pub fn under<'p>(mut self, classes: impl IntoIterator<Item = &'p str>) -> Self {
-        // A class has a few; more are of somebody who wants others to have work.
+        // A class has a few parents. The limit bounds the work that a hostile sender can cause others.
         self.parents = vec![self.class.clone()];
         if exceptions::bases(&self.class).is_some() {
             self.parents.clear();
@@ -119,7 +119,7 @@ impl Failure {
         self.parents.iter().any(|parent| parent == class)
     }
 
-    /// Appends it as the Jelly that follows `(error id`.
+    /// Appends the failure as the Jelly that follows `(error id`.
     pub fn write(&self, out: &mut Vec<u8>) {
         if self.whole {
             token::list(out, 2);
@@ -132,7 +132,7 @@ impl Failure {
                 false => out.extend_from_slice(&self.fields),
             };
         }
-        // A dictionary's pairs stand behind the list's head and its tag.
+        // Only the pairs of the dictionary, without the list's head and its tag.
         let (more, pairs) = self.pairs().unwrap_or_default();
         token::list(out, 2);
         token::bytes(out, b"twisted.spread.pb.CopyableFailure");
@@ -166,7 +166,7 @@ impl Failure {
         out.extend_from_slice(pairs);
     }
 
-    /// How many fields there are, and the Jelly of their pairs; `None`: they are none that a failure can have.
+    /// The number of fields, and their pairs in Jelly. `None`: there are none, or one has a name that every failure uses.
     fn pairs(&self) -> Option<(usize, &[u8])> {
         let mut reader = jelly::Deserializer::new(&self.fields);
         let count = reader.dictionary().ok()?;
@@ -180,10 +180,10 @@ impl Failure {
         Some((count, pairs))
     }
 
-    /// Reads what follows `(error id` from a peer of either era: a failure, or an exception that was sent itself.
+    /// Reads what follows `(error id` from a peer of either era: a failure, or an exception that was sent as itself.
     ///
     /// # Errors
-    /// When it is neither, or longer than 256 KiB: nobody would read that, and it is read where others wait.
+    /// Returns an error if it is neither, or longer than 256 KiB. Nobody would read that much, and others wait while it is read.
     pub fn read(bytes: &[u8]) -> jelly::Result<Self> {
         const MOST: usize = 256 << 10;
         if bytes.len() > MOST {
@@ -219,7 +219,7 @@ impl Failure {
     }
 }
 
-/// The entries that every failure has.
+/// The fields that every failure has.
 const OWN: [&str; 13] = [
     "type",
     "value",
@@ -236,8 +236,8 @@ const OWN: [&str; 13] = [
     "_withoutTraceback",
 ];
 
-/// Those of a dictionary's entries whose names are wanted, as a dictionary in Jelly; empty: there are none. References, and
-/// what holds one, are left out: nobody would count them. So is what is too much for a field.
+/// The entries of a dictionary whose names are wanted, as a dictionary in Jelly; empty if there are none. References, and values
+/// that contain one, are left out, because nobody would count them. Values that are too large for a field are left out, too.
 fn fields(state: ValueRef<'_>, wanted: impl Fn(&str) -> bool) -> Box<[u8]> {
     /// The largest number of fields that are read, and of values in all of them.
     const MOST: usize = 64;
@@ -254,7 +254,7 @@ fn fields(state: ValueRef<'_>, wanted: impl Fn(&str) -> bool) -> Box<[u8]> {
     if pairs.is_empty() { Box::default() } else { Value::dictionary(pairs).encode().into() }
 }
 
-/// Whether no reference is in a value, nor an instance; it is looked at as far as `left` reaches.
+/// Whether a value contains no reference and no instance. `left` limits the number of values that are examined.
 fn is_plain(value: ValueRef<'_>, left: &mut usize) -> bool {
     *left = left.saturating_sub(1);
     *left > 0
@@ -263,7 +263,7 @@ fn is_plain(value: ValueRef<'_>, left: &mut usize) -> bool {
         && value.pairs().all(|(key, value)| is_plain(key, left) && is_plain(value, left))
 }
 
-/// Adds a class and what it derives from; a builtin under the names of both eras.
+/// Adds a class with its bases. A builtin is added under its names in both eras.
 fn under(parents: &mut Vec<String>, class: &str) {
     let mut push = |name: String| {
         if !parents.contains(&name) {
@@ -280,7 +280,7 @@ fn under(parents: &mut Vec<String>, class: &str) {
             push(format!("{module}.{name}"));
         }
         if *name == "Exception" {
-            // Python 2 has a class between.
+            // Python 2 has a class in between.
             push("exceptions.StandardError".to_owned());
         }
     }
@@ -345,7 +345,7 @@ mod tests {
         failure.write(&mut written);
         let read = Failure::read(&written).unwrap();
         assert_eq!((read.class.as_str(), read.fields.len()), ("a.C", 0), "not one of them is sent");
-        // An exception that was sent itself: what it calls as a failure does is not passed on.
+        // An exception sent as itself: its fields with the names that every failure uses are not passed on.
         let mut sent = Vec::new();
         Failure { whole: true, ..failure }.write(&mut sent);
         let read = Failure::read(&sent).unwrap();

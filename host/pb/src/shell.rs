@@ -1,29 +1,29 @@
-//! Values as shells have them: arguments as people type them, answers as JSON. The crate's feature `shell`.
+//! Values for shells: arguments as people type them, answers as JSON. The crate's feature `shell`.
 
 use std::collections::BTreeMap;
 
 use jelly::{Node, Value, ValueRef};
 
-/// An argument that cannot be taken.
+/// An argument that is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct Wrong {
-    /// What is wrong with it.
+    /// The problem.
     pub what: String,
-    /// What to do; empty: nothing is known.
+    /// The remedy; empty if none is known.
     pub hint: String,
 }
 
-/// Arguments by their names.
+/// Keyword arguments by name.
 pub type Keywords = BTreeMap<String, serde_json::Value>;
 
-/// One argument: what is JSON is taken as such, all else as a text.
+/// Parses one argument. JSON is taken as such, everything else as a text.
 ///
 /// # Errors
-/// A number that would lose its last digits.
+/// Returns an error for a number that would lose its last digits.
 pub fn value(text: &str) -> Result<serde_json::Value, Wrong> {
     let Ok(value) = serde_json::from_str(text) else { return Ok(serde_json::Value::String(text.to_owned())) };
-    // It would become a number with a point, and lose its last digits.
+    // It would become a float and lose its last digits.
     match whole_numbers(text).find(|number| number.parse::<i64>().is_err() && number.parse::<u64>().is_err()) {
         None => Ok(value),
         Some(number) => Err(Wrong {
@@ -33,28 +33,28 @@ pub fn value(text: &str) -> Result<serde_json::Value, Wrong> {
     }
 }
 
-/// An argument that is taken as a text, whatever it looks like: for a shell.
+/// Quotes a text for a shell, so that it is taken as a text whatever it looks like.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     format!("'{}'", serde_json::Value::from(text).to_string().replace('\'', r"'\''"))
 }
 
-/// The same, as a value of Jelly's.
+/// Converts an argument to a Jelly value.
 ///
 /// # Errors
-/// What Jelly has no room for.
+/// Returns an error if Jelly cannot hold the argument.
 pub fn typed(value: &serde_json::Value) -> Result<Value, Wrong> {
     Value::from_typed(value).map_err(|error| Wrong { what: error.to_string(), hint: String::new() })
 }
 
-/// The numbers without point or exponent in JSON.
+/// The numbers in JSON that have neither a point nor an exponent.
 fn whole_numbers(json: &str) -> impl Iterator<Item = &str> {
     let mut within = false;
     let mut before = ' ';
     let outside = json.split(move |c: char| {
-        // A string, with all in it, parts what is around it.
+        // A whole string separates the parts before and after it.
         let quote = c == '"' && !(within && before == '\\');
-        // Of two backslashes the second escapes nothing.
+        // The second of two backslashes escapes nothing.
         before = if within && before == '\\' && c == '\\' { ' ' } else { c };
         let parts = within || quote;
         within ^= quote;
@@ -63,7 +63,7 @@ fn whole_numbers(json: &str) -> impl Iterator<Item = &str> {
     outside.filter(|token| token.contains(|c: char| c.is_ascii_digit()) && !token.contains(['.', 'e', 'E']))
 }
 
-/// The two parts of NAME=ARGUMENT.
+/// Splits NAME=ARGUMENT.
 #[must_use]
 pub fn keyword(text: &str) -> Option<(&str, &str)> {
     text.split_once('=').filter(|(name, _)| {
@@ -73,10 +73,10 @@ pub fn keyword(text: &str) -> Option<(&str, &str)> {
     })
 }
 
-/// Arguments from a command line: what is JSON is taken as such, all else as a text; NAME=ARGUMENT is one by its name.
+/// Parses the arguments of a command line. JSON is taken as such, everything else as a text. NAME=ARGUMENT is a keyword argument.
 ///
 /// # Errors
-/// Those of [`value`]; a name that is given twice.
+/// As [`value`]. Returns an error if a name is given twice.
 ///
 /// ```
 /// let texts = ["milk", "5", "done=true"].map(str::to_owned);
@@ -104,7 +104,7 @@ pub fn arguments(texts: &[String]) -> Result<(Value, Keywords), Wrong> {
     Ok((Value::tuple(positional), keywords))
 }
 
-/// An answer as JSON, exactly: what JSON has no word for is an object whose one key begins with `$`.
+/// Converts an answer to JSON without loss. What JSON cannot represent is an object with a key that begins with `$`.
 ///
 /// | Python | JSON |
 /// |---|---|
@@ -112,16 +112,16 @@ pub fn arguments(texts: &[String]) -> Result<(Value, Keywords), Wrong> {
 /// | `tuple`, `set`, `frozenset` | `{"$tuple": [1, 2]}` and so on |
 /// | an `int` beyond 64 bits; `nan`, `inf` | `{"$int": "12…"}`; `{"$float": "nan"}` |
 /// | dates and times, `Decimal` | `{"$datetime": "2020 1 2 3 4 5 6"}`, as Jelly has them; `{"$decimal": "-125e-2"}` |
-/// | a dictionary with keys that are no texts, or begin with `$` | `{"$dict": [[key, value]]}` |
+/// | a dictionary with keys that are not texts, or begin with `$` | `{"$dict": [[key, value]]}` |
 /// | an instance | `{"$class": "shop.Card", "state": {…}}` |
 /// | a reference | `{"$reference": 5}` |
-/// | a value that contains itself, where it comes again | `{"$cycle": true}` |
+/// | a value that contains itself, at the depth limit of [`jelly::Limits`] | `{"$cycle": true}` |
 #[must_use]
 pub fn json(value: ValueRef<'_>) -> serde_json::Value {
     json_within(value, jelly::Limits::default().depth)
 }
 
-/// An object of one key.
+/// An object with one key.
 fn only(key: &str, value: impl Into<serde_json::Value>) -> serde_json::Value {
     serde_json::Value::Object(std::iter::once((key.to_owned(), value.into())).collect())
 }

@@ -1,42 +1,42 @@
-//! Who holds what: the references of one connection, and their counts.
+//! The references of one connection, and their counts.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
-/// The peer holds as many of our objects as it may.
+/// The peer already holds as many objects of this side as it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("Maximum PB reference count exceeded.")]
 pub struct TooManyReferences;
 
-/// How often a peer may run into the limit before the connection closes (Twisted's own number).
+/// How often a peer may exceed the limit before the connection closes (Twisted's own number).
 pub(crate) const VIOLATIONS: u32 = 4;
 
 #[derive(Debug)]
 struct Export<O> {
-    /// `None`: it was revoked. The peer holds the luid until it gives it back; it names nothing any more.
+    /// `None`: it was revoked. The luid stays reserved until the peer gives it back, but names nothing.
     object: Option<O>,
     count: u64,
 }
 
-/// What a luid of ours names.
+/// The meaning of a luid of this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exported<'t, O> {
-    /// Nothing: the peer was never sent it, or has given it back.
+    /// Nothing: it was never sent to the peer, or the peer has given it back.
     Unknown,
-    /// Something that was taken away from the peer, which still holds the luid.
+    /// An object that was revoked. The peer still holds the luid.
     Revoked,
     /// This object.
     Live(&'t O),
 }
 
-/// What comes of a reference that the peer has given back.
+/// The result of giving back a reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GivenBack<O> {
-    /// There is no such luid.
+    /// The luid does not exist.
     Unknown,
-    /// It holds more of them.
+    /// The peer holds more references to the object.
     More,
-    /// It was the last; of this object, unless that was revoked before.
+    /// It was the last reference, to this object; `None` if that was revoked before.
     Last(Option<O>),
 }
 
@@ -52,7 +52,7 @@ impl<O: Clone + Eq + Hash> Exports<O> {
         Self { exports: HashMap::new(), luids: HashMap::new() }
     }
 
-    /// Counts one more of an object that the peer holds already.
+    /// Counts one more reference to an object that the peer already holds.
     fn again(&mut self, object: &O) -> Option<u64> {
         let luid = *self.luids.get(object)?;
         self.exports.get_mut(&luid)?.count += 1;
@@ -85,7 +85,7 @@ impl<O: Clone + Eq + Hash> Exports<O> {
         }
     }
 
-    /// Its luid names nothing from now on, until the peer has given it back.
+    /// Revokes an object. Its luid names nothing any more, and stays reserved until the peer has given it back.
     fn revoke(&mut self, object: &O) {
         if let Some(luid) = self.luids.remove(object)
             && let Some(export) = self.exports.get_mut(&luid)
@@ -95,18 +95,18 @@ impl<O: Clone + Eq + Hash> Exports<O> {
     }
 }
 
-/// The tables of one connection. `O` names an object of ours; equal names are one object.
+/// The tables of one connection. `O` identifies an object of this side; equal values are the same object.
 #[derive(Debug)]
 pub struct Tables<O> {
     references: Exports<O>,
-    /// Objects whose state the peer has, and is told the changes of.
+    /// Objects whose state the peer has. It receives their changes.
     caches: Exports<O>,
-    /// Cached objects of the peer's that we have not been told the end of.
+    /// Cached objects of the peer that it has not ended yet.
     kept: BTreeSet<u64>,
     next: u64,
     limit: usize,
     pub(crate) violations: u32,
-    /// What is exported is not the peer's to choose: that it is too much is our own fault, and no violation.
+    /// The peer does not choose what is exported. Exceeding the limit is then this side's own fault, not a violation.
     own: bool,
 }
 
@@ -141,10 +141,10 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         Ok(luid)
     }
 
-    /// The luid under which `object` goes out once more: counts one reference of the peer's.
+    /// Exports `object` once more, and returns its luid. This counts one reference of the peer.
     ///
     /// # Errors
-    /// When the peer holds too many objects already.
+    /// Returns an error if the peer already holds too many objects.
     pub fn export(&mut self, object: &O) -> Result<u64, TooManyReferences> {
         if let Some(luid) = self.references.again(object) {
             return Ok(luid);
@@ -154,11 +154,11 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         Ok(luid)
     }
 
-    /// The luid under which a cached object goes out once more, and whether its state must go with it: the peer has
-    /// not had it.
+    /// Exports a cached object once more. Returns its luid, and whether its state must be sent with it because the peer does not
+    /// have it.
     ///
     /// # Errors
-    /// When the peer has too many already.
+    /// Returns an error if the peer already has too many.
     pub fn cache(&mut self, object: &O) -> Result<(u64, bool), TooManyReferences> {
         if let Some(luid) = self.caches.again(object) {
             return Ok((luid, false));
@@ -192,62 +192,62 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         self.caches.luids.get(object).copied()
     }
 
-    /// How many luids the peer holds, of references and of cached objects, revoked ones counted.
+    /// The number of luids that the peer holds: of references, and of cached objects. Revoked ones are included.
     #[must_use]
     pub fn held(&self) -> (usize, usize) {
         (self.references.exports.len(), self.caches.exports.len())
     }
 
-    /// Takes an object away from the peer, whatever the count: its luid names nothing from now on. Handed out again, it
-    /// has another.
+    /// Takes an object away from the peer, whatever its count. Its luid names nothing any more. If the object is exported again,
+    /// it gets another luid.
     pub fn revoke(&mut self, object: &O) {
         self.references.revoke(object);
     }
 
-    /// As [`Tables::revoke`], for a cached object: the next luid carries its state again.
+    /// [`Tables::revoke`] for a cached object. The object's next luid carries its state again.
     pub fn revoke_cached(&mut self, object: &O) {
         self.caches.revoke(object);
     }
 
-    /// Takes back one count of `object`: what it was exported for was not sent after all.
+    /// Takes back one count of `object`, because the message that it was exported for was not sent.
     pub fn unexport(&mut self, object: &O) {
         if let Some(luid) = self.references.luids.get(object).copied() {
             self.references.less(luid);
         }
     }
 
-    /// As [`Tables::unexport`], for a cached object.
+    /// [`Tables::unexport`] for a cached object.
     pub fn uncache(&mut self, object: &O) {
         if let Some(luid) = self.caches.luids.get(object).copied() {
             self.caches.less(luid);
         }
     }
 
-    /// The peer has let go of one reference.
+    /// The peer has given back one reference.
     pub(crate) fn decref(&mut self, luid: u64) -> GivenBack<O> {
         self.references.less(luid)
     }
 
-    /// As [`Tables::decref`], for a cached object.
+    /// [`Tables::decref`] for a cached object.
     pub(crate) fn decache(&mut self, luid: u64) -> GivenBack<O> {
         self.caches.less(luid)
     }
 
-    /// A cached object of the peer's has come in. More than the limit are as much of a fault as too many references.
+    /// Records a cached object of the peer that has come in. Beyond the limit, each is a violation, as for references.
     pub fn keep(&mut self, luid: u64) {
-        // The peer will end it: a few more than may be are there until then, and no more of them than violations are.
+        // The peer may exceed the limit until it ends objects, but the limit on violations bounds how far.
         if self.kept.insert(luid) && self.kept.len() > self.limit {
             self.violations += 1;
         }
     }
 
-    /// Whether a cached object of the peer's is here.
+    /// Whether a cached object of the peer is kept here.
     #[must_use]
     pub fn keeps(&self, luid: u64) -> bool {
         self.kept.contains(&luid)
     }
 
-    /// The peer has ended a cached object of its own; false: it is not here.
+    /// The peer has ended a cached object of its own. Returns false if it is not kept here.
     pub(crate) fn forget(&mut self, luid: u64) -> bool {
         self.kept.remove(&luid)
     }

@@ -1,31 +1,31 @@
-//! Values on their way between two worlds that number references differently.
+//! Translation of values between two sides that number references differently.
 
 use jelly::{RefKind, Reference, token};
 
-/// A value as it stands in an expression, and the true references in it.
+/// A value as it stands in an expression, with the true references in it.
 #[derive(Debug, Clone, Copy)]
 pub struct Jelly<'b> {
     bytes: &'b [u8],
     references: &'b [Reference],
-    /// Where `bytes` starts in the expression that the references count from.
+    /// The position of `bytes` in the expression. The references count from the start of the expression.
     base: usize,
 }
 
-/// What a reference becomes.
+/// The replacement of a reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Translated {
     /// The same kind of reference with this number.
     Number(u64),
-    /// A reference of another kind, with this number, in place of the whole (of a cached object's state, too).
+    /// A reference of another kind with this number. It replaces the whole, including the state of a cached object.
     As(RefKind, u64),
-    /// This value, which has no references of its own, in place of the whole.
+    /// This value in place of the whole. References in it are not translated.
     Whole(Vec<u8>),
-    /// Python's None: what Twisted makes of a `(local n)` that it does not know.
+    /// Python's None, as Twisted does for a `(local n)` that it does not know.
     None,
 }
 
 impl<'b> Jelly<'b> {
-    /// The part `start..end` of an expression that a scanner found these references in.
+    /// The part `start..end` of an expression. A scanner has found these references in the expression.
     #[must_use]
     pub fn new(expression: &'b [u8], references: &'b [Reference], start: usize, end: usize) -> Self {
         let first = references.partition_point(|reference| reference.open < start);
@@ -37,29 +37,29 @@ impl<'b> Jelly<'b> {
         }
     }
 
-    /// The value as it came.
+    /// The value as received.
     #[must_use]
     pub fn bytes(&self) -> &'b [u8] {
         self.bytes
     }
 
-    /// What stands there in place of one of its references.
+    /// The bytes of one of its references.
     #[must_use]
     pub fn part(&self, reference: &Reference) -> &'b [u8] {
         let at = |position: usize| position.saturating_sub(self.base).min(self.bytes.len());
         self.bytes.get(at(reference.open)..at(reference.close)).unwrap_or_default()
     }
 
-    /// The true references in it.
+    /// The true references in the value.
     #[must_use]
     pub fn references(&self) -> &'b [Reference] {
         self.references
     }
 
-    /// Appends the value to `out` with each reference translated. After an error, `out` is as it was.
+    /// Appends the value to `out` with each reference translated. After an error, `out` is unchanged.
     ///
     /// # Errors
-    /// As `translate`.
+    /// Returns the error of `translate`.
     pub fn translate<E>(
         &self,
         out: &mut Vec<u8>,
@@ -70,7 +70,7 @@ impl<'b> Jelly<'b> {
         for reference in self.references {
             let at = |position: usize| position.saturating_sub(self.base).min(self.bytes.len());
             if at(reference.open) < copied {
-                // It stands in the state of a cached object that is not sent again.
+                // It is inside the state of a cached object that is not sent again.
                 continue;
             }
             let new = match translate(reference) {

@@ -1,4 +1,4 @@
-//! Many identities at once, with the hashes of their passwords.
+//! Imports many identities at once, with their password hashes.
 
 use std::sync::Arc;
 
@@ -9,34 +9,35 @@ use crate::cred::{Credential, CredentialError, Identity, Name, NameOf, Password,
 use crate::store::audit::Event;
 use crate::store::{Record, StoreError, Write, now, wait};
 
-/// The most memory that checking an imported hash may take, in KiB: it is taken for each try of a password.
+/// The most memory that checking an imported hash may take, in KiB, since each login attempt takes it.
 pub(super) const MOST_MEMORY: u32 = 64 << 10;
-/// So many refusals are told one by one.
+/// The most refusals that are reported individually.
 const TOLD: usize = 1000;
 
-/// What became of an import.
+/// The result of an import.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
-    /// How many were added.
+    /// The number of added identities.
     pub added: u64,
-    /// How many were put in the place of others of their names.
+    /// The number of replaced identities.
     pub replaced: u64,
-    /// How many had a verifier for the stock PB login that does not open here: they were added without.
+    /// The number of identities whose verifier for the stock PB login cannot be opened here. They were added without
+    /// it.
     pub unsealed: u64,
-    /// How many have a password that the rules would not let a person choose.
+    /// The number of identities with a password that the rules would not allow a person to choose.
     #[serde(default)]
     pub weak: u64,
-    /// How many have a bcrypt hash, which is replaced by an argon2id hash at their next login by password.
+    /// The number of identities with a bcrypt hash. An argon2id hash replaces it at the next login with a password.
     #[serde(default)]
     pub bcrypt: u64,
-    /// How many were refused.
+    /// The number of refused identities.
     pub refused: u64,
-    /// The first of those: which, and why.
+    /// The first refusals: the identity and the reason.
     pub why: Vec<String>,
 }
 
 impl Imported {
-    /// Adds up.
+    /// Adds the numbers of another result.
     pub fn add(&mut self, other: Self) {
         self.added += other.added;
         self.replaced += other.replaced;
@@ -48,7 +49,7 @@ impl Imported {
         self.why.extend(other.why.into_iter().take(room));
     }
 
-    /// One more is refused.
+    /// Counts one more refusal.
     pub fn refuse(&mut self, which: &str, why: &str) {
         self.refused += 1;
         if self.why.len() < TOLD {
@@ -57,19 +58,19 @@ impl Imported {
     }
 }
 
-/// What is to be imported, and how.
+/// An import and its options.
 #[derive(Clone, Copy)]
 pub struct Import<'a> {
     /// The identities.
     pub records: &'a [Record],
-    /// Passwords of some of them, by their names.
+    /// Passwords in the clear of some identities, by name.
     pub passwords: &'a dyn Fn(&str) -> Option<Password>,
-    /// Whether they are put in the place of those of the same names.
+    /// Whether existing identities of the same names are replaced.
     pub replace: bool,
-    /// Whether the records say no more of them than a password and whether they are kept out: all else that they have here
-    /// stays then, and nobody is let in again who is disabled here.
+    /// Whether the records contain only passwords, and whether an identity is disabled. Everything else about an
+    /// existing identity then stays, and a disabled identity is not enabled.
     pub only_passwords: bool,
-    /// Whether it is only looked at what would come of it.
+    /// Whether the import is only simulated.
     pub dry_run: bool,
 }
 
@@ -80,7 +81,7 @@ impl std::fmt::Debug for Import<'_> {
 }
 
 impl<'a> Import<'a> {
-    /// Adds these, as they were exported.
+    /// Adds these records, as they were exported.
     #[must_use]
     pub fn of(records: &'a [Record]) -> Self {
         Self { records, passwords: &|_| None, replace: false, only_passwords: false, dry_run: false }
@@ -88,13 +89,13 @@ impl<'a> Import<'a> {
 }
 
 impl Accounts {
-    /// Adds identities as they were exported, or made elsewhere: all that can be, together.
+    /// Adds identities that were exported, or created elsewhere. All that are valid are committed together.
     ///
     /// # Errors
-    /// When the store cannot be written; none of them is there then.
+    /// If the store cannot be written. None of them is then added.
     pub fn import(&self, import: &Import<'_>) -> Result<Imported, AccountError> {
         loop {
-            // Another may have added one of them meanwhile: then it is looked at again.
+            // Another caller may have added one of them meanwhile, so it is tried again.
             match self.try_import(import) {
                 Err(AccountError::Store(StoreError::Conflict(_))) => {}
                 done => return done,
@@ -193,7 +194,7 @@ impl Accounts {
             .with("last", name(imported.last()));
         writes.push(Write::Audit(event));
         wait(|answer| self.store.commit(writes, answer))?;
-        // Every identity was replaced by now, so every one is told, even if telling another fails.
+        // All identities are replaced by now, so each one is notified, even if notifying another one fails.
         let mut failed = None;
         for identity in told {
             if let Err(why) = self.notify(identity.name.as_str(), Some(&identity)) {
@@ -203,7 +204,7 @@ impl Accounts {
         failed.map_or(Ok(done), Err)
     }
 
-    /// Why a token of an identity's cannot be its: it is another's.
+    /// Returns an error text if one of the identity's tokens belongs to another identity.
     fn taken_token(
         &self,
         identity: &Identity,
@@ -220,7 +221,7 @@ impl Accounts {
         Ok(None)
     }
 
-    /// A password that came in the clear; nothing, where it is only looked at.
+    /// Hashes a password that is given in the clear. Returns `None` in a dry run.
     fn imported_password(
         &self,
         name: &str,
@@ -247,7 +248,7 @@ impl Accounts {
             if let ProofBy::Password { hash, verifier } = &mut credential.proof {
                 done.bcrypt += u64::from(hash.starts_with("$2"));
                 if let Some(sealed) = verifier {
-                    // Sealed again: the part of the key that it was sealed under may be about to go.
+                    // Sealed again, since the part of the key that it was sealed under may be about to be discarded.
                     let nonce = crate::config::random().map_err(|error| error.to_string())?;
                     *verifier = sealed.reseal(&self.key, &name, &nonce).ok();
                     unsealed |= verifier.is_none();
@@ -276,7 +277,8 @@ fn with_passwords_of(kept: &Identity, record: Identity) -> Identity {
     identity
 }
 
-/// No number of a credential is used twice: who has logged in by one that is not there any more is known by its number.
+/// Numbers of credentials are never reused: a session that logged in with a removed credential is identified by its
+/// number.
 fn renumber(identity: &mut Identity, kept: &Identity) {
     let same = |credential: &Credential| {
         kept.credentials.iter().any(|old| old.id == credential.id && old.proof.is_same(&credential.proof))

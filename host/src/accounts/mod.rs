@@ -1,7 +1,7 @@
-//! Identities and what is done to them: by the rules for passwords, in the store, into the audit trail, and told to those
-//! who are logged in.
+//! Operations on identities: they apply the rules for passwords, change the store, write into the audit trail, and
+//! notify the sessions that are logged in.
 //!
-//! Everything here may take its time: it waits for the disk, and hashes passwords. Not for a thread that serves.
+//! All of them may block, since they wait for the disk and hash passwords. Do not call them on a thread that serves.
 
 pub mod foreign;
 mod import;
@@ -22,27 +22,28 @@ use crate::store::audit::Event;
 use crate::store::{Kept, OpenError, RecordError, Store, StoreAuthorizer, StoreError, Write, now, wait};
 use zeroize::Zeroizing;
 
-/// How many identities are searched for the nearest name. A million would take seconds.
+/// The number of identities that are searched for the nearest name. A million would take seconds.
 const LOOKED_AT: usize = 20_000;
 
-/// Who hears of changes to an identity: its name, and what it is now, if it is still there.
+/// The callback for changes to an identity. It receives the name, and the identity if it still exists.
 pub type OnChange = Box<dyn Fn(&str, Option<&Arc<Identity>>) -> bool + Send + Sync>;
 
-/// The identities of a home. Clones are the same.
+/// The identities of a home. Clones share them.
 #[derive(Clone)]
 pub struct Accounts {
     store: Arc<dyn Store>,
     key: MasterKey,
     rules: PasswordRules,
     cost: HashCost,
-    /// Whether the stock PB login is offered, and what it needs is kept.
+    /// Whether the stock PB login is enabled, and its verifiers are stored.
     stock: bool,
     changed: Arc<OnceLock<OnChange>>,
-    /// Held while something is sealed and committed; alone, it tells that all that was sealed before is committed.
+    /// Held for reading while something is sealed and committed. Once it is held for writing, everything sealed before
+    /// is committed.
     sealing: Arc<RwLock<()>>,
     /// Held while the master key is replaced.
     rotating: Arc<Mutex<()>>,
-    /// Who does it, for the audit trail.
+    /// The actor, for the audit trail.
     by: String,
     home: crate::config::Home,
 }
@@ -73,7 +74,7 @@ pub enum AccountError {
     #[error("{missing}")]
     Missing {
         missing: NoSuchIdentity,
-        /// Which name may have been meant.
+        /// A similar existing name.
         nearest: Option<String>,
     },
     #[error(transparent)]
@@ -99,19 +100,19 @@ pub enum AccountError {
 }
 
 impl Accounts {
-    /// Whose they are.
+    /// The home that they belong to.
     #[must_use]
     pub fn home(&self) -> &crate::config::Home {
         &self.home
     }
 
-    /// Where they are kept.
+    /// The store that has them.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
-    /// Who looks them up for those who log in.
+    /// The authorizer that looks them up for logins.
     #[must_use]
     pub fn authorizer(&self) -> StoreAuthorizer {
         StoreAuthorizer::new(Arc::clone(&self.store))
@@ -123,52 +124,52 @@ impl Accounts {
         &self.key
     }
 
-    /// Who does what is done here, for the audit trail.
+    /// The actor of these operations, for the audit trail.
     #[must_use]
     pub fn by(&self) -> &str {
         &self.by
     }
 
-    /// The same, for what somebody else does.
+    /// The same accounts, for operations by another actor.
     #[must_use]
     pub fn on_behalf(&self, by: &str) -> Self {
         Self { by: by.to_owned(), ..self.clone() }
     }
 
-    /// What hashing a password costs.
+    /// The cost of hashing a password.
     #[must_use]
     pub fn cost(&self) -> HashCost {
         self.cost
     }
 
-    /// What new passwords must have.
+    /// The rules for new passwords.
     #[must_use]
     pub fn rules(&self) -> &PasswordRules {
         &self.rules
     }
 
-    /// What the store's other keys are made of.
+    /// The secret from which the store's other keys are derived.
     #[must_use]
     pub fn secret(&self) -> &StoreSecret {
         self.store.secret()
     }
 
-    /// Who hears of changes from now on.
+    /// Sets the callback for changes.
     pub fn on_change(&self, changed: OnChange) {
-        // Whoever came first stays.
+        // Only the first one is kept.
         let _ = self.changed.set(changed);
     }
 
-    /// The identity of this name.
+    /// Returns the identity of this name.
     ///
     /// # Errors
-    /// When there is none, or the store cannot be read.
+    /// If there is none, or the store cannot be read.
     pub fn get(&self, name: &str) -> Result<Arc<Identity>, AccountError> {
         Ok(self.kept(name)?.identity)
     }
 
     fn kept(&self, name: &str) -> Result<Kept, AccountError> {
-        // However it is spelled, as logins do.
+        // All spellings of a name are the same, as for logins.
         let normal: String = name.nfc().collect();
         let found = wait(|done| self.store.identity(&normal, done))?;
         found.ok_or_else(|| AccountError::Missing {
@@ -177,10 +178,10 @@ impl Accounts {
         })
     }
 
-    /// The identity that may have been meant by a name that nobody has: of the first 20,000.
+    /// Returns the existing name that is most similar to an unknown one, among the first 20,000.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// If the store cannot be read.
     pub fn nearest(&self, name: &str) -> Result<Option<String>, AccountError> {
         const PAGE: usize = 1000;
         let (mut nearest, mut after) = (None::<String>, None::<String>);
@@ -196,19 +197,19 @@ impl Accounts {
         Ok(nearest)
     }
 
-    /// Identities in the order of names: those after this name, so many at most.
+    /// Returns identities, sorted by name: at most `limit` of those after this name.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// If the store cannot be read.
     pub fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Arc<Identity>>, AccountError> {
         let page = wait(|done| self.store.identities(after, limit, done))?;
         Ok(page.into_iter().map(|kept| kept.identity).collect())
     }
 
-    /// Adds an identity; without a password, nobody can log in with one yet.
+    /// Adds an identity. Without a password, it cannot log in with one yet.
     ///
     /// # Errors
-    /// When its name is taken or none, or the password is not good enough.
+    /// If its name is taken or invalid, or the password fails the rules.
     pub fn add(&self, name: &str, password: Option<&Password>) -> Result<(), AccountError> {
         Name::chosen(NameOf::Identity, name)?;
         let mut identity = Identity::new(name)?;
@@ -220,10 +221,10 @@ impl Accounts {
         self.insert(identity, event)
     }
 
-    /// Adds an identity as it is.
+    /// Adds an identity without checking it.
     ///
     /// # Errors
-    /// When its name is taken.
+    /// If its name is taken.
     pub fn insert(&self, identity: Identity, event: Event) -> Result<(), AccountError> {
         let identity = Arc::new(identity);
         let write = Write::Identity { identity: Arc::clone(&identity), base: 0 };
@@ -233,14 +234,14 @@ impl Accounts {
         }
     }
 
-    /// Sets a password: the one of this label, or else the only one there is.
+    /// Sets a password: it replaces those with this label, or, without a label, all passwords.
     ///
     /// # Errors
-    /// When there is no such identity, or the password is not good enough.
+    /// If there is no such identity, or the password fails the rules.
     pub fn password(&self, name: &str, password: &Password, label: Option<&str>) -> Result<(), AccountError> {
         self.rules.check(name, password)?;
         label.map_or(Ok(()), check_label)?;
-        // Hashed beforehand: it takes a while. With the salt that its others have.
+        // Hashed beforehand, since it takes time. The salt is that of the identity's other passwords.
         let salt = self.get(name)?.salt();
         let hash = self.hash(password, salt)?;
         let event = self.event("identity.password", name).with("label", label.unwrap_or("password"));
@@ -258,10 +259,10 @@ impl Accounts {
         })
     }
 
-    /// Takes passwords away: the one of this label, or all.
+    /// Removes passwords: the one with this label, or all.
     ///
     /// # Errors
-    /// When there is no such identity, or it has none of this label.
+    /// If there is no such identity, or it has no password with this label.
     pub fn clear_password(&self, name: &str, label: Option<&str>) -> Result<(), AccountError> {
         if let Some(label) = label {
             return self.credential_remove(name, "password", label);
@@ -272,15 +273,15 @@ impl Accounts {
         })
     }
 
-    /// Enables or disables an identity. Disabled, it is logged out everywhere, at once.
+    /// Enables or disables an identity. A disabled identity is logged out everywhere immediately.
     ///
     /// # Errors
-    /// When there is none of this name.
+    /// If there is no identity of this name.
     pub fn enable(&self, name: &str, enabled: bool) -> Result<(), AccountError> {
         let what = if enabled { "identity.enabled" } else { "identity.disabled" };
         self.change(name, self.event(what, name), |identity| {
             if enabled && !identity.enabled {
-                // What was there before does not come back with it.
+                // Old remembered logins are not revived.
                 identity.drop_logins(now());
             }
             identity.enabled = enabled;
@@ -288,10 +289,10 @@ impl Accounts {
         })
     }
 
-    /// Removes an identity with its keys; it is logged out everywhere, at once. States stay.
+    /// Removes an identity with its keys, and logs it out everywhere immediately. States stay.
     ///
     /// # Errors
-    /// When there is none of this name.
+    /// If there is no identity of this name.
     pub fn remove(&self, name: &str) -> Result<(), AccountError> {
         loop {
             let kept = self.kept(name)?;
@@ -310,10 +311,10 @@ impl Accounts {
         }
     }
 
-    /// Adds a key; false if it was there.
+    /// Adds a key. Returns false if it was there already.
     ///
     /// # Errors
-    /// When there is no such identity, or a name is none.
+    /// If there is no such identity, or a name is invalid.
     pub fn key_add(&self, name: &str, key: &Key) -> Result<bool, AccountError> {
         Name::chosen(NameOf::Service, key.service.as_str())?;
         if key.perspective.as_str() != name {
@@ -327,10 +328,10 @@ impl Accounts {
         Ok(added)
     }
 
-    /// Removes a key; references that came by it are dead, at once.
+    /// Removes a key. References that came by it die immediately.
     ///
     /// # Errors
-    /// When there is no such identity, or it has no such key.
+    /// If there is no such identity, or it has no such key.
     pub fn key_remove(&self, name: &str, key: &Key) -> Result<(), AccountError> {
         self.change(name, key_event(self.event("key.removed", name), key), |identity| {
             if identity.keyring.remove(key) {
@@ -340,11 +341,11 @@ impl Accounts {
         })
     }
 
-    /// Adds an SSH public key, a line as in `id_ed25519.pub`. Answers with its label: the line's comment, if none is
-    /// given.
+    /// Adds an SSH public key, given as a line as in `id_ed25519.pub`. Returns its label, which is the line's comment
+    /// by default.
     ///
     /// # Errors
-    /// When there is no such identity, the line is no key, or the label is taken.
+    /// If there is no such identity, the line is not a key, or the label is taken.
     pub fn pubkey_add(
         &self,
         name: &str,
@@ -360,10 +361,10 @@ impl Accounts {
         Ok(label)
     }
 
-    /// Makes an access token. It is answered with this once: only a digest is kept.
+    /// Creates an access token. Its text is returned only here: the store has only a digest.
     ///
     /// # Errors
-    /// When there is no such identity, or the label is taken.
+    /// If there is no such identity, or the label is taken.
     pub fn token_new(&self, name: &str, label: &str, expires: Option<u64>) -> Result<Token, AccountError> {
         let token = Token::new(&random()?);
         let event = self.event("token.added", name).with("label", label).with("expires", expires);
@@ -393,11 +394,11 @@ impl Accounts {
         })
     }
 
-    /// Removes a credential, by its kind ("password", "pubkey", "token") and its label or number. Who has logged in with
-    /// it is logged out, at once.
+    /// Removes a credential, by its kind ("password", "pubkey", "token") and its label or number. Sessions that logged
+    /// in with it are logged out immediately.
     ///
     /// # Errors
-    /// When there is no such identity, or it has none.
+    /// If there is no such identity, or it has no such credential.
     pub fn credential_remove(&self, name: &str, kind: &'static str, label: &str) -> Result<(), AccountError> {
         let event = self.event("credential.removed", name).with("kind", kind).with("label", label);
         self.change(name, event, |identity| {
@@ -408,10 +409,10 @@ impl Accounts {
         })
     }
 
-    /// Forgets all remembered logins of an identity. Who has logged in by them is logged out, at once. Answers with their labels.
+    /// Removes all remembered logins of an identity, and logs out their sessions immediately. Returns their labels.
     ///
     /// # Errors
-    /// When there is no such identity.
+    /// If there is no such identity.
     pub fn forget_logins(&self, name: &str) -> Result<Vec<String>, AccountError> {
         let mut forgotten = Vec::new();
         self.change(name, self.event("login.forgotten", name).with("why", "all were ended"), |identity| {
@@ -422,7 +423,7 @@ impl Accounts {
         Ok(forgotten)
     }
 
-    /// Writes a line into the audit trail. The change itself need not wait for it.
+    /// Writes a line into the audit trail, without waiting for it.
     pub fn note(&self, event: Event) {
         self.store.commit(
             vec![Write::Audit(event)],
@@ -434,7 +435,7 @@ impl Accounts {
         );
     }
 
-    /// An event about an identity, by whoever does it here.
+    /// Creates an event about an identity, by the current actor.
     #[must_use]
     pub fn event(&self, what: &'static str, name: &str) -> Event {
         Event::new(what).with("identity", name).with("by", self.by.clone())
@@ -465,7 +466,7 @@ impl Accounts {
         Ok(())
     }
 
-    /// Changes an identity as it is now: again, if another has changed it meanwhile.
+    /// Changes an identity, and tries again if another caller has changed it meanwhile.
     fn change(
         &self,
         name: &str,
@@ -492,7 +493,7 @@ impl Accounts {
         }
     }
 
-    /// Waits until whoever is logged in as it has lost what was taken away.
+    /// Waits until all sessions of this identity have lost the access that was revoked.
     fn notify(&self, name: &str, identity: Option<&Arc<Identity>>) -> Result<(), AccountError> {
         match self.changed.get() {
             Some(changed) if !changed(name, identity) => Err(AccountError::StillConnected(name.to_owned())),
@@ -500,21 +501,21 @@ impl Accounts {
         }
     }
 
-    /// Puts a new key in the place of `master.key`, and seals everything again under it. The old one opens nothing
-    /// afterwards. Can be taken up again if it is interrupted. `progress` hears how many identities are done.
+    /// Replaces `master.key` by a new key, and seals everything again under it. The old key then opens nothing. An
+    /// interrupted replacement can be continued. `progress` is called with the number of identities that are done.
     ///
     /// # Errors
-    /// When it is being replaced already, or the key's file or the store cannot be written; both keys are then kept.
+    /// If it is being replaced already, or the key's file or the store cannot be written. Both keys are then kept.
     pub fn rotate_key(&self, mut progress: impl FnMut(u64)) -> Result<u64, AccountError> {
         let _rotating = self.rotating.try_lock().ok_or(AccountError::Rotating)?;
-        // One that was interrupted has made a new part already.
+        // An interrupted replacement has already added a new part.
         if self.key.parts() == 1 {
             let new = Zeroizing::new(random()?);
-            // On the disk first: nothing may be sealed under what is known to this process alone.
+            // It must be on disk first: nothing may be sealed under a key that only this process knows.
             crate::config::write_key(&self.home, &self.key.bytes_with(&new))?;
             self.key.replace_by(*new);
         }
-        // Whatever was sealed under the old part is committed now, and seen below.
+        // Everything sealed under the old part is now committed, and found below.
         drop(self.sealing.write());
         self.store.reseal(&self.key, &random()?)?;
         let resealed = self.walk(&mut progress, |identity| {
@@ -523,7 +524,7 @@ impl Accounts {
                 if let ProofBy::Password { verifier: Some(verifier), .. } = &mut credential.proof {
                     match verifier.reseal(&self.key, &name, &entropy()?.nonce) {
                         Ok(resealed) => *verifier = resealed,
-                        // It does not open now, and is no worse off afterwards.
+                        // It cannot be opened now, so nothing is lost.
                         Err(error) => {
                             tracing::warn!(name, %error, "the secret for Twisted's own login cannot be encrypted again")
                         }
@@ -539,10 +540,11 @@ impl Accounts {
         Ok(resealed)
     }
 
-    /// Erases what the stock PB login needs, where it is not offered. Answers with how many identities had it.
+    /// Erases the verifiers for the stock PB login, if that login is disabled. Returns the number of identities that
+    /// had one.
     ///
     /// # Errors
-    /// When the store cannot be written.
+    /// If the store cannot be written.
     pub fn erase_verifiers(&self) -> Result<u64, AccountError> {
         if self.stock {
             return Ok(0);
@@ -562,7 +564,7 @@ impl Accounts {
         Ok(erased)
     }
 
-    /// Changes all identities, some at once. Answers with how many were changed.
+    /// Changes all identities, in batches. Returns the number of those that changed.
     fn walk(
         &self,
         progress: &mut dyn FnMut(u64),
@@ -582,7 +584,7 @@ impl Accounts {
             }
             let count = writes.len() as u64;
             match wait(|done| self.store.commit(writes, done)) {
-                // Somebody has changed one of them meanwhile: the same page once more.
+                // One of them was changed meanwhile, so the same page is tried again.
                 Err(StoreError::Conflict(_)) => continue,
                 other => other?,
             }

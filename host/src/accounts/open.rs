@@ -1,4 +1,4 @@
-//! From a home folder to its identities.
+//! Opens the identities of a home folder.
 
 use std::collections::HashSet;
 use std::fs;
@@ -15,11 +15,11 @@ use crate::store::{MemoryStore, SqliteStore, Store, StoreError, Write, wait};
 const DEAREST: u32 = 1 << 20;
 
 impl Accounts {
-    /// Opens the identities of a home, in the store on its disk; makes its files where they are missing, and moves
-    /// identities that an earlier version kept in `credhost.toml` into the store. `by`: who does it, for the audit trail.
+    /// Opens the identities of a home, in the store on its disk. Creates missing files, and moves identities that an
+    /// earlier version kept in `credhost.toml` into the store. `by` is the actor, for the audit trail.
     ///
     /// # Errors
-    /// When its files cannot be read, or others can read them.
+    /// If its files cannot be read, or others can read them.
     pub fn open(home: &Home, by: &str) -> Result<(Self, Settings), AccountError> {
         let key = master_key(home)?;
         if home.store().exists() {
@@ -29,7 +29,8 @@ impl Accounts {
         Self::over(Arc::new(store), key, home, by)
     }
 
-    /// Nobody, as in a home where nothing was ever stored; in memory, to see what would come of something.
+    /// Creates accounts without identities, in memory, as in a home where nothing was ever stored. They serve to
+    /// simulate an operation.
     #[must_use]
     pub fn empty(home: &Home) -> Self {
         Self {
@@ -46,10 +47,10 @@ impl Accounts {
         }
     }
 
-    /// The same of identities in any store. `key`: what the store's secret and the verifiers in it are sealed under.
+    /// Opens identities in any store. `key` is the key that seals the store's secret and its verifiers.
     ///
     /// # Errors
-    /// When the home's configuration cannot be read.
+    /// If the home's configuration cannot be read.
     pub fn over(
         store: Arc<dyn Store>,
         key: MasterKey,
@@ -75,10 +76,10 @@ impl Accounts {
         Ok((accounts, settings))
     }
 
-    /// Whether a host could start with what is in this home: reads, and changes nothing.
+    /// Checks whether a host could start in this home. It only reads.
     ///
     /// # Errors
-    /// What of it cannot be read, or is of a later version's.
+    /// If a part of it cannot be read, or was written by a later version.
     pub fn examine(home: &Home) -> Result<Settings, AccountError> {
         let file = ConfigFile::open(&home.config())?;
         let settings = file.settings()?;
@@ -89,7 +90,8 @@ impl Accounts {
         Ok(settings)
     }
 
-    /// Moves identities from `credhost.toml` into the store, then out of the file: in this order, so that none is lost.
+    /// Moves identities from `credhost.toml` into the store, and then removes them from the file. In this order, none
+    /// is lost.
     fn migrate(&self, file: &mut ConfigFile) -> Result<(), AccountError> {
         let identities = file.identities()?;
         if identities.is_empty() {
@@ -105,7 +107,8 @@ impl Accounts {
             let event = self.event("identity.added", &name).with("from", "credhost.toml");
             let write = Write::Identity { identity: Arc::new(identity), base: 0 };
             match wait(|done| self.store.commit(vec![write, Write::Audit(event)], done)) {
-                // It was moved before, and the file could not be written; or the store's counts.
+                // It was moved before, but the file could not be written; or the store has another one. The store's
+                // identity is kept.
                 Err(StoreError::Conflict(_)) => tracing::warn!(name, "it is in the store already, which counts"),
                 other => {
                     other?;
@@ -122,13 +125,13 @@ impl Accounts {
         Ok(())
     }
 
-    /// Notes down that a host has started or ended.
+    /// Records the start or end of a host.
     pub fn note_host(&self, what: &'static str) {
         self.note(Event::new(what).with("by", self.by.clone()));
     }
 }
 
-/// What the configuration says of passwords.
+/// The password settings of the configuration.
 fn passwords(home: &Home, file: &ConfigFile, settings: &Settings) -> Result<(PasswordRules, HashCost), AccountError> {
     let section = &settings.password;
     let cost = HashCost { memory: section.memory, passes: section.passes };

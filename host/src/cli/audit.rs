@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::home::{ask, since_when};
 use super::{CliError, Output, output, say};
 
-/// This many lines are asked for at once.
+/// How many lines one request asks for.
 const PAGE: usize = 1000;
 
 #[derive(Debug, Subcommand)]
@@ -104,7 +104,7 @@ impl Audit {
     }
 }
 
-/// Which lines are shown.
+/// Which lines to show.
 struct Show {
     after: u64,
     with: Option<String>,
@@ -114,12 +114,12 @@ struct Show {
     follow: bool,
 }
 
-/// How often it is looked whether something has happened.
+/// How often to poll for new lines.
 const FOLLOW: Duration = Duration::from_millis(250);
 
 impl Show {
     fn run(mut self, home: &Home, output: Output) -> Result<(), CliError> {
-        // Those that are waited for: the last of all that are to be shown.
+        // If only the last lines are shown: the last ones so far.
         let mut held = VecDeque::new();
         loop {
             let answer = ask(home, &Request::AuditShow { after: self.after, limit: PAGE })?;
@@ -163,7 +163,7 @@ fn as_json(line: &Line, mut event: Map<String, Value>) -> Value {
     let mut all = Map::new();
     all.insert("number".to_owned(), line.number.into());
     all.insert("at".to_owned(), (at / 1000.0).into());
-    // What it is and more about it, which has names of its own.
+    // What it is, and its details, which have names of their own.
     all.insert("what".to_owned(), event.shift_remove("what").unwrap_or_default());
     all.insert("about".to_owned(), Value::Object(event));
     all.insert("digest".to_owned(), line.digest.clone().into());
@@ -205,7 +205,7 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// A value as it is shown: quoted, if it could be taken for more than one, or for none.
+/// A value as text: quoted if it could be read as more than one, or as none.
 fn shown_value(value: &Value) -> String {
     let text = text(value);
     let ambiguous = |c: char| c == '"' || c == '=' || c.is_control() || c.is_whitespace();
@@ -220,7 +220,7 @@ fn shown(line: &Line, mut about: Map<String, Value>) -> String {
         .filter(|(_, value)| !value.is_null())
         .map(|(key, value)| format!("{key}={}", shown_value(value)))
         .collect();
-    // What comes after the year 9999 has no such form.
+    // Times after the year 9999 have no such form.
     let at = at.min(253_402_300_799_999);
     let when = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(at));
     format!("{} {when} {what} {}", line.number, rest.join(" "))

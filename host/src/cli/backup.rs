@@ -53,7 +53,7 @@ impl Restore {
         if head.exists() {
             std::fs::remove_file(&head)?;
         }
-        // The trail of the backup goes on from here, and says where the other one had ended.
+        // The backup's trail continues from here, and records where the replaced one ended.
         let (accounts, _) = Accounts::open(home, &by())?;
         accounts.note(Event::new("store.restored").with("by", by()).with("head_before", head_before.trim()));
         drop(accounts);

@@ -48,14 +48,14 @@ pub(super) struct Call {
     ca: Option<PathBuf>,
 }
 
-/// What somebody logs in with.
+/// What to log in with.
 enum With {
     Password(Secret),
     Token(Secret),
     Key(Box<PrivateKey>),
 }
 
-/// Who logs in, and where: what it takes to reach a perspective.
+/// Who logs in, with what, and where.
 struct Way<'a> {
     target: &'a Target,
     with: With,
@@ -110,7 +110,7 @@ impl Way<'_> {
         Ok(Client::with(stream, options).await?)
     }
 
-    /// Whether a password can be sent as it is.
+    /// Whether a password can be sent as plaintext: over TLS, or within this machine.
     fn private(&self) -> bool {
         let host = self.target.host.as_str();
         self.tls || host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
@@ -123,7 +123,7 @@ impl Way<'_> {
             With::Password(secret) => client.login_with(&Credential::password(&name, &secret.0), None).await,
             With::Token(token) => {
                 let avatar = client.login_token(&token.0, None).await?;
-                // A token says whose it is; the target does, too.
+                // Both the token and the target say whose it is.
                 let owner: String = avatar.call("identity", &()).await?.read()?;
                 if !target.user.is_empty() && target.user != owner {
                     return Err(Error::Unexpected(format!("the token is {owner}'s, not {}'s", target.user)));
@@ -147,7 +147,7 @@ impl Way<'_> {
     }
 }
 
-/// Trusts one authority, or those that this machine does.
+/// Trusts one authority, or those that this machine trusts.
 fn trusting(ca: Option<&Path>) -> Result<rustls::ClientConfig, CliError> {
     let mut roots = rustls::RootCertStore::empty();
     let file = ca.unwrap_or(Path::new("/etc/ssl/certs/ca-certificates.crt"));
@@ -169,7 +169,7 @@ fn trusting(ca: Option<&Path>) -> Result<rustls::ClientConfig, CliError> {
 fn private_key(file: &Path) -> Result<Box<PrivateKey>, CliError> {
     let wrong = |error: &dyn std::fmt::Display| CliError::new(format!("{}: {error}", file.display()));
     let text = Zeroizing::new(std::fs::read_to_string(file).map_err(|error| wrong(&error))?);
-    // Not every program that writes such files breaks their lines where OpenSSH does.
+    // Some programs do not break the lines of such files where OpenSSH does.
     let mut lines = text.lines();
     let (first, last) = (lines.next().unwrap_or_default(), lines.next_back().unwrap_or_default());
     let body: Zeroizing<String> = Zeroizing::new(lines.collect());
@@ -206,7 +206,8 @@ impl Call {
             _ => {
                 let prompt = format!("password of {}: ", target.user);
                 if !self.password_stdin {
-                    // Nobody types a password for a host that is not there. Who types slowly gets a connection of their own.
+                    // Connect first: nobody should type a password for a host that is not there. The login gets a connection of
+                    // its own, because typing may take long.
                     let nothing = With::Password(Secret(zeroize::Zeroizing::default()));
                     let way = Way { target: &target, with: nothing, tls, ca: ca.clone() };
                     runtime.block_on(way.connect())?;
@@ -293,7 +294,7 @@ impl Target {
         let (user, rest) = text.split_once('@').ok_or_else(|| missing("USER@ at its beginning"))?;
         let (place, path) = rest.split_once('/').ok_or_else(|| missing("/SERVICE at its end"))?;
         let (host, port) = match place.rsplit_once(':') {
-            // An address of IPv6 has colons of its own.
+            // An IPv6 address has colons of its own.
             Some((host, port)) if !port.contains(']') && !host.ends_with(':') => {
                 let number = port.parse().ok().filter(|number| *number > 0);
                 (host, number.ok_or_else(|| wrong(format!("{port:?} is no port, which is a number from 1 to 65535")))?)

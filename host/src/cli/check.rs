@@ -15,7 +15,7 @@ use super::home::table;
 use super::trial::Trial;
 use super::{CliError, Output, log};
 
-/// How long the library may take for each step of the first verdict.
+/// How long the library may take for each step of the vetting.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
@@ -57,7 +57,7 @@ impl Check {
     }
 
     fn inside(self, trial: Trial) -> Result<(), CliError> {
-        // Panics of the library's, with file and line.
+        // The log shows panics of the library, with file and line.
         let _log = log::start();
         let (sections, allowed, program) = (Arc::new(trial.sections), trial.allowed, std::env::current_exe()?);
         apart::inside(|progress| {
@@ -91,7 +91,7 @@ fn shown(found: &Found) -> String {
             format!("{}: {} refused with an error, {} taken", found.odd_calls, found.refused, found.taken),
         ),
     ];
-    // What it did not come to is not shown.
+    // Steps that were not reached are not shown.
     if !found.timed.is_empty() {
         rows.push(row("speed", format!("{:.0} calls a second ({})", found.calls_per_second, found.timed)));
     }

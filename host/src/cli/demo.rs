@@ -1,4 +1,4 @@
-//! `credhost demo`: everything at once, for who has just come.
+//! `credhost demo`: everything at once, for newcomers.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -14,11 +14,11 @@ use zeroize::Zeroizing;
 
 use super::{CliError, run, say};
 
-/// The services that are built, in `plugins/`.
+/// The services to build, in `plugins/`.
 const SAMPLES: [&str; 3] = ["todo", "scores", "chat"];
-/// The identities that are made.
+/// The identities to create.
 const PEOPLE: [&str; 2] = ["alice", "bob"];
-/// What passwords are made of: nothing that looks like something else.
+/// The letters of passwords: none that looks like another.
 const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 
 #[derive(Debug, Args)]
@@ -47,7 +47,7 @@ impl Demo {
     }
 }
 
-/// The checkout that this program was built in, or the one it stands in.
+/// The checkout that contains the current folder, or else the one that this program was built in.
 fn workspace() -> Result<PathBuf, CliError> {
     let has_samples = |folder: &Path| folder.join("plugins/todo/Cargo.toml").is_file();
     let here = std::env::current_dir()?;
@@ -77,7 +77,7 @@ fn password() -> Result<Zeroizing<String>, CliError> {
     Ok(Zeroizing::new(random.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect()))
 }
 
-/// Makes the two identities, if they are not there, and one call through a real socket.
+/// Creates the two identities if they do not exist, and makes one call through a real socket.
 async fn first_call(host: Rc<Host>) -> Result<(), CliError> {
     let address = host.address();
     say(&format!("serving Perspective Broker on {address}\n"));
@@ -124,7 +124,7 @@ async fn call(address: std::net::SocketAddr, name: &str, password: &str) -> Resu
     Ok(todo.call("list", &()).await?.value()?.to_string())
 }
 
-/// On a second run nobody's password is known: somebody who exists for this one call makes it.
+/// On a second run, no password is known: an identity that exists only for this call makes it.
 async fn call_as_guest(host: &Host) -> Result<String, CliError> {
     let password = password()?;
     let name = format!("demo-{:016x}", u64::from_le_bytes(random()?));

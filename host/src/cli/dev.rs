@@ -1,4 +1,4 @@
-//! `credhost dev`: builds, serves, and replaces what is served whenever somebody saves.
+//! `credhost dev`: builds and serves services, and reloads them whenever a source is saved.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -21,7 +21,7 @@ use serde_json::json;
 
 use super::{CliError, Output, run, say};
 
-/// The identity that is made, to call what is served.
+/// The identity that is created to call the services.
 const DEVELOPER: &str = "dev";
 
 #[derive(Debug, Args)]
@@ -80,8 +80,7 @@ impl Dev {
 /// How many unreadable states one line names.
 const SHOWN: usize = 3;
 
-/// Tries all saved states of a service. Answers with how many there are, and with those that cannot be read: whose they
-/// are, and why.
+/// Tries all saved states of a service. Returns how many there are, and the owner and the reason of each that cannot be read.
 fn unreadable(trial: &Trial, accounts: &Accounts, service: &str) -> Result<(usize, Vec<(String, String)>), String> {
     let (mut count, mut found, mut after) = (0, Vec::new(), None::<String>);
     loop {
@@ -126,8 +125,8 @@ impl Watched {
         }
     }
 
-    /// Builds and serves, and says in one line how that went. Answers with the service's name, if it serves, and with the
-    /// folders of the other crates that it is made with.
+    /// Builds and serves the crate, and reports the outcome in one line. Returns the service's name, if it serves, and the
+    /// folders of the other crates that it is built with.
     async fn once(&self, changed: &[PathBuf]) -> (Option<String>, Vec<PathBuf>) {
         let what = match changed {
             [] => "first build".to_owned(),
@@ -184,7 +183,7 @@ impl Watched {
         (served, others)
     }
 
-    /// Says which saved states the code that serves now cannot read: their owners are kept out.
+    /// Reports which saved states the serving code cannot read: their owners cannot attach.
     async fn tell_unreadable(&self, service: &str, library: &Path) {
         let (accounts, service, library) = (Arc::clone(self.host.accounts()), service.to_owned(), library.to_owned());
         let looked = tokio::task::spawn_blocking(move || {
@@ -237,7 +236,7 @@ impl Watched {
         });
     }
 
-    /// Makes somebody who may call it, and says how.
+    /// Creates an identity that may call the service, and prints how to call it.
     fn first_call(&self, service: &str) -> Result<(), CliError> {
         let accounts = self.host.accounts();
         if matches!(accounts.get(DEVELOPER), Err(AccountError::Missing { .. })) {
@@ -245,7 +244,7 @@ impl Watched {
         }
         accounts.key_add(DEVELOPER, &Key::new(service, DEVELOPER)?)?;
         if !self.token.exists() {
-            // One that was lost with its file is of no use any more.
+            // A token whose file was lost is of no use any more.
             let _ = accounts.credential_remove(DEVELOPER, "token", "dev");
             let token = accounts.token_new(DEVELOPER, "dev", None)?;
             write_secret(&self.token, token.reveal())?;
@@ -275,7 +274,7 @@ fn shown(folder: &Path) -> String {
     whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// A word as a shell reads it.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+@".contains(c);
     if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }

@@ -17,7 +17,7 @@ impl Doctor {
         let found: Vec<Finding> = match ask(home, &Request::Doctor {}) {
             Ok(answer) => serde_json::from_value(answer)?,
             Err(trouble) if !home.path().exists() => return Err(trouble),
-            // What can be looked at all the same.
+            // Check what can be checked all the same.
             Err(trouble) => {
                 let first = Finding { level: "wrong".to_owned(), what: trouble.error, hint: trouble.hint };
                 let others =

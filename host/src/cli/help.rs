@@ -1,4 +1,4 @@
-//! `--help`, in groups by who needs what.
+//! `--help`, with the commands grouped by purpose.
 
 use clap::Command;
 use clap::builder::StyledStr;

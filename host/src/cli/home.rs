@@ -1,4 +1,4 @@
-//! Asks the running host, or does it itself where none runs.
+//! Sends a request to the running host, or performs it here if none runs.
 
 use std::borrow::Cow;
 use std::io::{BufRead, IsTerminal};
@@ -16,7 +16,7 @@ pub(super) fn cli_error(failed: ControlFailure) -> CliError {
     CliError { error: failed.error, hint: failed.hint }
 }
 
-/// Does what is asked for: a running host at once, or else on the files of its home.
+/// Performs a request: in a running host, if there is one; otherwise on the files of the home.
 pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, CliError> {
     let mut bar = Progress::new();
     let mut patience = Patience::new();
@@ -24,7 +24,7 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
         match control::send(&home.control(), request, &mut |done, of| bar.show(done, of)) {
             Ok(answer) => return answer.map(warned).map_err(cli_error),
             Err(ControlError::NoHost) => {}
-            // It was stopping.
+            // The host was stopping.
             Err(ControlError::NotBegun) if patience.again() => continue,
             Err(error) => return Err(error.into()),
         }
@@ -33,7 +33,7 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
             home.make()?
         } else {
             home.check()?;
-            // Who only looks leaves nothing behind.
+            // A command that only reads leaves nothing behind.
             if !home.store().exists() && !home.config().exists() {
                 let nothing = format!("{} has no store yet, so no identities", home.path().display());
                 return Err(
@@ -42,7 +42,7 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
             }
         }
         match home.lock() {
-            // A command that ends soon, a host that stops, or one that starts: that one will answer.
+            // The lock belongs to a command that ends soon, to a host that stops, or to one that starts, which will answer.
             Err(HomeError::Locked(_)) if patience.again() => {}
             lock => {
                 let _lock = lock?;
@@ -54,13 +54,13 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
     }
 }
 
-/// Asks a running host; `None`: none runs.
+/// Sends a request to a running host. Returns `None` if none runs.
 pub(super) fn ask_running(home: &Home, request: &Request) -> Result<Option<serde_json::Value>, CliError> {
     let mut patience = Patience::new();
     loop {
         match control::send(&home.control(), request, &mut |_, _| {}) {
             Ok(answer) => return answer.map(Some).map_err(cli_error),
-            // One that stops, or that has yet to answer, has the lock.
+            // A host that stops, or that does not answer yet, holds the lock.
             Err(ControlError::NoHost) if home.is_locked() && patience.again() => {}
             Err(ControlError::NotBegun) if patience.again() => {}
             Err(ControlError::NoHost) => return Ok(None),
@@ -69,7 +69,7 @@ pub(super) fn ask_running(home: &Home, request: &Request) -> Result<Option<serde
     }
 }
 
-/// Says what is odd about something that was done.
+/// Prints the warnings about something that was done.
 fn warned(done: serde_json::Value) -> serde_json::Value {
     for what in done["warnings"].as_array().into_iter().flatten().filter_map(|what| what.as_str()) {
         warn(&format!("credhost: warning: {}", show::line(what)));
@@ -80,7 +80,7 @@ fn warned(done: serde_json::Value) -> serde_json::Value {
 /// How long a command waits while another process holds the home's lock.
 const LOCKED: Duration = Duration::from_secs(10);
 
-/// Waits for the home's lock, bit by bit.
+/// Waits for the home's lock, in short steps.
 pub(super) struct Patience(Instant);
 
 impl Patience {
@@ -88,7 +88,7 @@ impl Patience {
         Self(Instant::now())
     }
 
-    /// Waits a moment. False: that was long enough.
+    /// Waits a moment. Returns false when it has waited long enough.
     pub(super) fn again(&mut self) -> bool {
         std::thread::sleep(Duration::from_millis(10));
         self.0.elapsed() < LOCKED
@@ -100,7 +100,7 @@ pub(super) fn by() -> String {
     format!("a command of uid {}", rustix::process::getuid().as_raw())
 }
 
-/// How much is done, for a person at a terminal; for nobody else.
+/// Progress, shown only to a person at a terminal.
 pub(super) struct Progress {
     terminal: bool,
     shown: Option<Instant>,
@@ -111,7 +111,7 @@ impl Progress {
         Self { terminal: std::io::stderr().is_terminal(), shown: None }
     }
 
-    /// So much is done, of so much (0: not known). Shown ten times a second at most.
+    /// Shows how much is done, of how much (0: unknown); at most ten times a second.
     pub(super) fn show(&mut self, done: u64, of: u64) {
         let soon = self.shown.is_some_and(|shown| shown.elapsed() < Duration::from_millis(100));
         if !self.terminal || soon || done == 0 {
@@ -131,7 +131,7 @@ impl Drop for Progress {
     }
 }
 
-/// When something was, for a person to read.
+/// A time, for a person to read.
 pub(super) fn when(seconds: u64) -> String {
     if seconds == 0 {
         return "-".to_owned();
@@ -146,7 +146,7 @@ fn moment(text: &str) -> Option<u64> {
     at.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-/// "90d" from now on, or a date: in seconds since 1970.
+/// "90d" from now, or a date: in seconds since 1970.
 pub(super) fn expiry(text: Option<&str>) -> Result<Option<u64>, CliError> {
     let Some(text) = text else { return Ok(None) };
     let at = match moment(text) {
@@ -212,14 +212,14 @@ pub(super) fn password(from_stdin: bool, prompt: &str, twice: bool) -> Result<Se
     Ok(Secret(typed))
 }
 
-/// The same below names for the columns.
+/// A table with names for the columns.
 pub(super) fn headed<const N: usize>(heads: [&str; N], rows: Vec<Vec<String>>) -> String {
     table(&[vec![heads.map(str::to_owned).to_vec()], rows].concat())
 }
 
-/// A column of texts, as wide as the widest.
+/// A table; each column is as wide as its widest cell.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
-    // What stands in a cell may come from anybody.
+    // The text of a cell may come from anybody.
     let rows: Vec<Vec<Cow<'_, str>>> =
         rows.iter().map(|row| row.iter().map(|cell| show::line(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::home::{ask, headed, password, table, when};
 use super::{CliError, Output, import, say};
 
-/// This many are asked for at once.
+/// How many identities one request asks for.
 const PAGE: usize = 1000;
 
 #[derive(Debug, Subcommand)]
@@ -61,7 +61,7 @@ impl Identity {
         let prompt = |name: &str| format!("new password for {name}: ");
         let (request, done) = match self {
             Self::Add { name, password_stdin, no_password } => {
-                // Before somebody types a password twice for nothing.
+                // Check this before somebody types a password twice for nothing.
                 Name::chosen(NameOf::Identity, &name)?;
                 if ask(home, &Request::IdentityShow { name: name.clone() }).is_ok() {
                     return Err(CliError::new(DuplicateIdentity(name).to_string())
@@ -120,7 +120,7 @@ impl Identity {
     }
 }
 
-/// Asks for page after page.
+/// Requests page after page.
 fn pages(
     home: &Home,
     request: impl Fn(Option<String>) -> Request,
@@ -149,7 +149,7 @@ fn list(home: &Home, output: Output) -> Result<(), CliError> {
             if output.json {
                 all.extend(page);
             } else if !page.is_empty() {
-                // A page at a time: a million of them have no common width, nor room here.
+                // One page at a time: a million rows would take too much memory to find a common width.
                 say(&listed(&page, !std::mem::replace(&mut headed, true)));
             }
         },

@@ -18,13 +18,13 @@ use serde_json::{Value, json};
 use super::home::{Progress, ask, ask_running, cli_error};
 use super::{CliError, Output, say, warn};
 
-/// This many are handed over at once: all of them are written, or none.
+/// The most identities in one request: all of them are written, or none.
 const CHUNK: usize = 2000;
-/// This many bytes of them, at most: a line of the control protocol has its limit.
+/// The most bytes in one request: a line of the control protocol is limited.
 const CHUNK_BYTES: usize = 4 << 20;
 /// The most passwords in one request: hashing them takes some seconds.
 const CHUNK_HASHED: usize = 100;
-/// How many bytes of a file are read to find out its format.
+/// How many bytes of a file are read to detect its format.
 const LOOKED_AT: usize = 64 << 10;
 
 #[derive(Debug, Args)]
@@ -47,7 +47,7 @@ pub(super) struct Import {
     dry_run: bool,
 }
 
-/// What is handed over at once.
+/// What one request contains.
 #[derive(Default)]
 struct Chunk {
     records: Vec<Record>,
@@ -68,9 +68,9 @@ struct Importing<'a> {
     all: Imported,
     passed: u64,
     chunk: Chunk,
-    /// Names that came, each with its line.
+    /// The names so far, each with its line.
     names: HashMap<String, usize>,
-    /// Who would come in, and how: in a dry run, until the host has said that they do.
+    /// Who would be imported, and how; in a dry run, until the host has refused some of them.
     listed: Vec<(String, String)>,
     only_passwords: bool,
 }
@@ -101,7 +101,7 @@ impl Import {
         importing.tell(output)
     }
 
-    /// The file, how long it is (0: not known), and what it is.
+    /// Opens the file. Returns it, its size (0: unknown), and its format.
     fn open(&self) -> Result<(Box<dyn BufRead>, u64, Format), CliError> {
         let (mut from, size): (Box<dyn Read>, u64) = if self.file.as_os_str() == "-" {
             (Box::new(std::io::stdin()), 0)
@@ -133,7 +133,7 @@ impl Import {
 }
 
 impl Importing<'_> {
-    /// A key to a service that is not here may be one to a service that is mistyped.
+    /// Warns of keys to unknown services: their names may be mistyped.
     fn warn_of_keys(&self) {
         let listed = ask_running(self.home, &Request::ServiceList {}).ok().flatten();
         let libraries: Option<Vec<LibraryStatus>> = listed.and_then(|listed| serde_json::from_value(listed).ok());
@@ -206,7 +206,7 @@ impl Importing<'_> {
         let refused: HashSet<String> =
             done.why.iter().filter_map(|why| why.split_once(": ")).map(|(name, _)| name.to_owned()).collect();
         for why in &mut done.why {
-            // With the line that it stands in.
+            // Add the line of the entry.
             if let Some(line) = why.split_once(": ").and_then(|(name, _)| self.names.get(name)) {
                 *why = format!("line {line}: {why}");
             }
@@ -266,7 +266,7 @@ fn summary(all: &Imported, passed: u64, dry_run: bool) -> String {
     text
 }
 
-/// What would come of a dry run: where nothing was ever stored, of one into an empty store.
+/// Performs a dry run: into an empty store if nothing was ever stored.
 fn look(home: &Home, request: &Request) -> Result<Value, CliError> {
     if home.store().exists() || home.config().exists() || home.control().exists() {
         return ask(home, request);
@@ -275,7 +275,7 @@ fn look(home: &Home, request: &Request) -> Result<Value, CliError> {
     control::perform(request, &accounts, None, &mut |_, _| {}).map_err(cli_error)
 }
 
-/// Somebody who would come in.
+/// Describes an identity that would be imported.
 fn described(record: &Record, in_the_clear: bool) -> String {
     let hash = |hash: &str| match hash.get(..2) {
         Some("$2") => "a bcrypt hash",

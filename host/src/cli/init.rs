@@ -1,5 +1,5 @@
-//! The first process of a container: it must wait for processes that nobody else does, and nothing ends it by itself. The
-//! host is restarted as its child, hears every signal, and what it ends with is what the container ends with.
+//! The first process of a container: it must wait for orphaned processes, and no signal ends it by default. The host is started
+//! again as its child and receives the signals that end or reload it; its exit code becomes the container's.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, ExitStatus};
@@ -14,14 +14,14 @@ pub(super) fn is_first() -> bool {
     getpid() == Pid::INIT
 }
 
-/// Starts this program again with the same arguments, and is its parent until it ends.
+/// Starts this program again with the same arguments, and stays its parent until it ends.
 ///
 /// # Errors
-/// When it cannot be started.
+/// If it cannot be started.
 pub(super) fn run() -> Result<ExitCode, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        // Before the child: none of its ends may be missed.
+        // Registered before the child starts, so that no exit is missed.
         let mut children = signal(SignalKind::child())?;
         let mut told = [
             (signal(SignalKind::terminate())?, Signal::TERM),
@@ -35,7 +35,7 @@ pub(super) fn run() -> Result<ExitCode, CliError> {
             while let Ok(Some((ended, status))) = wait(WaitOptions::NOHANG) {
                 if ended == child {
                     let status = ExitStatus::from_raw(status.as_raw());
-                    // As a shell has it, of a process that a signal has ended.
+                    // As in a shell, for a process that a signal has ended.
                     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
                     return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
                 }
@@ -48,7 +48,7 @@ pub(super) fn run() -> Result<ExitCode, CliError> {
                 _ = hangup.recv() => 2,
                 _ = quit.recv() => 3,
             };
-            // It may have ended just now.
+            // The child may have ended just now.
             let _ = kill_process(child, told[which].1);
         }
     })

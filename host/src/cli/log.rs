@@ -1,5 +1,5 @@
-//! The log: lines on standard error, written by a thread of its own. Nobody waits for it, wherever it goes: if its reader
-//! has gone, or reads no more, or the disk is full, lines are lost, and counted.
+//! The log: lines on standard error, written by a thread of its own. Nothing waits for it, wherever it goes: if its reader has
+//! gone or no longer reads, or the disk is full, lines are lost and counted.
 
 mod limit;
 
@@ -18,17 +18,17 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use self::limit::{LeftOut, Limit, Limited};
 
-/// How many lines wait to be written; more are lost.
+/// How many lines may wait to be written; beyond that, lines are lost.
 const LINES: usize = 4096;
 /// The longest value in a line, in characters.
 const LONGEST: usize = 4_000;
-/// How often it is said how many lines were lost.
+/// How often to report how many lines were lost.
 const TELL: Duration = Duration::from_secs(10);
 
 /// What limits the lines of this process's log.
 static LIMIT: LazyLock<Limit> = LazyLock::new(Limit::default);
 
-/// Standard error, which never fails: what cannot be written is counted.
+/// Standard error as a writer that never fails: failed writes are counted.
 struct Lossy(io::Stderr);
 
 impl Write for Lossy {
@@ -46,14 +46,14 @@ impl Write for Lossy {
     }
 }
 
-/// The log, until it is dropped: what waits is written then, if it can be within a second.
+/// The log, until it is dropped: then the waiting lines are written, if that is possible within a second.
 pub(super) struct Log {
     _guard: WorkerGuard,
     dropped: ErrorCounter,
 }
 
 impl Log {
-    /// Says how many lines were left out or lost, whenever some were.
+    /// Reports how many lines were left out or lost, whenever some were.
     pub(super) async fn watch(&self) {
         let (mut dropped, mut told) = (0, 0);
         loop {
@@ -76,7 +76,7 @@ impl Log {
     }
 }
 
-/// Whether standard error is to have colours.
+/// Whether to use colours on standard error.
 fn colours() -> bool {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     io::stderr().is_terminal() && set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
@@ -84,10 +84,10 @@ fn colours() -> bool {
 
 /// The levels that a line can have.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-/// Whose lines these are, in the host itself.
+/// The host's own crates, whose lines can be selected.
 const OURS: [&str; 4] = ["credhost", "pb", "jelly", "plugin_api"];
 
-/// Which lines the log has. A word that is no level would be taken for a module of which there is none, and no line would
+/// Parses which lines the log has. A word that is not a level would be taken for a module that does not exist, and no line would
 /// be written.
 fn filter(text: &str) -> Result<EnvFilter, String> {
     let words: Vec<&str> = text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
@@ -109,13 +109,13 @@ fn filter(text: &str) -> Result<EnvFilter, String> {
             return Err(format!("{word:?} is none of {}{}", known.join(", "), nearest::meant(word, known)));
         }
     }
-    // What is said of some lines silences no others.
+    // A directive for some lines must not silence the others.
     let all =
         if words.iter().any(|word| is_level(word)) { words.join(",") } else { format!("info,{}", words.join(",")) };
     all.parse().map_err(|error: tracing_subscriber::filter::ParseError| error.to_string())
 }
 
-/// Starts the log; `CREDHOST_LOG` says which lines it has.
+/// Starts the log. `CREDHOST_LOG` determines which lines it has.
 pub(super) fn start() -> Log {
     let asked = std::env::var("CREDHOST_LOG").ok().filter(|filter| !filter.is_empty());
     let (filter, wrong) = match asked.as_deref().map(filter) {
@@ -136,9 +136,9 @@ pub(super) fn start() -> Log {
         .with_ansi(colours())
         .with_target(false)
         .fmt_fields(fields.delimited(" "));
-    // A second call in one process would find it set.
+    // A second call in one process finds it already set.
     let _ = tracing_subscriber::registry().with(lines).with(Limited(&LIMIT)).with(filter).try_init();
-    // A panic's own line must not wait for anybody either.
+    // A panic's own line must not block either.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let said = panic.payload();

@@ -121,7 +121,7 @@ enum Command {
     },
 }
 
-/// Why a command was not done: what, and what to do.
+/// Why a command has failed, and what to do.
 #[derive(Debug)]
 struct CliError {
     error: String,
@@ -145,10 +145,10 @@ impl<E: std::error::Error> From<E> for CliError {
     }
 }
 
-/// What was typed is no command.
+/// Reports that the arguments are not a command, or prints the help or the version.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // What was asked for: the help, the version.
+        // The help or the version was requested.
         return match error.print() {
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => failed(false, &not_printed(&error)),
             _ => ExitCode::SUCCESS,
@@ -162,7 +162,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         let hint = Some(rest.trim()).filter(|rest| !rest.is_empty());
         warn(&show::json(&serde_json::json!({ "error": first, "hint": hint })));
     } else {
-        // There is nowhere else to say it.
+        // There is nowhere else to report an error.
         let _ = error.print();
     }
     ExitCode::from(2)
@@ -176,7 +176,7 @@ fn failed(json: bool, trouble: &CliError) -> ExitCode {
     if json {
         warn(&show::json(&serde_json::json!({ "error": trouble.error, "hint": trouble.hint })));
     } else {
-        // More lines of it are of what it quotes: none is to pass for one of ours.
+        // Further lines come from what it quotes: mark them, so that none passes for the program's own.
         warn(&format!("credhost: {}", trouble.error.trim_end().replace('\n', "\n  | ")));
         if let Some(hint) = &trouble.hint {
             warn(&format!("  {}", hint.trim_end().replace('\n', "\n  | ")));

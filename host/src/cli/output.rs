@@ -1,4 +1,4 @@
-//! What commands print, and what becomes of it where it cannot be.
+//! What commands print, and what happens if it cannot be printed.
 
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use credhost::show;
 use serde_json::Value;
 
-/// Why something that was to be printed was not: the first time.
+/// The first error in printing.
 static UNPRINTED: OnceLock<String> = OnceLock::new();
 
-/// Whether something could not be printed, if only because its reader has gone.
+/// Whether printing has failed, even if only because the reader has gone.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// What a command prints.
@@ -28,10 +28,10 @@ impl Output {
         }
     }
 
-    /// Prints what nobody can have again.
+    /// Prints what is shown only once.
     ///
     /// # Errors
-    /// When it has not come to whoever reads it, also if that has gone: it is to be undone then.
+    /// If it did not reach its reader, also because the reader has gone: then the caller must undo the operation.
     pub(super) fn hand_over(self, value: &Value, person: impl FnOnce() -> String) -> io::Result<()> {
         write(&self.text(value, person))
     }
@@ -47,12 +47,12 @@ fn write(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints a line. A reader that has gone (`| head`) is no error; any other is one of the whole command, at its end.
+/// Prints a line. A reader that has gone (`| head`) is no error; any other write error fails the command, at its end.
 pub(super) fn say(text: &str) {
     noted(write(text));
 }
 
-/// Prints bytes as they are, as [`say`].
+/// Prints bytes unchanged, with errors as in [`say`].
 pub(super) fn say_bytes(bytes: &[u8]) {
     let mut out = io::stdout();
     noted(out.write_all(bytes).and_then(|()| out.flush()));
@@ -62,12 +62,12 @@ fn noted(written: io::Result<()>) {
     let Err(error) = written else { return };
     CLOSED.store(true, Ordering::Relaxed);
     if error.kind() != io::ErrorKind::BrokenPipe {
-        // The first says why; those that follow say no more.
+        // Only the first error is kept.
         let _ = UNPRINTED.set(error.to_string());
     }
 }
 
-/// Whether nobody reads any more what is printed.
+/// Whether nobody reads the output any more.
 pub(super) fn is_closed() -> bool {
     CLOSED.load(Ordering::Relaxed) || nobody_reads()
 }
@@ -77,11 +77,11 @@ fn nobody_reads() -> bool {
     let out = io::stdout();
     let mut fds = [rustix::event::PollFd::new(&out, rustix::event::PollFlags::empty())];
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    // What cannot be asked is found out when it is written to.
+    // If the poll fails, the next write finds out.
     rustix::event::poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(rustix::event::PollFlags::ERR)
 }
 
-/// Why something that was to be printed was not, if that was so.
+/// The first error in printing, if there was one.
 pub(super) fn unprinted() -> Option<&'static str> {
     UNPRINTED.get().map(String::as_str)
 }

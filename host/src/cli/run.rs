@@ -57,14 +57,14 @@ impl Run {
     }
 }
 
-/// Serves until Ctrl-C or SIGTERM. `first` is done when the door is open.
+/// Serves until Ctrl-C or SIGTERM. `first` runs once the host accepts connections.
 pub(super) fn serve(
     home: Home,
     options: &Options,
     first: impl AsyncFnOnce(Rc<Host>) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
     let log = log::start();
-    // Every connection takes a descriptor: as many as this user may have.
+    // Every connection needs a descriptor: allow as many as this user may have.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let all = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, all) {
@@ -72,11 +72,11 @@ pub(super) fn serve(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
-    // Hear of the end as well, also when nobody else listens any more.
+    // These receive the signals to stop as well, even when nothing else listens any more.
     let mut late = Vec::new();
     let done: Result<Ended, CliError> = tasks.block_on(&runtime, async {
-        // Before anything else: a signal that comes while it starts must stop it, too; and one to read the settings, which it
-        // is about to do, must not.
+        // Listen before anything else: a signal to stop must also stop a host that is starting, and a signal to reload the
+        // settings must not, since the host is about to read them.
         let _hangup = signal(SignalKind::hangup())?;
         late.extend([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]);
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -110,7 +110,7 @@ pub(super) fn serve(
     if matches!(done, Ok(Ended::WhileStarting)) {
         tracing::info!("stopped while starting");
         drop(log);
-        // A service that does not come back from its start is not waited for. What was committed is on the disk.
+        // Do not wait for a service whose start does not return. What was committed is on disk.
         std::process::exit(0);
     }
     match done? {
@@ -119,7 +119,7 @@ pub(super) fn serve(
             Ok(())
         }
         Ended::AfterServing(Some(successor)) => {
-            // Nothing of this host is left when the other begins.
+            // Nothing of this host is left when the other program begins.
             drop((tasks, runtime, log));
             Err(become_program(&successor))
         }
@@ -127,7 +127,7 @@ pub(super) fn serve(
     }
 }
 
-/// Whether one of these signals has come since they are listened for.
+/// Whether one of these signals has arrived since it was registered.
 async fn has_come(signals: &mut [Signal]) -> bool {
     for one in signals {
         if tokio::time::timeout(std::time::Duration::ZERO, one.recv()).await.is_ok() {
@@ -137,7 +137,7 @@ async fn has_come(signals: &mut [Signal]) -> bool {
     false
 }
 
-/// Becomes the program that takes over, or else this one once more. Comes back only where neither can be started.
+/// Becomes the program that takes over, or, if that fails, this one again. Returns only if neither can be started.
 fn become_program(successor: &Successor) -> CliError {
     if let Ok(now) = NotifyState::monotonic_usec_now() {
         tell_systemd(&[NotifyState::Reloading, now]);
@@ -147,7 +147,7 @@ fn become_program(successor: &Successor) -> CliError {
     CliError::new(format!("{} cannot be started: {why}; this program neither: {again}", successor.program().display()))
 }
 
-/// Tells systemd how it stands, if that has started this process with `Type=notify`; nobody else is told anything.
+/// Reports the state to systemd, if it has started this process with `Type=notify`; otherwise does nothing.
 fn tell_systemd(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "cannot notify systemd");

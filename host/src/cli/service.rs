@@ -152,7 +152,7 @@ impl Service {
                         }
                         let unreadable = &library.unreadable;
                         if !unreadable.is_empty() {
-                            // This many are remembered.
+                            // The host remembers this many.
                             const MOST: usize = 100;
                             let count = format!(
                                 "{}{}: nobody can attach to these; they stay as they are",
@@ -174,7 +174,7 @@ impl Service {
     }
 }
 
-/// Another version of it, in words.
+/// A trial of another version, in words.
 fn tried(trial: &TrialStatus) -> Vec<String> {
     let TrialStatus { identities, file, state, calls, faults, attached, crashed } = trial;
     let crashed = crashed.as_ref().map_or_else(String::new, |how| format!("; it {how}"));
@@ -183,7 +183,7 @@ fn tried(trial: &TrialStatus) -> Vec<String> {
     vec!["tried".to_owned(), text]
 }
 
-/// One of its doors, in words.
+/// One of the service's listeners, in words.
 fn listener(one: &ListenerStatus) -> String {
     let (name, service) = (&one.name, &one.service);
     let Some(address) = &one.address else {
@@ -206,7 +206,7 @@ fn times(count: u64) -> String {
     show::many(usize::try_from(count).unwrap_or(usize::MAX), "time", "times")
 }
 
-/// Where it runs, and what has become of it there.
+/// Where the service runs, and what has happened to it there.
 fn place(library: &LibraryStatus) -> Vec<Vec<String>> {
     let row = |what: &str, value: String| vec![what.to_owned(), value];
     let runs = !["failed", "stopped"].iter().any(|state| library.state.starts_with(state));
@@ -314,7 +314,7 @@ fn listed(home: &Home, libraries: &[LibraryStatus]) -> String {
     headed(["service", "file", "state"], rows.collect())
 }
 
-/// The libraries in the folder where no host runs, and what would become of each.
+/// The libraries in the folder when no host runs, and what would happen to each.
 fn would_serve(home: &Home) -> Result<Vec<LibraryStatus>, CliError> {
     home.check()?;
     let bench = super::trial::Trial::new(home)?;

@@ -66,7 +66,7 @@ impl Tls {
     }
 }
 
-/// Writes a file that nobody else can read: whole, or not at all.
+/// Writes a file that nobody else can read, completely or not at all.
 fn put(path: &Path, text: &str) -> Result<(), CliError> {
     let new = path.with_extension("new");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;

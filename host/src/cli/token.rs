@@ -33,7 +33,7 @@ impl Token {
                 let answer = ask(home, &Request::TokenNew { name, label, expires: expiry(expires.as_deref())? })?;
                 let shown = output.hand_over(&answer, || answer["token"].as_str().unwrap_or("?").to_owned());
                 if let Err(error) = shown {
-                    // One that nobody has, and that would be taken.
+                    // Remove the token: nobody has it, and the host would accept it.
                     let remove = Request::TokenRemove { name: of.clone(), label: called.clone() };
                     if let Err(CliError { error: why, .. }) = ask(home, &remove) {
                         return Err(CliError::new(format!(

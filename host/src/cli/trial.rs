@@ -1,5 +1,5 @@
-//! What commands that try a library have in common: a folder of their own for copies, the configuration that the library
-//! would be given, and a first verdict.
+//! What commands that try a library share: a folder for copies, the configuration that the library would receive, and a first
+//! verdict.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,19 +12,19 @@ use credhost::loader::worker::confinement::Isolation;
 
 use super::CliError;
 
-/// A library, and what is said of it.
+/// A library, and the verdict on it.
 pub(super) type Verdict = (PathBuf, Result<Vetted, CliError>);
 
-/// Where a library is tried. Its folder goes with it.
+/// Where a library is tried. Its folder is removed with it.
 pub(super) struct Trial {
     pub(super) private: PrivateFolder,
-    /// What services are configured to be, where there is a home.
+    /// The services' sections of the configuration, if there is a home.
     pub(super) sections: Sections,
-    /// What they are allowed.
+    /// What services are allowed.
     pub(super) allowed: Allowed,
-    /// Where libraries are tried.
+    /// The isolation in which libraries are vetted.
     vetting: Isolation,
-    // Last: it is removed when nothing in it is used any more. Its name is nobody's to guess.
+    // Last, so that it is removed when nothing in it is used any more. Nobody can guess its name.
     _folder: tempfile::TempDir,
 }
 
@@ -43,7 +43,7 @@ impl Trial {
         Ok(Self { private, sections, allowed, vetting, _folder: folder })
     }
 
-    /// The verdicts on all libraries in a home's folder, by their names.
+    /// The verdicts on all libraries in a home's folder, ordered by name.
     pub(super) fn vet_all(&self, home: &Home) -> Result<Vec<Verdict>, CliError> {
         let mut files: Vec<PathBuf> = match std::fs::read_dir(home.plugins()) {
             Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
@@ -54,7 +54,7 @@ impl Trial {
         Ok(files.into_iter().map(|file| (file.clone(), self.vet(&file, Duration::from_secs(10)))).collect())
     }
 
-    /// The verdict on a library, which is given so much time for each step.
+    /// The verdict on a library. `patience` is the timeout of each step.
     pub(super) fn vet(&self, file: &Path, patience: Duration) -> Result<Vetted, CliError> {
         if !file.is_file() {
             return Err(CliError::new(format!("{} is no file", file.display())).hint("build it: `cargo build`"));

@@ -13,9 +13,9 @@ use super::home::ask_running;
 use super::output::warn;
 use super::{CliError, Output};
 
-/// How long another program may take until it serves: its services may take their time to start.
+/// How long the new program may take until it serves: its services may need time to start.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often it is looked whether it does.
+/// How often to check whether it serves.
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Args)]
@@ -65,21 +65,21 @@ impl Upgrade {
     }
 }
 
-/// Whether a process has, also if nobody has waited for it yet.
+/// Whether a process has ended, also if nobody has waited for it yet.
 fn has_ended(process: u64) -> bool {
     let state = std::fs::read_to_string(format!("/proc/{process}/stat"));
-    // The state stands behind the name, which is in brackets, and may have any characters.
+    // The state follows the name, which is in brackets and may have any characters.
     state.is_err() || state.is_ok_and(|text| text.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])))
 }
 
-/// Waits until another host than the one `before` answers; answers with what that says of itself.
+/// Waits until another host than the one in `before` serves. Returns what it says about itself.
 fn served(home: &Home, before: &Value) -> Result<Value, CliError> {
     let began = Instant::now();
     let process = before["process"].as_u64().unwrap_or_default();
     while began.elapsed() < PATIENCE {
         match control::send(&home.control(), &Request::About {}, &mut |_, _| {}) {
             Ok(Ok(now)) if now["began"] != before["began"] && now["serves"] == true => return Ok(now),
-            // Between the two nobody answers; the next answers while it starts.
+            // Between the two programs, nobody answers; the new one answers while it starts.
             Ok(_) | Err(ControlError::NoHost | ControlError::NotBegun | ControlError::Ended) => {}
             Err(error) => return Err(error.into()),
         }

@@ -1,4 +1,4 @@
-//! `isolation`, `allow` and `most`: how services are kept apart from the host.
+//! `isolation`, `allow` and `most`: how services are isolated from the host.
 
 use std::collections::BTreeMap;
 
@@ -8,20 +8,20 @@ use super::{LimitValue, Settings};
 use crate::limits::Unit;
 use crate::loader::worker::confinement::{Confinement, Isolation, Permission};
 
-/// What of a service's section is the host's.
+/// The keys in a service's section that are for the host.
 pub(super) const ISOLATION: &str = "isolation";
 pub(super) const ALLOW: &str = "allow";
-/// What it may have at most: a table.
+/// The resource limits of the service: a table.
 pub(super) const MOST: &str = "most";
 
-/// The least memory that a service can be limited to, in bytes: less does not open a library.
+/// The smallest memory limit for a service, in bytes. With less, no library can be opened.
 const LEAST_MEMORY: u64 = 16 << 20;
-/// The fewest descriptors.
+/// The lowest limit of descriptors.
 const LEAST_FILES: u64 = 32;
-/// The smallest that its files can be limited to, in bytes.
+/// The smallest limit of its files' size, in bytes.
 const LEAST_FILE: u64 = 4 << 10;
 
-/// How each service is kept apart.
+/// The isolation of each service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Confinements {
     default: Isolation,
@@ -29,24 +29,24 @@ pub struct Confinements {
 }
 
 impl Confinements {
-    /// How this service is.
+    /// The isolation of this service.
     #[must_use]
     pub fn of(&self, service: &str) -> Confinement {
         let default = || Confinement { isolation: self.default, ..Confinement::default() };
         self.of.get(service).cloned().unwrap_or_else(default)
     }
 
-    /// What services are allowed, by their names.
+    /// The permissions of services, by name.
     #[must_use]
     pub fn allowed(&self) -> BTreeMap<String, Vec<Permission>> {
         self.of.iter().map(|(service, confinement)| (service.clone(), confinement.allow.clone())).collect()
     }
 }
 
-/// What the settings say of all services.
+/// Reads the isolation of all services from the settings.
 ///
 /// # Errors
-/// What of one cannot be, with its place.
+/// If one is invalid: the reason, with its place.
 pub fn confinements(settings: &Settings) -> Result<Confinements, String> {
     let default =
         settings.plugins.isolation.parse::<Isolation>().map_err(|why| format!("[plugins] isolation = {why}"))?;
@@ -61,7 +61,7 @@ pub fn confinements(settings: &Settings) -> Result<Confinements, String> {
         let allow = permissions(section.get(ALLOW)).map_err(|why| at(ALLOW, why))?;
         let (memory, files, file) = match section.get(MOST) {
             Some(Value::Object(most)) => resources(most).map_err(|why| at(MOST, why))?,
-            // A service may have something of its own by that name.
+            // A service may have a setting of its own with this name.
             _ => (None, None, None),
         };
         of.insert(service.clone(), Confinement { isolation, allow, memory, files, file });

@@ -1,4 +1,5 @@
-//! `credhost.toml`: settings. Identities that an earlier version kept in it are moved into the store. Comments stay.
+//! `credhost.toml`: the settings. Identities that an earlier version kept in it are moved into the store. Comments are
+//! preserved.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -14,7 +15,7 @@ use super::private::{HomeError, private};
 use crate::cred::{HashCost, Identity, Key, ListenerRules, NameError, PasswordRules, ProofBy, RuleError, Sealed};
 use crate::plain;
 
-/// What a new file says.
+/// The content of a new file.
 const TEMPLATE: &str = "\
 # credhost: settings. A host reads them at its start; the sections [service.NAME] also whenever a service is
 # reloaded, but for listen and may; `credhost reload` takes up what it can, and names the rest.
@@ -98,7 +99,7 @@ grace = 10
 # listen = \"127.0.0.1:8788\"
 ";
 
-/// Everything in the file.
+/// The whole file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -108,7 +109,7 @@ pub struct Settings {
     pub password: PasswordSection,
     /// `[state]`
     pub state: StateSection,
-    /// `[limits]`: by name; `limits` reads them.
+    /// `[limits]`: values by name; see `limits`.
     #[serde(deserialize_with = "flat")]
     pub limits: BTreeMap<String, LimitValue>,
     /// `[audit]`
@@ -117,9 +118,9 @@ pub struct Settings {
     pub tls: TlsSection,
     /// `[plugins]`
     pub plugins: PluginsSection,
-    /// `[multiservice.NAME]`: collections inside of the one that has all.
+    /// `[multiservice.NAME]`: collections within the one that contains all services.
     pub multiservice: BTreeMap<String, MultiServiceSection>,
-    /// `[service.NAME]`: the service's own, handed to it as it is.
+    /// `[service.NAME]`: the service's own settings, which are passed to it unchanged.
     pub service: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
     /// `[identity.NAME]`
     pub identity: BTreeMap<String, IdentitySection>,
@@ -129,31 +130,31 @@ pub struct Settings {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PbSection {
-    /// Where Perspective Broker is served.
+    /// The address of Perspective Broker.
     pub listen: String,
-    /// Where it is served over TLS.
+    /// Its address over TLS.
     pub listen_tls: Option<TlsListen>,
     /// Whether it may be served in the clear where others can listen.
     pub plaintext: bool,
-    /// Whether clients on this machine may send passwords and tokens in the clear. Not where a proxy on this machine passes
-    /// on what strangers send.
+    /// Whether clients on this machine may send passwords and tokens in the clear. It should be false if a proxy on
+    /// this machine forwards connections of strangers.
     pub loopback_is_private: bool,
-    /// Addresses, or networks, of proxies that pass on others' connections, and say whose they are by the PROXY protocol.
+    /// Addresses or networks of proxies that forward connections, and name the client by the PROXY protocol.
     pub proxies: Vec<String>,
-    /// Whether Twisted's own login, by md5(password), is offered.
+    /// Whether Twisted's own login, by md5(password), is enabled.
     pub stock_login: bool,
-    /// The `[multiservice.NAME]` that is served here; all services, if none is named.
+    /// The `[multiservice.NAME]` that is served here; by default, all services.
     pub multiservice: Option<String>,
-    /// "service/perspective" that clients get by `loginAnonymous`.
+    /// The "service/perspective" that clients get by `loginAnonymous`.
     pub anonymous: Option<String>,
-    /// The service that Twisted's `login(name)` leads to, where the name names none.
+    /// The service that Twisted's `login(name)` leads to if the name contains none.
     pub default_service: Option<String>,
-    /// "service/perspective" each, that everybody can call by name without a login; `root` is what `getRootObject` answers
-    /// with.
+    /// Perspectives, as "service/perspective", that everybody can call by name without a login. `getRootObject` answers
+    /// with `root`.
     pub names: BTreeMap<String, String>,
-    /// Whether errors tell clients where in a service's code they were made.
+    /// Whether errors tell clients their place in a service's code.
     pub tracebacks: bool,
-    /// Limits of these listeners alone, in place of those of `[limits]`.
+    /// Limits for these listeners only, instead of those in `[limits]`.
     #[serde(deserialize_with = "flat")]
     pub limits: BTreeMap<String, LimitValue>,
 }
@@ -181,11 +182,11 @@ impl Default for PbSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MultiServiceSection {
-    /// The names of the services that belong to it.
+    /// The names of its services.
     pub services: Vec<String>,
-    /// Where Perspective Broker is served for these alone, if anywhere.
+    /// The address of Perspective Broker for these services only, if any.
     pub listen: Option<String>,
-    /// The same over TLS.
+    /// Its address over TLS.
     pub listen_tls: Option<TlsListen>,
     /// As in `[pb]`.
     pub anonymous: Option<String>,
@@ -201,10 +202,10 @@ pub struct MultiServiceSection {
 }
 
 impl PbSection {
-    /// What listeners of `[pb]` give beside keys.
+    /// What the listeners of `[pb]` grant in addition to keys.
     ///
     /// # Errors
-    /// What of it cannot be.
+    /// If a rule is invalid.
     pub fn rules(&self) -> Result<ListenerRules, RuleError> {
         let Self { anonymous, default_service, names, tracebacks, .. } = self;
         ListenerRules::read(anonymous.as_deref(), default_service.as_deref(), names, *tracebacks)
@@ -212,10 +213,10 @@ impl PbSection {
 }
 
 impl MultiServiceSection {
-    /// What its own listeners give beside keys.
+    /// What its own listeners grant in addition to keys.
     ///
     /// # Errors
-    /// What of it cannot be.
+    /// If a rule is invalid.
     pub fn rules(&self) -> Result<ListenerRules, RuleError> {
         let Self { anonymous, default_service, names, tracebacks, .. } = self;
         ListenerRules::read(anonymous.as_deref(), default_service.as_deref(), names, *tracebacks)
@@ -226,17 +227,17 @@ impl MultiServiceSection {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PasswordSection {
-    /// The fewest characters of a new password.
+    /// The minimum length of a new password, in characters.
     pub shortest: usize,
-    /// The fewest guesses it must stand, as a power of ten.
+    /// The minimum number of guesses that it must withstand, as a power of ten.
     pub guesses: u32,
-    /// A file of passwords that are refused, one a line; within the home folder.
+    /// A file with refused passwords, one per line, within the home folder.
     pub blocked: Option<String>,
-    /// Memory that hashing one takes, in KiB.
+    /// The memory for hashing one password, in KiB.
     pub memory: u32,
-    /// Passes over it.
+    /// The number of passes over this memory.
     pub passes: u32,
-    /// Memory that hashing may take in all, in MiB: so many are hashed at once.
+    /// The memory for all concurrent password checks, in MiB. It limits their number.
     pub budget: u32,
 }
 
@@ -258,7 +259,7 @@ impl Default for PasswordSection {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StateSection {
-    /// How many bytes the state of one perspective, or of a service, may have.
+    /// The largest state of one perspective, or of a service, in bytes.
     pub largest: usize,
 }
 
@@ -274,24 +275,24 @@ impl Default for StateSection {
 pub struct AuditSection {
     /// How much of the trail is kept: see [`Keep::parse`](crate::segments::Keep::parse).
     pub keep: Option<String>,
-    /// A folder for what is dropped; within the home folder, if it is relative.
+    /// A folder for dropped lines. A relative path is within the home folder.
     pub archive: Option<PathBuf>,
 }
 
-/// A value as it stands in `[limits]`.
+/// A value in `[limits]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     untagged,
     expecting = "a limit is a whole number from 0 on, or one with its unit as a text: \"512 MiB\", \"30 s\""
 )]
 pub enum LimitValue {
-    /// A number: bytes, seconds, how many.
+    /// A number of bytes, seconds, or items.
     Number(u64),
-    /// One with a unit.
+    /// A number with its unit.
     Text(String),
 }
 
-/// What stands under one key of `[limits]`.
+/// The value of one key in `[limits]`.
 #[derive(Deserialize)]
 #[serde(
     untagged,
@@ -299,11 +300,11 @@ pub enum LimitValue {
 )]
 enum LimitEntry {
     Value(LimitValue),
-    /// Several, whose names begin with that key and a dot: `data.value = 5`, or `[limits.data]`.
+    /// Several limits, whose names begin with this key and a dot: `data.value = 5`, or `[limits.data]`.
     Section(BTreeMap<String, LimitEntry>),
 }
 
-/// Limits by their whole names.
+/// Reads limits by their full names.
 fn flat<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, LimitValue>, D::Error> {
     fn put(before: &str, section: BTreeMap<String, LimitEntry>, all: &mut BTreeMap<String, LimitValue>) {
         for (key, entry) in section {
@@ -323,11 +324,13 @@ fn flat<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, L
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TlsSection {
-    /// A file with the certificate and those between it and its root, in PEM; within the home folder, if it is relative.
+    /// A file with the certificate and the intermediate certificates, in PEM. A relative path is within the home
+    /// folder.
     pub certificate: Option<String>,
     /// A file with its key, in PEM.
     pub key: Option<String>,
-    /// More of both. Who asks for a name by TLS gets the certificate that is for it; the first, if none of them is.
+    /// More certificates with their keys. A client gets the certificate for the name that it asks for in TLS, or else
+    /// the first one.
     pub others: Vec<CertificateSection>,
 }
 
@@ -347,13 +350,13 @@ pub struct CertificateSection {
 pub struct PluginsSection {
     /// How many seconds a library may take for each step of its vetting.
     pub patience: u64,
-    /// How many seconds calls that wait may go on in code that was replaced.
+    /// How many seconds pending calls may continue in replaced code.
     pub grace: u64,
-    /// Where services run, if nothing else is said of one: "none", "process" or "sandbox".
+    /// Where services run by default: "none", "process" or "sandbox".
     pub isolation: String,
-    /// Where libraries are tried before they are loaded: "sandbox", or "process" where the machine has none.
+    /// Where libraries are vetted: "sandbox", or "process" if the machine supports no sandbox.
     pub vetting: String,
-    /// After how many seconds a service that does not come back is seen to; 0: never.
+    /// After how many seconds the host acts on a service that does not return; 0 for never.
     pub watchdog: u64,
 }
 
@@ -372,38 +375,38 @@ pub struct IdentitySection {
     pub password: Option<String>,
     /// md5 of the password, sealed under master.key, in base64.
     pub verifier: Option<String>,
-    /// Whether it may not log in.
+    /// Whether it is disabled.
     pub disabled: bool,
-    /// "service/perspective" each.
+    /// Its keys, each as "service/perspective".
     pub keys: Vec<String>,
 }
 
-/// What is wrong with the file.
+/// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// It cannot be read or written.
     #[error("{path}: {error}")]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
     /// Others can read it.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// It says something that cannot be.
+    /// A setting is invalid.
     #[error("{path}: {message}")]
     Content {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The place and the reason.
         message: String,
     },
 }
 
-/// The file as it stands, to be edited.
+/// The file, for editing.
 #[derive(Debug)]
 pub struct ConfigFile {
     path: PathBuf,
@@ -411,10 +414,10 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Reads the file; makes it if there is none.
+    /// Reads the file, and creates it if there is none.
     ///
     /// # Errors
-    /// When it cannot be read or made, others can read it, or it is no TOML.
+    /// If it cannot be read or created, others can read it, or it is not TOML.
     pub fn open(path: &Path) -> Result<Self, ConfigError> {
         if !path.exists() {
             write(path, TEMPLATE).map_err(|error| ConfigError::Io { path: path.to_owned(), error })?;
@@ -428,24 +431,24 @@ impl ConfigFile {
         Ok(Self { path: path.to_owned(), document })
     }
 
-    /// What it says.
+    /// Returns the settings in it.
     ///
     /// # Errors
-    /// When it says something that cannot be, with the place.
+    /// If a setting is invalid, with its place.
     pub fn settings(&self) -> Result<Settings, ConfigError> {
         toml_edit::de::from_str(&self.document.to_string())
             .map_err(|error| self.wrong(plain::words(&error.to_string())))
     }
 
-    /// What it says, as plain values.
+    /// Returns the settings as plain values.
     pub(super) fn values(&self) -> serde_json::Map<String, serde_json::Value> {
         toml_edit::de::from_str(&self.document.to_string()).unwrap_or_default()
     }
 
-    /// The identities in it.
+    /// Returns the identities in it.
     ///
     /// # Errors
-    /// When one of them cannot be.
+    /// If one of them is invalid.
     pub fn identities(&self) -> Result<Vec<Identity>, ConfigError> {
         let settings = self.settings()?;
         settings.identity.into_iter().map(|(name, section)| self.identity(&name, section)).collect()
@@ -472,7 +475,7 @@ impl ConfigFile {
         Ok(identity)
     }
 
-    /// Takes an identity out of the document.
+    /// Removes an identity from the document.
     pub fn take(&mut self, name: &str) {
         if let Some(table) = self.document.get_mut("identity").and_then(Item::as_table_like_mut) {
             table.remove(name);
@@ -482,16 +485,16 @@ impl ConfigFile {
         }
     }
 
-    /// Writes the file: whole, or not at all.
+    /// Writes the file, completely or not at all.
     ///
     /// # Errors
-    /// When it cannot be written; it is then as it was.
+    /// If it cannot be written. It is then unchanged.
     pub fn save(&self) -> Result<(), ConfigError> {
         write(&self.path, &self.document.to_string())
             .map_err(|error| ConfigError::Io { path: self.path.clone(), error })
     }
 
-    /// An error about what it says.
+    /// Creates an error about the content of the file.
     #[must_use]
     pub fn wrong(&self, message: String) -> ConfigError {
         ConfigError::Content { path: self.path.clone(), message }

@@ -1,4 +1,4 @@
-//! What of credhost.toml a host reads at its start alone.
+//! The settings in credhost.toml that a host reads only at its start.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,20 +6,20 @@ use serde_json::Value;
 
 use super::file::ConfigFile;
 
-/// Sections that `credhost reload` takes up, or looks after otherwise.
+/// Sections that `credhost reload` applies, or handles in another way.
 const SECTIONS: [&str; 5] = ["limits", "state", "audit", "service", "identity"];
-/// Of other sections, what it takes up. Those of `[multiservice.NAME]` are the same as those of `[pb]`.
+/// The settings of other sections that it applies. Those of `[multiservice.NAME]` are the same as those of `[pb]`.
 const TAKEN_UP: [(&str, &[&str]); 2] = [
     ("pb", &["proxies", "anonymous", "default_service", "names", "tracebacks", "limits"]),
     ("plugins", &["isolation"]),
 ];
 
-/// Settings that a running host does not take up, by where they stand: `[pb] listen`.
+/// Settings that a running host does not apply, by their place: `[pb] listen`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Fixed(BTreeMap<String, Value>);
 
 impl Fixed {
-    /// Those of a file. Nothing, if it says something that cannot be.
+    /// Collects those of a file. Empty if the file is invalid.
     #[must_use]
     pub fn of(file: &ConfigFile) -> Self {
         let mut all = BTreeMap::new();
@@ -40,7 +40,7 @@ impl Fixed {
         Self(all)
     }
 
-    /// Where another file says something else.
+    /// The places where the other file differs.
     #[must_use]
     pub fn unlike<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a str> {
         let of = |one: &'a Self, other: &'a Self| {

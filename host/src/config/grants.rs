@@ -1,24 +1,24 @@
-//! What the operator lets a service do.
+//! Permissions that the operator grants to a service.
 
-/// What of a service's section says so.
+/// The key for these permissions in a service's section.
 pub(super) const MAY: &str = "may";
 
-/// What the operator lets a service do beside serving its own clients: `may = ["attach", "credentials", "vouch"]`.
+/// Permissions of a service beyond serving its own clients: `may = ["attach", "credentials", "vouch"]`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Grants {
-    /// It may attach those who have logged in by its doors to perspectives of other services, in their name.
+    /// It may attach clients that logged in by its doors to perspectives of other services, on their behalf.
     pub attach: bool,
-    /// Its word is taken that a client has proven to have a key.
+    /// The host trusts its statement that a client has proven possession of a key.
     pub vouch: bool,
-    /// Those who have logged in by its doors may change what they log in with there.
+    /// Clients that logged in by its doors may change their credentials there.
     pub credentials: bool,
 }
 
 impl Grants {
-    /// What a service's section grants.
+    /// Reads the permissions in a service's section.
     ///
     /// # Errors
-    /// When it is no list of words that there are.
+    /// If they are not a list of known words.
     pub(super) fn of(section: &serde_json::Map<String, serde_json::Value>) -> Result<Self, String> {
         let mut all = Self::default();
         let words = match section.get(MAY) {

@@ -1,4 +1,4 @@
-//! The home folder: one host's, and nobody else's to read.
+//! The home folder of one host. Only its owner can read it.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -15,7 +15,7 @@ pub struct Home {
     path: PathBuf,
 }
 
-/// Held by the one process that uses a home folder.
+/// Held by the only process that uses a home folder.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
@@ -28,10 +28,10 @@ impl Home {
         Self { path: path.into() }
     }
 
-    /// Makes the folder and its folder for services, if they are not there; checks that nobody else can read them.
+    /// Creates the folder and its folder for services, if they are missing. Checks that nobody else can read them.
     ///
     /// # Errors
-    /// When it cannot be made, or others can read it.
+    /// If it cannot be created, or others can read it.
     pub fn make(&self) -> Result<(), HomeError> {
         for folder in [self.path.clone(), self.plugins()] {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
@@ -40,10 +40,10 @@ impl Home {
         self.check()
     }
 
-    /// Checks that the folder is there, and that nobody else can read it.
+    /// Checks that the folder exists, and that nobody else can read it.
     ///
     /// # Errors
-    /// When it is not, or they can.
+    /// If it does not exist, or others can read it.
     pub fn check(&self) -> Result<(), HomeError> {
         if !self.path.is_dir() {
             return Err(HomeError::Missing(self.path.clone()));
@@ -51,10 +51,10 @@ impl Home {
         private(&self.path, 0o700)
     }
 
-    /// Takes the folder for this process.
+    /// Locks the folder for this process.
     ///
     /// # Errors
-    /// When another has it.
+    /// If another process holds the lock.
     pub fn lock(&self) -> Result<Lock, HomeError> {
         let path = self.path.join("lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -65,17 +65,18 @@ impl Home {
         }
     }
 
-    /// Whether a host or a command holds the lock. Whoever only looks leaves nothing behind.
+    /// Whether a host or a command holds the lock. This creates no files.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         let file = OpenOptions::new().write(true).open(self.path.join("lock"));
         file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
     }
 
-    /// Like [`Home::lock`], but tries again while another process holds the lock: a command that ends soon, or a host that
-    /// stops. `again` waits a moment and says whether to try again.
+    /// As [`Home::lock`], but tries again while another process holds the lock: a command that ends soon, or a host
+    /// that stops. `again` waits a moment and returns whether to try again.
     ///
     /// # Errors
+    /// If another process still holds it.
     /// When another process still holds it.
     pub fn lock_patiently(&self, mut again: impl FnMut() -> bool) -> Result<Lock, HomeError> {
         loop {
@@ -98,13 +99,13 @@ impl Home {
         self.path.join("plugins")
     }
 
-    /// Identities, states, the audit trail.
+    /// The file with identities, states and the audit trail.
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.path.join("store.db")
     }
 
-    /// Settings.
+    /// The file with the settings.
     #[must_use]
     pub fn config(&self) -> PathBuf {
         self.path.join("credhost.toml")
@@ -116,13 +117,13 @@ impl Home {
         self.path.join("master.key")
     }
 
-    /// Certificates that `credhost tls init` has made.
+    /// The folder for certificates that `credhost tls init` creates.
     #[must_use]
     pub fn tls(&self) -> PathBuf {
         self.path.join("tls")
     }
 
-    /// The files of the certificate and its key.
+    /// The files of the certificates and their keys.
     #[must_use]
     pub fn certificates(&self, section: &TlsSection) -> Vec<(PathBuf, PathBuf)> {
         let file = |named: &Option<String>, made: &str| match named {
@@ -134,19 +135,19 @@ impl Home {
         std::iter::once(first).chain(others).collect()
     }
 
-    /// Where a running host is spoken to.
+    /// The control socket of a running host.
     #[must_use]
     pub fn control(&self) -> PathBuf {
         self.path.join("control.sock")
     }
 
-    /// Copies of the libraries that served last, and of those before them.
+    /// The folder for copies of the libraries that served last, and of those before them.
     #[must_use]
     pub fn good(&self) -> PathBuf {
         self.path.join("good")
     }
 
-    /// Where libraries are opened from.
+    /// The folder that libraries are opened from.
     #[must_use]
     pub fn private(&self) -> PathBuf {
         self.path.join("generations")

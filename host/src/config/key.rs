@@ -10,28 +10,28 @@ use super::home::Home;
 use super::private::{HomeError, private};
 use crate::cred::{Entropy, MasterKey};
 
-/// Random bytes from the system.
+/// Returns random bytes from the system.
 ///
 /// # Errors
-/// When the system has none to give.
+/// If the system provides none.
 pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| io::Error::other(format!("no randomness: {error}")))?;
     Ok(bytes)
 }
 
-/// Randomness for one password.
+/// Returns random bytes for one password.
 ///
 /// # Errors
-/// When the system has none to give.
+/// If the system provides none.
 pub fn entropy() -> io::Result<Entropy> {
     Ok(Entropy { salt: random()?, nonce: random()? })
 }
 
-/// The home's master key; made if there is none yet, and no store that was made with another.
+/// Returns the home's master key. Creates it if neither the key nor a store exists.
 ///
 /// # Errors
-/// When it cannot be read or made, others can read it, or it is no key.
+/// If it cannot be read or created, others can read it, or it is not a key.
 pub fn master_key(home: &Home) -> Result<MasterKey, HomeError> {
     let path = home.master_key();
     let failed = |error| HomeError::Io { path: path.clone(), error };
@@ -43,10 +43,10 @@ pub fn master_key(home: &Home) -> Result<MasterKey, HomeError> {
     existing_key(home)
 }
 
-/// The home's master key.
+/// Returns the home's master key.
 ///
 /// # Errors
-/// When there is none, it cannot be read, others can read it, or it is no key.
+/// If there is none, it cannot be read, others can read it, or it is not a key.
 pub fn existing_key(home: &Home) -> Result<MasterKey, HomeError> {
     let path = home.master_key();
     let failed = |error| HomeError::Io { path: path.clone(), error };
@@ -62,10 +62,10 @@ pub fn existing_key(home: &Home) -> Result<MasterKey, HomeError> {
     Ok(MasterKey::of_parts(parts))
 }
 
-/// Writes a key's bytes in the place of the one there is: whole, or not at all.
+/// Replaces the bytes of the key file, completely or not at all.
 ///
 /// # Errors
-/// When it cannot be written; it is then as it was.
+/// If it cannot be written. It is then unchanged.
 pub fn write_key(home: &Home, bytes: &[u8]) -> Result<(), HomeError> {
     let path = home.master_key();
     let failed = |error| HomeError::Io { path: path.clone(), error };

@@ -1,4 +1,4 @@
-//! `[service.NAME.listen]`: where services' own doors listen.
+//! `[service.NAME.listen]`: the addresses of services' own doors.
 
 mod section;
 
@@ -11,20 +11,20 @@ use super::grants::{Grants, MAY};
 use super::listener::ListenerSettings;
 use super::marks::Marks;
 
-/// What of a service's section is the host's.
+/// The key in a service's section that is for the host.
 const LISTEN: &str = "listen";
 
 impl ListenerSettings {
-    /// A listener of a service at this address, written as in credhost.toml.
+    /// Creates a service's listener at this address, written as in credhost.toml.
     ///
     /// # Errors
-    /// When that is none.
+    /// If the address is invalid.
     pub fn at(service: &str, name: &str, address: &str) -> Result<Self, String> {
         Section { address: address.to_owned(), ..Section::default() }.read(service, name, Grants::default())
     }
 }
 
-/// The service's own section: without what is the host's.
+/// Returns the service's own settings, without those for the host.
 #[must_use]
 pub fn own(section: &serde_json::Map<String, serde_json::Value>) -> serde_json::Map<String, serde_json::Value> {
     let hosts = |(key, value): &(&String, &serde_json::Value)| {
@@ -34,10 +34,10 @@ pub fn own(section: &serde_json::Map<String, serde_json::Value>) -> serde_json::
     section.iter().filter(|pair| !hosts(pair)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// All listeners of services'.
+/// Reads all listeners of services.
 ///
 /// # Errors
-/// What of one cannot be, with its place.
+/// If one is invalid: the reason, with its place.
 pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
     let mut all: Vec<ListenerSettings> = Vec::new();
     for (service, section) in &settings.service {
@@ -45,7 +45,7 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
         let Some(serde_json::Value::Object(listen)) = section.get(LISTEN) else { continue };
         let tls = |key: &str| listen.get(key).and_then(serde_json::Value::as_bool);
         let (over, start) = (tls("tls").unwrap_or(false), tls("starttls").unwrap_or(false));
-        // What is said of all of a service's listeners, beside their names.
+        // Settings for all listeners of a service stand beside their names.
         let of_all = |key: &str, value: &serde_json::Value| matches!(key, "tls" | "starttls") && value.is_boolean();
         let named = listen.iter().filter(|(key, value)| !of_all(key, value));
         // One listener has one address, or several.
@@ -87,17 +87,17 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
     Ok(all)
 }
 
-/// Checks that connections of the host's own listeners can be told from others' at the same address.
+/// Checks that connections of the host's own listeners can be distinguished from others at the same address.
 ///
 /// # Errors
-/// Which of them cannot, with its place.
+/// If they cannot be: which one, with its place.
 pub fn apart(of_host: &[ListenerSettings], of_services: &[ListenerSettings]) -> Result<(), String> {
     for (at, one) in of_host.iter().enumerate() {
         let mut others = of_host.iter().skip(at + 1).chain(of_services);
         if let Some(why) = others.find_map(|other| one.overlaps(other)) {
             return Err(format!("{}: {why}", one.place()));
         }
-        // The host's own say by themselves whose word they take.
+        // The host's own listeners have their own setting for trusted proxies.
         let of_service = |other: &&ListenerSettings| other.shares(&one.address) && !other.proxy_protocol.is_empty();
         if let Some(other) = of_services.iter().find(of_service) {
             let why = "proxy_protocol: that is said by [pb] proxies where Perspective Broker has the same address";
@@ -107,7 +107,7 @@ pub fn apart(of_host: &[ListenerSettings], of_services: &[ListenerSettings]) -> 
     Ok(())
 }
 
-/// The host's own listeners, as far as their addresses are some.
+/// The host's own listeners whose addresses are valid.
 #[must_use]
 pub fn of_host(settings: &Settings) -> Vec<ListenerSettings> {
     let sections = settings.multiservice.iter().map(|(name, section)| {

@@ -11,10 +11,10 @@ use super::grants::Grants;
 use super::marks::Marks;
 use crate::session::Limits;
 
-/// Addresses and networks, as lists of proxies have them.
+/// Parses the addresses and networks in a list of proxies.
 ///
 /// # Errors
-/// Which is neither.
+/// If one is neither.
 pub fn networks(named: &[String]) -> Result<Vec<IpNet>, String> {
     let read = |text: &String| {
         let address = text.parse::<IpAddr>().map(IpNet::from);
@@ -24,33 +24,33 @@ pub fn networks(named: &[String]) -> Result<Vec<IpNet>, String> {
     named.iter().map(read).collect()
 }
 
-/// Where something listens.
+/// The address of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// On these addresses, whichever can be had.
+    /// The first of these addresses that is available.
     Tcp(Vec<SocketAddr>),
-    /// On a Unix socket, a file of its own.
+    /// A Unix socket, in its own file.
     Unix(PathBuf),
-    /// On a socket that systemd has opened: by its `FileDescriptorName=`.
+    /// A socket that systemd opened, by its `FileDescriptorName=`.
     Systemd(String),
 }
 
-/// One listener of a service's.
+/// One listener of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSettings {
     /// The service's name.
     pub service: String,
-    /// The listener's own.
+    /// The listener's own name.
     pub name: String,
-    /// Where it listens.
+    /// Its address.
     pub address: Address,
-    /// The same, as it is written in credhost.toml.
+    /// The address as written in credhost.toml.
     pub shown: String,
-    /// Whether all that comes by it is TLS.
+    /// Whether all of its connections use TLS.
     pub tls: bool,
-    /// Whether a client can go over to TLS where the service's protocol has a word for it.
+    /// Whether clients can switch to TLS by a command of the service's protocol.
     pub starttls: bool,
-    /// Whether clients are asked for a certificate by TLS.
+    /// Whether TLS asks clients for a certificate.
     pub certificates: bool,
     /// Whether it may be in the clear where others can listen.
     pub plaintext: bool,
@@ -58,36 +58,37 @@ pub struct ListenerSettings {
     pub encrypted: bool,
     /// The most connections.
     pub connections: usize,
-    /// The most of one address.
+    /// The most connections from one address.
     pub per_source: usize,
-    /// How long a login may take.
+    /// The time limit for a login.
     pub login: Duration,
-    /// After how long without a byte from the client a connection is closed, if ever.
+    /// The idle timeout: a connection without a byte from the client in this time is closed. `None` for no timeout.
     pub idle: Option<Duration>,
-    /// How long a connection that cannot be carried over may go on in code that was replaced, if not for as long as calls.
+    /// How long a connection that cannot be handed over may continue in replaced code. By default, as long as calls.
     pub grace: Option<Duration>,
-    /// How long a client that reads too little is waited for, if not for as long as `[limits]` has it.
+    /// How long a client that reads too slowly is tolerated. By default, as in `[limits]`.
     pub stalled: Option<Duration>,
-    /// Within what time a message that has begun has to be whole, or to have come on, if not within that of `[limits]`.
+    /// The time in which a message that has begun must be complete, or have progressed. By default, as in `[limits]`.
     pub message: Option<Duration>,
-    /// At what rate it has to come, and what waits to be read, in bytes a second, if not at that of `[limits]`.
+    /// The rate at which messages must arrive, and output must be read, in bytes per second. By default, as in
+    /// `[limits]`.
     pub rate: Option<usize>,
-    /// What its service may do.
+    /// The permissions of its service.
     pub grants: Grants,
-    /// What its connections have that others' at the same address have not.
+    /// How its connections are distinguished from others at the same address.
     pub marks: Marks,
-    /// Proxies that pass on others' requests, and are believed when they say whose.
+    /// Proxies that forward requests. They are trusted to name the client.
     pub proxies: Vec<IpNet>,
-    /// Whether whoever comes by a Unix socket is one.
+    /// Whether connections by a Unix socket are from such a proxy.
     pub unix_proxy: bool,
-    /// Proxies that pass on others' connections, and say first whose (PROXY protocol, version 1 or 2).
+    /// Proxies that forward connections, and name the client first (PROXY protocol, version 1 or 2).
     pub proxy_protocol: Vec<IpNet>,
-    /// Who may come by a Unix socket, as file permissions; where it is not said, whoever may enter its folder.
+    /// The file permissions of a Unix socket. By default, everybody who can enter its folder may connect.
     pub mode: Option<u32>,
 }
 
 impl ListenerSettings {
-    /// Whether a client at this address is a proxy, or one by a Unix socket, if there is none.
+    /// Whether a client at this address is a proxy. Without an address, the client came by a Unix socket.
     #[must_use]
     pub fn is_proxy(&self, source: Option<IpAddr>) -> bool {
         match source.map(|source| source.to_canonical()) {
@@ -96,12 +97,12 @@ impl ListenerSettings {
         }
     }
 
-    /// Whether it listens at this address, and not at a port of its own.
+    /// Whether it listens at this address, unless both have a port of their own (port 0).
     #[must_use]
     pub fn shares(&self, address: &Address) -> bool {
         let own_port = matches!(address, Address::Tcp(found) if found.iter().all(|one| one.port() == 0));
         let same = match (&self.address, address) {
-            // A name may stand for several, in any order.
+            // A name may stand for several addresses, in any order.
             (Address::Tcp(own), Address::Tcp(other)) => {
                 own.iter().all(|one| other.contains(one)) && other.iter().all(|one| own.contains(one))
             }
@@ -110,10 +111,10 @@ impl ListenerSettings {
         same && !own_port
     }
 
-    /// Whether both would have some address, and do not share all that they have.
+    /// Whether both have some address in common, but not all.
     fn meets(&self, other: &Self) -> bool {
         let (Address::Tcp(own), Address::Tcp(others)) = (&self.address, &other.address) else { return false };
-        // The unspecified address of IPv6 has those of IPv4, too.
+        // IPv6's unspecified address includes those of IPv4.
         let has =
             |one: IpAddr, other: IpAddr| one == other || one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
         let meet = |one: &SocketAddr, other: &SocketAddr| {
@@ -123,7 +124,7 @@ impl ListenerSettings {
         !self.shares(&other.address) && own.iter().any(|one| others.iter().any(|other| meet(one, other)))
     }
 
-    /// A listener of the host's own, for Perspective Broker: `place` is what says where it is in the file.
+    /// Creates a listener of the host's own, for Perspective Broker. `place` is its place in the file.
     #[must_use]
     pub fn of_host(place: &str, shown: &str, addresses: Vec<SocketAddr>, tls: Option<Marks>) -> Self {
         Self {
@@ -153,7 +154,7 @@ impl ListenerSettings {
         }
     }
 
-    /// How fast its clients have to be.
+    /// The minimum speed of its clients.
     #[must_use]
     pub fn rates(&self, limits: &Limits) -> Rates {
         Rates {
@@ -163,7 +164,7 @@ impl ListenerSettings {
         }
     }
 
-    /// Where it is in the file.
+    /// Its place in the file.
     #[must_use]
     pub fn place(&self) -> String {
         match self.service.as_str() {
@@ -172,14 +173,15 @@ impl ListenerSettings {
         }
     }
 
-    /// What of both concerns their socket, if they have one together, and is not the same.
+    /// The name of a setting of the shared socket that differs, if both share one.
     pub(super) fn differs(&self, other: &Self) -> Option<&'static str> {
         let same = self.shares(&other.address);
         let headers = same && self.proxy_protocol != other.proxy_protocol;
         (same && self.mode != other.mode).then_some("mode").or(headers.then_some("proxy_protocol"))
     }
 
-    /// Why this and another cannot both be, if they listen at one address, and nothing tells their connections apart.
+    /// Why this and another listener cannot coexist, if they have the same address and nothing distinguishes their
+    /// connections.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> Option<String> {
         let same = other.shares(&self.address) && other.tls == self.tls && other.marks.overlap(&self.marks);
@@ -206,7 +208,7 @@ impl ListenerSettings {
         })
     }
 
-    /// The same, of a service that may do this.
+    /// The same listener, for a service with these permissions.
     #[must_use]
     pub fn granted(self, grants: Grants) -> Self {
         Self { grants, ..self }

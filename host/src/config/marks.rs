@@ -1,4 +1,4 @@
-//! How connections are told apart when several listeners share one address.
+//! How connections are distinguished when several listeners share one address.
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -9,32 +9,33 @@ use crate::asked_name::name_fits;
 /// The longest `begins`, in bytes.
 const LONGEST: usize = 64;
 
-/// Which connections belong to a listener that shares its address. All empty: those that belong to no other listener.
+/// Which connections belong to a listener that shares its address. If all lists are empty: those that belong to no
+/// other listener.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Marks {
-    /// Host names that a client asks for in TLS (SNI, RFC 6066). `*.example.org` stands for any one label in front.
+    /// Host names that a client asks for in TLS (SNI, RFC 6066). `*.example.org` matches any one label in front.
     #[serde(default)]
     pub names: Vec<String>,
-    /// Protocols that a client offers in TLS (ALPN, RFC 7301). The listener offers the same: the first that the client has, too,
-    /// is agreed on.
+    /// Protocols that a client offers in TLS (ALPN, RFC 7301). The listener offers the same ones, and the first that
+    /// the client also has is chosen.
     #[serde(default)]
     pub alpn: Vec<String>,
-    /// The first words of a client without TLS, such as `"SSH-"`.
+    /// The first bytes from a client without TLS, such as `"SSH-"`.
     #[serde(default)]
     pub begins: Vec<String>,
 }
 
-/// How well a connection fits a listener: the larger, the better.
+/// How well a connection matches a listener. Larger is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fit {
-    /// 2: the name itself, 1: a wildcard, 0: any.
+    /// 2: the exact name, 1: a wildcard, 0: any name.
     name: u8,
-    /// Whether a protocol was named.
+    /// Whether the listener names a protocol.
     protocol: bool,
 }
 
 impl Marks {
-    /// These in words for the operator, or empty.
+    /// These marks in words for the operator, or an empty text.
     #[must_use]
     pub fn shown(&self) -> String {
         let all = [("names", &self.names), ("alpn", &self.alpn), ("begins", &self.begins)];
@@ -45,7 +46,7 @@ impl Marks {
     /// Checks the values.
     ///
     /// # Errors
-    /// Says which value is wrong, and why.
+    /// If a value is wrong: which one, and why.
     pub(super) fn check(&self, tls: bool, starttls: bool) -> Result<(), String> {
         let over_tls = !self.names.is_empty() || !self.alpn.is_empty();
         if over_tls && !tls {
@@ -59,7 +60,7 @@ impl Marks {
         }
         for name in &self.names {
             let plain = name.strip_prefix("*.").unwrap_or(name);
-            // Clients ask for names without the last dot (RFC 6066, 3).
+            // Clients omit the trailing dot of a name (RFC 6066, 3).
             if plain.ends_with('.') || rustls_pki_types::DnsName::try_from(plain).is_err() {
                 return Err(format!("names: {name:?} is no name of a host: \"chat.example.org\", \"*.example.org\""));
             }
@@ -73,7 +74,7 @@ impl Marks {
         }
     }
 
-    /// Whether some connection fits both listeners equally. Both are over TLS, or both are not.
+    /// Whether some connection matches both listeners equally. Both must be over TLS, or both not.
     #[must_use]
     pub(super) fn overlap(&self, other: &Self) -> bool {
         let share = |one: &[String], other: &[String]| {
@@ -86,7 +87,7 @@ impl Marks {
         share(&self.names, &other.names) && exact(&self.alpn, &other.alpn) && exact(&self.begins, &other.begins)
     }
 
-    /// How well a ClientHello fits that asks for this host and offers these protocols. `None`: it does not.
+    /// How well a ClientHello matches that asks for this host and offers these protocols. `None` if it does not match.
     #[must_use]
     pub fn fit<'a>(&self, asked: Option<&str>, mut offered: impl Iterator<Item = &'a [u8]>) -> Option<Fit> {
         let (name, protocol) = (self.fit_name(asked)?, !self.alpn.is_empty());
@@ -94,7 +95,7 @@ impl Marks {
         fits.then_some(Fit { name, protocol })
     }
 
-    /// How well the host alone fits. 2: by its name, 1: by a wildcard, 0: any host does.
+    /// How well the host name alone matches. 2: by its name, 1: by a wildcard, 0: any host matches.
     #[must_use]
     pub fn fit_name(&self, asked: Option<&str>) -> Option<u8> {
         if self.names.is_empty() {
@@ -105,12 +106,12 @@ impl Marks {
     }
 }
 
-/// Where Perspective Broker is served over TLS: an address, or a table with one.
+/// The address of Perspective Broker over TLS: an address, or a table with one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsListen {
     /// The address.
     pub address: String,
-    /// What its connections have that others' at the same address have not.
+    /// How its connections are distinguished from others at the same address.
     pub marks: Marks,
 }
 

@@ -1,4 +1,4 @@
-//! What can be set, its default, and where it is kept: the home folder and its `credhost.toml`.
+//! The settings, their defaults, and their place: the home folder and its `credhost.toml`.
 
 mod confined;
 mod file;

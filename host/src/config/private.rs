@@ -1,4 +1,4 @@
-//! What only its owner may read.
+//! Files that only their owner may read.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,31 +8,31 @@ use std::{fs, io};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HomeError {
-    /// It is not there.
+    /// It does not exist.
     #[error("there is no home folder {0}; `credhost run` makes one, and so does `credhost demo`")]
     Missing(PathBuf),
-    /// It cannot be made or read.
+    /// It cannot be created or read.
     #[error("the home folder {path} cannot be used: {error}")]
     Io {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
     /// Others could read or change it.
     #[error("{path} can be used by others (mode {mode:o}); it holds secrets: run `chmod {wanted:o} {path}`")]
     Open {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// As it is.
+        /// Its mode.
         mode: u32,
-        /// As it should be.
+        /// The required mode.
         wanted: u32,
     },
-    /// It belongs to somebody else.
+    /// It belongs to another user.
     #[error("{0} belongs to another user; run credhost as that user")]
     Owner(PathBuf),
-    /// The key of its store is not there.
+    /// The key of its store is missing.
     #[error(
         "{0} is missing: what is sealed in the store opens with that key alone; put it back from where it was kept"
     )]
@@ -42,10 +42,10 @@ pub enum HomeError {
     Locked(PathBuf),
 }
 
-/// Checks that a file or folder is this user's, and nobody else's to use.
+/// Checks that a file or folder belongs to this user, and that nobody else can use it.
 ///
 /// # Errors
-/// When it is not.
+/// If it does not, or others can.
 pub fn private(path: &Path, wanted: u32) -> Result<(), HomeError> {
     let about = fs::metadata(path).map_err(|error| HomeError::Io { path: path.to_owned(), error })?;
     if about.uid() != rustix::process::geteuid().as_raw() {

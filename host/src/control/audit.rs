@@ -1,4 +1,4 @@
-//! What is asked about the audit trail.
+//! Requests about the audit trail.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ impl From<SegmentError> for ControlFailure {
     }
 }
 
-/// Walks the whole trail. Against the head that was noted down beside the store, and against `head`, if one is given.
+/// Verifies the whole trail, against the head that is recorded beside the store, and against `head`, if one is given.
 fn verify(
     accounts: &Accounts,
     head: Option<&str>,
@@ -67,7 +67,7 @@ fn verify(
                 "the lines fit, but {} is missing: lines may have been cut off at the end",
                 path.display()
             )),
-            // A store without such a file: what was cut off at the end is found by `head` alone.
+            // For a store without such a file, lines cut off at the end are detected only by `head`.
             _ => (!any && !accounts.page(None, 1)?.is_empty()).then(removed),
         };
         if let Some(error) = error {
@@ -77,7 +77,7 @@ fn verify(
     Ok((begins, head))
 }
 
-/// Verifies the trail, and segments that were taken out of it, in order: each begins where the one before it ends.
+/// Verifies the trail, and its exported segments in order: each must begin where the previous one ends.
 pub(super) fn verify_all(
     accounts: &Accounts,
     (head, files): (Option<&str>, &[PathBuf]),
@@ -112,7 +112,7 @@ fn keep(text: &str) -> Result<Keep, ControlFailure> {
     Keep::parse(text).map_err(|error| ControlFailure { error, hint: hint() })
 }
 
-/// Writes the trail, or what is too old to be kept, into a file.
+/// Exports the trail, or the lines that are too old to be kept, into a file.
 pub(super) fn export(accounts: &Accounts, file: &Path, older: Option<&str>) -> Result<Value, ControlFailure> {
     let store = &**accounts.store();
     let through = match older {
@@ -123,7 +123,7 @@ pub(super) fn export(accounts: &Accounts, file: &Path, older: Option<&str>) -> R
     Ok(json!(segments::export(store, file, through)?))
 }
 
-/// Drops what is too old to be kept.
+/// Drops the lines that are too old to be kept.
 pub(super) fn prune(accounts: &Accounts, kept: &str, file: Option<&Path>, by: &str) -> Result<Value, ControlFailure> {
     let store = &**accounts.store();
     let into = file.map_or(Destination::Nothing, Destination::File);

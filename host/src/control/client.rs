@@ -1,4 +1,4 @@
-//! A command's side of the control socket.
+//! The client's side of the control socket.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +12,7 @@ use super::failure::ControlFailure;
 use super::place::Place;
 use super::protocol::{Request, Response, VERSION};
 
-/// How long a host may say nothing: it may have a password to hash, or a library to stop.
+/// The timeout for a message from the host, which may have to hash a password or stop a library.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
@@ -22,24 +22,24 @@ pub enum ControlError {
     /// No host runs in this home.
     #[error("no host runs in this home")]
     NoHost,
-    /// The home is another user's.
+    /// The home belongs to another user.
     #[error("{home} belongs to {owner}: run this as that user")]
     NotYours {
         /// The home.
         home: PathBuf,
-        /// Whose it is, as far as that can be seen.
+        /// Its owner, as far as that can be determined.
         owner: String,
     },
     /// The host does not answer.
     #[error("the running host does not answer: {0}")]
     Io(#[from] io::Error),
-    /// The host has ended before it began with it.
+    /// The host ended before it began the request.
     #[error("the host has ended; nothing was done")]
     NotBegun,
-    /// The host has ended meanwhile.
+    /// The host ended before it answered.
     #[error("the host has ended before it answered; look whether it was done, and try again")]
     Ended,
-    /// The host answers with something else than was to be expected: it is of another version.
+    /// The host's answer is not understood, because it has another version.
     #[error("the running host's answer is not understood ({0}); is it of another version?")]
     Answer(#[from] serde_json::Error),
 }
@@ -58,7 +58,7 @@ fn connect(socket: &Path) -> Result<UnixStream, ControlError> {
     })
 }
 
-/// Whose a home is that cannot be entered: its folder's owner, or that of the nearest folder above it that can be seen.
+/// The owner of a home that cannot be entered: that of its folder, or of the nearest readable ancestor.
 fn owner(home: &Path) -> String {
     let Some(about) = home.ancestors().find_map(|folder| std::fs::metadata(folder).ok()) else {
         return "another user".to_owned();
@@ -70,16 +70,16 @@ fn owner(home: &Path) -> String {
     name.map_or_else(|| format!("uid {uid}"), |(name, _)| name.to_owned())
 }
 
-/// Whether a host answers here.
+/// Whether a host accepts connections at this socket.
 #[must_use]
 pub fn is_served(socket: &Path) -> bool {
     connect(socket).is_ok()
 }
 
-/// Asks the running host. `progress` hears how much is done, of how much (0: not known).
+/// Sends a request to the running host. `progress` is called with the amount that is done and the total (0 if unknown).
 ///
 /// # Errors
-/// When none runs or none answers; inside, what the host refused with.
+/// If no host runs, or it does not answer. The inner error is the host's refusal.
 pub fn send(
     socket: &Path,
     request: &Request,
@@ -87,17 +87,17 @@ pub fn send(
 ) -> Result<Result<serde_json::Value, ControlFailure>, ControlError> {
     let mut stream = connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    // The version stands first; what follows may hold a password.
+    // The version comes first. The rest may contain a password.
     let body = Zeroizing::new(serde_json::to_string(request)?);
     let line = Zeroizing::new(format!("{{\"version\":{VERSION},{}\n", body.trim_start_matches('{')));
     let ended = |begun| if begun { ControlError::Ended } else { ControlError::NotBegun };
     let gone = |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
     stream.write_all(line.as_bytes()).map_err(|error| if gone(&error) { ended(false) } else { error.into() })?;
     let mut reader = BufReader::new(stream);
-    // A host says a word before it begins.
+    // A host sends a message before it begins.
     let mut begun = false;
     loop {
-        // A token may be in it.
+        // The answer may contain a token.
         let mut answer = Zeroizing::new(String::new());
         match reader.read_line(&mut answer) {
             Ok(0) => return Err(ended(begun)),

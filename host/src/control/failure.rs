@@ -1,15 +1,15 @@
-//! Why something that was asked for was not done.
+//! Why a request failed.
 
 use crate::accounts::AccountError;
 use crate::cred::{CredentialError, NameError};
 use crate::store::StoreError;
 
-/// Why it was not done, and what to do.
+/// Why a request failed, with advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlFailure {
-    /// What was wrong.
+    /// The error.
     pub error: String,
-    /// What to do, where that is known.
+    /// Advice, if there is any.
     pub hint: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What is named here, for who may have mistyped a name.
+//! Known names, for suggestions when a name is mistyped.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use super::protocol::LibraryStatus;
 use crate::config::{Home, Settings};
 use crate::nearest::{meant, nearest};
 
-/// Names of services: those that serve, or else those that the names of the libraries stand for.
+/// The names of services: those of the loaded libraries, and for others, the names that their files suggest.
 #[must_use]
 pub fn services(home: &Home, libraries: Option<&[LibraryStatus]>) -> BTreeSet<String> {
     let Some(libraries) = libraries else {
@@ -16,13 +16,13 @@ pub fn services(home: &Home, libraries: Option<&[LibraryStatus]>) -> BTreeSet<St
         let files = files.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
         return files.flat_map(|file| of_file(&file)).collect();
     };
-    // What is not loaded yet may be any.
+    // A library that is not loaded yet may contain any service.
     let not_loaded =
         libraries.iter().filter(|library| library.service.is_none()).flat_map(|library| of_file(&library.file));
     libraries.iter().filter_map(|library| library.service.clone()).chain(not_loaded).collect()
 }
 
-/// The services that a library of this file name is likely to hold: `libmy_service.so` those of its crate's name.
+/// The likely names of the services in a library file: `libmy_service.so` suggests its crate's name.
 fn of_file(file: &str) -> Vec<String> {
     let Some((stem, _)) = file.split_once(".so") else { return Vec::new() };
     let name = stem.strip_prefix("lib").unwrap_or(stem).to_owned();
@@ -31,11 +31,11 @@ fn of_file(file: &str) -> Vec<String> {
     names
 }
 
-/// What to do where there is no service of a name.
+/// Advice if there is no service of this name.
 #[must_use]
 pub fn hint(name: &str, libraries: &[LibraryStatus]) -> String {
     let named = || libraries.iter().filter_map(|library| library.service.as_deref());
-    // It is there: something else is wrong.
+    // If the service exists, something else is wrong.
     let other = nearest(name, named()).filter(|_| named().all(|known| known != name));
     other.map_or_else(
         || "`credhost service list` shows what there is".to_owned(),
@@ -43,7 +43,7 @@ pub fn hint(name: &str, libraries: &[LibraryStatus]) -> String {
     )
 }
 
-/// What credhost.toml says of services that are not here: a sentence each.
+/// The settings in credhost.toml for services that do not exist, each as a sentence.
 #[must_use]
 pub fn sections_of_none(settings: &Settings, known: &BTreeSet<String>) -> Vec<String> {
     let own = settings.service.keys().map(|name| (format!("[service.{name}]"), name));
@@ -69,7 +69,7 @@ pub fn sections_of_none(settings: &Settings, known: &BTreeSet<String>) -> Vec<St
         .collect()
 }
 
-/// The services that a listener's rules name, each with the setting that does.
+/// The services that a listener's rules name, each with its setting.
 fn opened(
     anonymous: Option<&str>,
     default_service: Option<&str>,

@@ -1,7 +1,7 @@
-//! The admin interface: one JSON object a line, on a Unix socket that only the host's user can open.
+//! The admin interface: one JSON object per line, on a Unix socket that only the host's user can open.
 //!
-//! A client sends a [`Request`] and gets a [`Response`], as often as it likes: PROTOCOL.md. Commands that change identities work
-//! without a running host, too: then the command takes the home's lock and does it itself.
+//! A client sends a [`Request`] and receives a [`Response`], any number of times: see PROTOCOL.md. Commands that change
+//! identities also work without a running host: the command then takes the home's lock, and makes the change itself.
 
 mod audit;
 mod client;

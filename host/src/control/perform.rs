@@ -1,4 +1,4 @@
-//! Does what was asked for.
+//! Executes requests.
 
 use std::collections::BTreeMap;
 
@@ -20,31 +20,32 @@ use crate::sessions::{SessionStatus, Sessions};
 use crate::store::audit::Event;
 use crate::store::{Record, Write, now, wait};
 
-/// This many identities are answered with at once.
+/// The most identities in one answer.
 const PAGE: usize = 10_000;
 
-/// What there is only where a host runs.
+/// The parts of a running host.
 #[derive(Debug, Clone, Copy)]
 pub struct Running<'a> {
     /// Its services.
     pub services: &'a MultiService,
-    /// What became of the files in its folder.
+    /// The state of each file in its folder.
     pub libraries: &'a [LibraryStatus],
-    /// What stands before its logins.
+    /// The stage before its logins.
     pub gate: &'a LoginGate,
-    /// Who is logged in.
+    /// The sessions that are logged in.
     pub sessions: &'a Sessions,
-    /// Libraries that could not be let go of.
+    /// Libraries that could not be unloaded.
     pub held: &'a [Unreleased],
 }
 
-/// Does what was asked for. `host` is the running one, if there is one; `progress` hears how much is done, of how much (0:
-/// not known).
+/// Executes a request. `host` is the running host, if there is one. `progress` is called with the amount that is done
+/// and the total (0 if unknown).
 ///
-/// Takes tens of milliseconds when a password is hashed, and longer for much: not for a thread that serves.
+/// It takes tens of milliseconds if it hashes a password, and longer for large requests. Do not call it on a thread
+/// that serves.
 ///
 /// # Errors
-/// What was wrong.
+/// If the request fails.
 pub fn perform(
     request: &Request,
     accounts: &Accounts,
@@ -77,7 +78,7 @@ pub fn perform(
             };
             accounts.note(accounts.event("identity.unlocked", name).with("counters", counters));
             let mut done = json!({ "counters": counters });
-            // Failures of a name that nobody has are counted as well.
+            // Failures of unknown names are counted as well.
             if let Err(AccountError::Missing { missing, nearest }) = accounts.get(name) {
                 warn(&mut done, format!("{missing}{}", meant(name, nearest)));
             }
@@ -91,7 +92,7 @@ pub fn perform(
             json!(page.iter().map(|identity| exported(identity)).collect::<Vec<_>>())
         }
         Request::IdentityImport { records, passwords, replace, only_passwords, dry_run } => {
-            // Each that is hashed takes its time.
+            // Hashing each password takes time.
             let hashed = std::cell::Cell::new(0);
             let progress = std::cell::RefCell::new(progress);
             let password = |name: &str| {
@@ -133,10 +134,10 @@ pub fn perform(
                 let event = event.with("by", accounts.by());
                 accounts.note(event.with("identities", session.identities.clone()));
             }
-            // Or else whoever has one would come by it again.
+            // Otherwise the client could return by a remembered login.
             if let Some(name) = identity.as_ref().filter(|_| session.is_none()) {
                 match accounts.forget_logins(name) {
-                    // What no code has just now is no session that anybody sees.
+                    // A remembered login that no code is using is not among the visible sessions.
                     Ok(forgotten) if cut.is_empty() => {
                         cut.extend(forgotten.into_iter().map(|label| unused(name, label)))
                     }
@@ -164,12 +165,12 @@ pub fn perform(
         | Request::About {}
         | Request::Upgrade { .. }
         | Request::Reload {} => {
-            // Done by the host itself, which has the folder.
+            // The host executes these itself, since it has the folder.
             running(host)?;
             Value::Null
         }
         Request::Limits {} => {
-            // A running host has answered itself, with what is in use.
+            // A running host has already answered this itself, with the current use.
             let settings = ConfigFile::open(&accounts.home().config()).and_then(|file| file.settings());
             let settings = settings.map_err(AccountError::from)?;
             let limits = limits::of_host(Limits::default().refusal, &settings)
@@ -190,7 +191,7 @@ pub fn perform(
             json!(*services.service(service).ok_or_else(|| no_service(service, libraries))?.manifest())
         }
         Request::AuditShow { after, limit } => {
-            // What has happened until now is shown; if it cannot be written, what could be.
+            // All events until now are shown. If some cannot be written, the others are shown.
             let _ = wait(|done| accounts.store().settle(done));
             json!(wait(|done| accounts.store().audit(*after, (*limit).min(10_000), done))?)
         }
@@ -223,7 +224,7 @@ pub fn perform(
     })
 }
 
-/// A page of a service's saved states, in base64: as many as are no more than a few megabytes.
+/// A page of a service's saved states, in base64, limited to a few megabytes.
 fn states(accounts: &Accounts, service: &str, after: Option<&str>) -> Result<Value, ControlFailure> {
     const PAGE: usize = 100;
     const BYTES: usize = 4 << 20;
@@ -231,7 +232,7 @@ fn states(accounts: &Accounts, service: &str, after: Option<&str>) -> Result<Val
     let mut after = after.map(str::to_owned);
     let mut more = true;
     while more && states.len() < PAGE && size < BYTES {
-        // One at a time: some of them together may be a gigabyte.
+        // One at a time, since several together may have a gigabyte.
         let found = wait(|done| accounts.store().states(service, after.as_deref(), 1, done))?;
         more = !found.is_empty();
         for (name, saved) in found {
@@ -243,7 +244,7 @@ fn states(accounts: &Accounts, service: &str, after: Option<&str>) -> Result<Val
     Ok(json!({ "states": states, "more": more }))
 }
 
-/// Forgets the failed logins of a name where no host runs, which would count on.
+/// Removes the failure counters of a name, if no host is running that would keep counting.
 fn forget_failures(accounts: &Accounts, name: &str) -> Result<usize, ControlFailure> {
     let of = LoginGate::digest_of(accounts.secret(), name);
     let kept = wait(|done| accounts.store().failures(done))?;
@@ -273,18 +274,18 @@ fn no_service(name: &str, libraries: &[LibraryStatus]) -> ControlFailure {
     ControlFailure { error, hint: Some(known::hint(name, libraries)) }
 }
 
-/// What is odd about something that was done: a command says it to who asked, beside what it says else.
+/// Adds a warning to an answer. The command prints it in addition to its usual output.
 fn warn(done: &mut Value, what: String) {
     done["warnings"] = json!([what]);
 }
 
-/// A remembered login that no session had when it was forgotten.
+/// A remembered login that no session was using when it was removed.
 fn unused(identity: &str, label: String) -> SessionStatus {
     let (identities, perspectives) = (vec![identity.to_owned()], Vec::new());
     SessionStatus { session: 0, identities, peer: label, tls: false, since: 0, perspectives }
 }
 
-/// An identity for another host: without logins, which are this one's.
+/// An identity for another host, without its remembered logins, which are valid only here.
 fn exported(identity: &Identity) -> Record {
     let mut record = Record::from(identity);
     record.credentials.retain(|credential| credential.login.is_none());

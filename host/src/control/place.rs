@@ -1,4 +1,4 @@
-//! Where the socket is: also in a home whose path is longer than a socket's may be.
+//! The path of the socket, also for a home whose path is longer than a socket's may be.
 
 use std::fs::File;
 use std::io;
@@ -6,18 +6,18 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// The longest path of a socket, in bytes: `sun_path`, less the byte that ends it.
+/// The longest path of a socket, in bytes: `sun_path` without the terminating byte.
 const LONGEST: usize = 107;
 
-/// A path by which a socket can be reached, for as long as this is held.
+/// A path by which a socket can be reached while this is held.
 pub(super) struct Place {
     path: PathBuf,
-    /// The folder that the path goes through.
+    /// The open folder that the path uses.
     _folder: Option<File>,
 }
 
 impl Place {
-    /// Of the socket at this path, whose folder must be there.
+    /// Finds the path for this socket. Its folder must exist.
     pub(super) fn of(socket: &Path) -> io::Result<Self> {
         if socket.as_os_str().len() <= LONGEST {
             return Ok(Self { path: socket.to_owned(), _folder: None });

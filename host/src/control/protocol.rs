@@ -1,4 +1,4 @@
-//! What is said on the control socket: see PROTOCOL.md beside this file.
+//! The messages on the control socket: see PROTOCOL.md beside this file.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use zeroize::Zeroizing;
 
 use crate::store::Record;
 
-/// The version of what is said. A host refuses others.
+/// The protocol's version. A host refuses others.
 pub const VERSION: u64 = 2;
 
-/// A password or token on its way: erased when dropped, never shown.
+/// A password or token in transit. It is erased when dropped, and never shown.
 #[derive(Clone)]
 pub struct Secret(pub Zeroizing<String>);
 
@@ -37,7 +37,7 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// What can be asked for.
+/// A request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -73,7 +73,7 @@ pub enum Request {
     },
     IdentityImport {
         records: Vec<Record>,
-        /// Passwords of some of them, by their names.
+        /// Passwords of some of them, by name.
         #[serde(default)]
         passwords: BTreeMap<String, Secret>,
         replace: bool,
@@ -191,24 +191,24 @@ pub enum Request {
     },
 }
 
-/// What is answered.
+/// A response.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
-    /// It goes on; there may be more of these before one of the others.
+    /// The request is in progress. Any number of these may precede one of the others.
     Progress {
-        /// How much is done.
+        /// The amount that is done.
         done: u64,
-        /// Of how much; 0: that is not known.
+        /// The total; 0 if unknown.
         of: u64,
     },
-    /// It is done; with what was asked for.
+    /// The request succeeded, with its result.
     Done(serde_json::Value),
-    /// It is not.
+    /// The request failed.
     Failed {
-        /// What was wrong, and where.
+        /// The error, and where it is.
         error: String,
-        /// What to do, where that is known.
+        /// Advice, if there is any.
         hint: Option<String>,
     },
 }
@@ -222,22 +222,22 @@ pub struct LibraryStatus {
     pub service: Option<String>,
     /// "serving", or what is wrong.
     pub state: String,
-    /// What else there is to say.
+    /// Additional information.
     pub note: Option<String>,
-    /// Calls it was given.
+    /// The number of calls that it received.
     pub calls: u64,
-    /// Calls of it that panicked.
+    /// The number of its calls that panicked.
     pub faults: u64,
-    /// Which generation serves: the first is 1, and each replacement is one more.
+    /// The generation that serves. The first is 1, and each replacement increments it.
     #[serde(default)]
     pub generation: u32,
-    /// Clients that are attached.
+    /// The number of attached clients.
     #[serde(default)]
     pub attached: usize,
-    /// Generations that were replaced, and in which calls still wait.
+    /// The number of replaced generations in which calls are still pending.
     #[serde(default)]
     pub retiring: usize,
-    /// Perspectives whose saved states the code that serves cannot read, and why; the first hundred.
+    /// Perspectives whose saved states the serving code cannot read, with the reason; the first hundred.
     #[serde(default)]
     pub unreadable: Vec<(String, String)>,
     /// How the last replacement went.
@@ -249,25 +249,25 @@ pub struct LibraryStatus {
     /// Where it runs.
     #[serde(default)]
     pub isolation: Isolation,
-    /// What the system says of its process, if it has one of its own.
+    /// Information from the system about its process, if it has its own.
     #[serde(default)]
     pub process: Option<Facts>,
-    /// What it may do beside computing, in a sandbox.
+    /// Its permissions in a sandbox.
     #[serde(default)]
     pub allow: Vec<String>,
-    /// What it has at most, in a process of its own.
+    /// Its resource limits, in its own process.
     #[serde(default)]
     pub most: Vec<String>,
-    /// How often its process has died since the host has started; how often it was started again; and how it died last.
+    /// How often its process has crashed since the host started.
     #[serde(default)]
     pub crashes: u64,
-    /// See there.
+    /// How often it was started again.
     #[serde(default)]
     pub restarts: u64,
-    /// See there.
+    /// How it crashed last.
     #[serde(default)]
     pub crashed: Option<String>,
-    /// Another version of it, which some try.
+    /// Another version of it that some identities try.
     #[serde(default)]
     pub tried: Option<TrialStatus>,
 }

@@ -16,18 +16,18 @@ use super::failure::ControlFailure;
 use super::place::Place;
 use super::protocol::{Request, Response, VERSION};
 
-/// The longest line that is read.
+/// The longest request line, in bytes.
 const LINE: u64 = 8 << 20;
 
-/// Where what answers says how much is done, of how much.
+/// The channel for progress: the amount that is done, and the total.
 pub type Progress = tokio::sync::mpsc::UnboundedSender<(u64, u64)>;
 
-/// Listens on the socket. Within a runtime of tokio's.
+/// Listens on the socket. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// When the socket cannot be made.
+/// If the socket cannot be created.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    // Who holds the home's lock owns the socket: what is there was left by a process that has ended.
+    // The owner of the home's lock owns the socket. An existing one was left by a process that has ended.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -37,10 +37,10 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// How often who waits hears that the host is still at it.
+/// The interval of messages to a waiting client that the host is still working.
 const ALIVE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// How many requests have begun and are not answered yet. Clones count the same.
+/// Counts the requests that have begun and are not answered yet. Clones share the count.
 #[derive(Debug, Clone, Default)]
 pub struct UnderWay(Rc<(Cell<usize>, Notify)>);
 
@@ -50,7 +50,7 @@ impl UnderWay {
         Begun(self.clone())
     }
 
-    /// Waits until all that have begun are answered.
+    /// Waits until all requests that have begun are answered.
     pub async fn ended(&self) {
         while self.0.0.get() > 0 {
             self.0.1.notified().await;
@@ -68,8 +68,8 @@ impl Drop for Begun {
     }
 }
 
-/// Answers requests of this user and of root: `answer` gets the request and the user's number. Runs while it is polled, on a
-/// `LocalSet`. Requests that have begun go on when it is no longer polled: see [`UnderWay::ended`].
+/// Answers requests of this user and of root. `answer` receives the request and the user's number. It runs while it is
+/// polled, on a `LocalSet`. Requests that have begun continue when it is no longer polled: see [`UnderWay::ended`].
 pub async fn serve<F>(
     listener: UnixListener,
     under_way: UnderWay,
@@ -96,7 +96,7 @@ pub async fn serve<F>(
     }
 }
 
-/// What a line asks for.
+/// Parses a request line.
 fn read(line: &str) -> Result<Request, String> {
     let mut value: serde_json::Value = serde_json::from_str(line).map_err(|error| format!("not a request: {error}"))?;
     let version = value.as_object_mut().and_then(|request| request.remove("version"));
@@ -117,7 +117,7 @@ async fn converse<F>(
 where
     F: Future<Output = Result<serde_json::Value, ControlFailure>>,
 {
-    // The socket's mode keeps others out; this does so, too, should somebody have changed it.
+    // The socket's mode keeps others out. This check still does so if someone has changed the mode.
     let who = stream.peer_cred()?;
     if who.uid() != rustix::process::geteuid().as_raw() && who.uid() != 0 {
         tracing::warn!(uid = who.uid(), "another user was turned away from the control socket");
@@ -126,7 +126,7 @@ where
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
     loop {
-        // It may hold a password.
+        // It may contain a password.
         let mut line = Zeroizing::new(String::new());
         if (&mut reader).take(LINE).read_line(&mut line).await? == 0 {
             return Ok(());
@@ -135,7 +135,7 @@ where
         let response = if line.ends_with('\n') {
             match read(&line) {
                 Ok(request) => {
-                    // Who hears nothing of a host that ends knows that nothing was begun.
+                    // A client that receives nothing before the host ends knows that its request was not begun.
                     write(&mut writer, &Response::Progress { done: 0, of: 0 }).await?;
                     let (progress, mut told) = tokio::sync::mpsc::unbounded_channel();
                     let mut answering = std::pin::pin!(answer(request, who.uid(), progress));
@@ -146,7 +146,7 @@ where
                             biased;
                             answered = &mut answering => break answered,
                             Some(now) = told.recv() => last = now,
-                            // Nothing more is done yet, and the host is still at it.
+                            // No more is done yet, but the host is still working.
                             _ = alive.tick() => {}
                         }
                         let (done, of) = last;
@@ -176,7 +176,7 @@ where
 }
 
 async fn write(writer: &mut (impl tokio::io::AsyncWrite + Unpin), response: &Response) -> io::Result<()> {
-    // A token may be in it.
+    // It may contain a token.
     let mut text = Zeroizing::new(serde_json::to_string(response)?);
     text.push('\n');
     writer.write_all(text.as_bytes()).await

@@ -1,5 +1,5 @@
-//! Client certificates. Only the public key in one counts, which an identity has or has not: its issuer and its dates are not
-//! looked at. TLS checks that the client has the private key (RFC 8446, 4.4.3).
+//! Client certificates. Only a certificate's public key counts: the identity must have it. The issuer and the dates are
+//! not checked. TLS checks that the client has the private key (RFC 8446, 4.4.3).
 
 use ssh_key::Mpint;
 use ssh_key::public::{EcdsaPublicKey, Ed25519PublicKey, KeyData, RsaPublicKey};
@@ -13,7 +13,7 @@ use super::public_key::PublicKey;
 
 /// Ed25519 (RFC 8410).
 const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
-/// A key on an elliptic curve (RFC 5480), which has the curve as its parameter.
+/// A key on an elliptic curve (RFC 5480). The curve is its parameter.
 const ELLIPTIC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 /// P-256 and P-384.
 const CURVES: [ObjectIdentifier; 2] =
@@ -21,12 +21,12 @@ const CURVES: [ObjectIdentifier; 2] =
 /// RSA (RFC 8017).
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
-/// A certificate that a client has shown.
+/// A certificate that a client has presented.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// The key that it is for.
+    /// The certificate's public key.
     pub key: PublicKey,
-    /// The common name of whom it is for, if it has one that is a text.
+    /// The subject's common name, if it has one that is text.
     pub name: Option<String>,
 }
 
@@ -35,10 +35,10 @@ fn wrong(why: impl std::fmt::Display) -> CredentialError {
 }
 
 impl ClientCertificate {
-    /// Reads one in DER.
+    /// Reads a certificate in DER.
     ///
     /// # Errors
-    /// When these bytes are not a certificate, or its key is of an unsupported kind.
+    /// If these bytes are not a certificate, or its key is of an unsupported kind.
     pub fn read(der: &[u8]) -> Result<Self, CredentialError> {
         let certificate = X509::from_der(der).map_err(wrong)?;
         let of = certificate.tbs_certificate();
@@ -48,10 +48,10 @@ impl ClientCertificate {
     }
 }
 
-/// The key that stands in DER as SubjectPublicKeyInfo (RFC 5280): what OpenSSL calls a public key.
+/// Reads a key in DER, as SubjectPublicKeyInfo (RFC 5280). OpenSSL calls this a public key.
 ///
 /// # Errors
-/// When this is not a public key, or one of an unsupported kind.
+/// If this is not a public key, or one of an unsupported kind.
 pub(super) fn read_key(der: &[u8]) -> Result<PublicKey, CredentialError> {
     key(&SubjectPublicKeyInfoOwned::from_der(der).map_err(wrong)?)
 }
@@ -75,7 +75,7 @@ fn key(info: &SubjectPublicKeyInfoOwned) -> Result<PublicKey, CredentialError> {
     PublicKey::accept(data)
 }
 
-/// `RSAPublicKey`: the modulus and the exponent (RFC 8017, A.1.1).
+/// Reads `RSAPublicKey`: the modulus and the exponent (RFC 8017, A.1.1).
 fn rsa(der: &[u8]) -> Result<RsaPublicKey, CredentialError> {
     fn both<'a>(reader: &mut SliceReader<'a>) -> Result<(UintRef<'a>, UintRef<'a>), x509_cert::der::Error> {
         Ok((UintRef::decode(reader)?, UintRef::decode(reader)?))

@@ -21,7 +21,7 @@ pub struct DefaultAuthorizer {
 }
 
 impl DefaultAuthorizer {
-    /// An authorizer that knows nobody.
+    /// Creates an authorizer without identities.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -30,7 +30,7 @@ impl DefaultAuthorizer {
     /// Adds an identity.
     ///
     /// # Errors
-    /// When there is one of its name.
+    /// If there is an identity of this name already.
     pub fn add(&self, identity: Identity) -> Result<(), DuplicateIdentity> {
         let mut identities = self.identities.write();
         if identities.contains_key(&identity.name) {
@@ -40,37 +40,37 @@ impl DefaultAuthorizer {
         Ok(())
     }
 
-    /// Changes an identity; who is logged in sees the change at the next attach.
+    /// Changes an identity. Sessions that are logged in see the change at their next attach.
     ///
     /// # Errors
-    /// When there is none of this name.
+    /// If there is no identity of this name.
     pub fn update<R>(&self, name: &str, change: impl FnOnce(&mut Identity) -> R) -> Result<R, NoSuchIdentity> {
         let mut identities = self.identities.write();
         let identity = identities.get_mut(name).ok_or_else(|| NoSuchIdentity(name.to_owned()))?;
         Ok(change(Arc::make_mut(identity)))
     }
 
-    /// Removes an identity. Sessions that are logged in go on, but attach to nothing more.
+    /// Removes an identity. Sessions that are logged in continue, but cannot attach to anything more.
     ///
     /// # Errors
-    /// When there is none of this name.
+    /// If there is no identity of this name.
     pub fn remove(&self, name: &str) -> Result<(), NoSuchIdentity> {
         self.identities.write().remove(name).map(drop).ok_or_else(|| NoSuchIdentity(name.to_owned()))
     }
 
-    /// The identity of this name.
+    /// Returns the identity of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<Identity>> {
         self.identities.read().get(name).cloned()
     }
 
-    /// All identities, in the order of names.
+    /// Returns all identities, sorted by name.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Identity>> {
         self.identities.read().values().cloned().collect()
     }
 
-    /// Puts others in the place of all.
+    /// Replaces all identities by these.
     pub fn replace(&self, identities: impl IntoIterator<Item = Identity>) {
         *self.identities.write() =
             identities.into_iter().map(|identity| (identity.name.clone(), Arc::new(identity))).collect();

@@ -1,9 +1,9 @@
-//! Refusals, each for who is to hear of it.
+//! Reasons for a refusal, each for its audience.
 
 use super::keyring::Key;
 use crate::show::many;
 
-/// Why somebody is not let in. What the client hears is the same for all but the last three; the operator's log and the
+/// Why a login is refused. The client receives the same error for all but the last three; the operator's log and the
 /// audit trail have the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -14,7 +14,7 @@ pub enum Refusal {
     /// The identity is disabled.
     #[error("the identity is disabled")]
     Disabled,
-    /// The identity has no password that this login can be checked with.
+    /// The identity has no password that works with this kind of login.
     #[error("the identity has no password for this login")]
     NoPassword,
     /// The proof is wrong.
@@ -23,7 +23,7 @@ pub enum Refusal {
     /// The signature is not by this key.
     #[error("wrong signature")]
     WrongSignature,
-    /// The key is not the identity's, or not any more.
+    /// The key does not belong to the identity, or no longer does.
     #[error("not a key of the identity's")]
     UnknownKey,
     /// Nobody has this token.
@@ -32,23 +32,23 @@ pub enum Refusal {
     /// The token has expired.
     #[error("expired token")]
     ExpiredToken,
-    /// Too many tries have failed; the next is looked at in this many seconds.
+    /// Too many attempts have failed; the next one is checked only after this many seconds.
     #[error("too many failed logins; try again in {0} s")]
     Wait(u64),
-    /// This many tries have failed that a person must act first.
+    /// So many attempts have failed that the operator must unlock it.
     #[error("too many failed logins; the operator can unlock it")]
     Locked,
-    /// There is no room for one more password to be checked.
+    /// There is no room for another pending check.
     #[error("the host is busy checking passwords; try again in a moment")]
     Busy,
 }
 
-/// The keyring lacks a key. The client hears this: it is about itself.
+/// The keyring lacks a key. The client receives this error, since it is about the client's own keyring.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("No key for service \"'{}'\", perspective \"'{}'\".", .0.service, .0.perspective)]
 pub struct KeyNotFound(pub Key);
 
-/// There is an identity of this name already.
+/// There is already an identity of this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("There is already an identity named {0}.")]
 pub struct DuplicateIdentity(pub String);
@@ -58,7 +58,7 @@ pub struct DuplicateIdentity(pub String);
 #[error("there is no identity named {0}")]
 pub struct NoSuchIdentity(pub String);
 
-/// An authorizer could not do its work: its store is gone, say. Never: "no such identity".
+/// An authorizer has failed, for example because its store is gone. Never used for "no such identity".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct AuthorizerError(pub String);
@@ -73,26 +73,26 @@ pub enum CredentialError {
     /// Longer than can be hashed at a known cost.
     #[error("the password has more than {0} bytes")]
     TooLong(usize),
-    /// It is on the list of passwords that are refused.
+    /// It is on the list of refused passwords.
     #[error("the password is on the list of passwords that are known to be tried first")]
     Blocked,
     /// It would be guessed too soon.
     #[error("the password would be guessed in about 10^{guesses} tries, and is to stand 10^{needed}. {why}")]
     Weak {
-        /// How many tries, as a power of ten.
+        /// The estimated number of attempts, as a power of ten.
         guesses: u32,
-        /// How many it is to stand, as a power of ten.
+        /// The required number of attempts, as a power of ten.
         needed: u32,
-        /// Why.
+        /// Why it is easy to guess.
         why: String,
     },
-    /// It could not be hashed, or is no hash.
+    /// It could not be hashed, or the hash is invalid.
     #[error("the hash of the password cannot be used: {0}")]
     Hash(String),
-    /// It is no public key that is taken.
+    /// It is not a supported public key.
     #[error("not a public key that can be used: {0}")]
     Key(String),
-    /// What was sealed does not open: another master key, or changed bytes.
+    /// A sealed secret cannot be opened: the master key differs, or the bytes were changed.
     #[error("cannot decrypt a secret: was master.key replaced?")]
     Sealed,
 }

@@ -1,4 +1,4 @@
-//! Who somebody is.
+//! Identities and their credentials.
 
 use super::cost::HashCost;
 use super::error::CredentialError;
@@ -10,41 +10,41 @@ use super::remembered::Remembered;
 use super::sealed::{MasterKey, Sealed};
 use super::token::TokenDigest;
 
-/// A person, or a program, that can log in: what is known of it that belongs to no service.
+/// A person or program that can log in, and everything about it that belongs to no particular service.
 ///
-/// In the original: `twisted.cred.identity.Identity`. Plain data here: it is kept by an
-/// [`Authorizer`](super::Authorizer), which it does not know.
+/// In the original: `twisted.cred.identity.Identity`. Here it is plain data: an [`Authorizer`](super::Authorizer)
+/// stores it, and it has no reference to the authorizer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Identity {
     /// Its name.
     pub name: Name,
-    /// Whether it may log in at all.
+    /// Whether it may log in.
     pub enabled: bool,
-    /// What it can prove itself with.
+    /// The credentials by which it can log in.
     pub credentials: Vec<Credential>,
-    /// The number of its next credential: none is ever used twice.
+    /// The number of its next credential. Numbers are never reused.
     pub next: u64,
-    /// What it may get.
+    /// The perspectives that it may use.
     pub keyring: Keyring,
 }
 
-/// Something that an identity can prove itself with.
+/// Something by which an identity can prove who it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
-    /// Its number, among its identity's.
+    /// Its number, unique within the identity.
     pub id: u64,
-    /// For a person to know it by.
+    /// A description for people.
     pub label: String,
     /// When it was added, in seconds since 1970.
     pub created: u64,
-    /// From when on it is not taken any more, in seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub expires: Option<u64>,
-    /// What it is.
+    /// Its kind and data.
     pub proof: ProofBy,
 }
 
-/// What a credential is.
+/// The kind and data of a credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProofBy {
@@ -52,7 +52,7 @@ pub enum ProofBy {
     Password {
         /// Its argon2id hash, a PHC string.
         hash: String,
-        /// md5 of it, sealed: for the stock PB login.
+        /// Its md5, sealed, for the stock PB login.
         verifier: Option<Sealed>,
     },
     /// An SSH key.
@@ -64,7 +64,7 @@ pub enum ProofBy {
 }
 
 impl ProofBy {
-    /// Whether both prove the same: what is sealed differs each time.
+    /// Whether both are the same credential. Sealed data is ignored, since it differs each time.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
@@ -73,7 +73,7 @@ impl ProofBy {
         }
     }
 
-    /// Its kind, in a word.
+    /// Its kind, as one word.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -84,7 +84,7 @@ impl ProofBy {
         }
     }
 
-    /// The digest of the token that it is shown by, if it is.
+    /// The digest of the token by which it is presented, if it has one.
     #[must_use]
     pub fn digest(&self) -> Option<&TokenDigest> {
         match self {
@@ -96,14 +96,14 @@ impl ProofBy {
 }
 
 impl Credential {
-    /// Whether it is taken at this time, in seconds since 1970.
+    /// Whether it is still valid at this time, in seconds since 1970.
     #[must_use]
     pub fn valid(&self, now: u64) -> bool {
         self.expires.is_none_or(|expires| now < expires)
     }
 }
 
-/// Why a credential cannot have this label.
+/// Why a text cannot be a credential's label.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{label:?} cannot be a label: {why}")]
 pub struct LabelError {
@@ -111,10 +111,10 @@ pub struct LabelError {
     why: &'static str,
 }
 
-/// Whether a credential may have this label: up to 255 bytes, no control characters.
+/// Checks a credential's label: up to 255 bytes, no control characters.
 ///
 /// # Errors
-/// Why not.
+/// If the text cannot be a label.
 pub fn check_label(label: &str) -> Result<(), LabelError> {
     let refuse = |why| Err(LabelError { label: label.chars().take(40).collect(), why });
     match label {
@@ -125,10 +125,10 @@ pub fn check_label(label: &str) -> Result<(), LabelError> {
 }
 
 impl Identity {
-    /// An identity without credentials and keys: nobody can log in as it.
+    /// Creates an identity without credentials and keys. Nobody can log in as it.
     ///
     /// # Errors
-    /// When the name is none.
+    /// If the name is invalid.
     pub fn new(name: &str) -> Result<Self, NameError> {
         Ok(Self {
             name: Name::new(NameOf::Identity, name)?,
@@ -139,7 +139,7 @@ impl Identity {
         })
     }
 
-    /// Adds a credential; answers with its number.
+    /// Adds a credential, and returns its number.
     pub fn add(&mut self, proof: ProofBy, label: impl Into<String>, created: u64, expires: Option<u64>) -> u64 {
         let id = self.next;
         self.next += 1;
@@ -147,11 +147,11 @@ impl Identity {
         id
     }
 
-    /// Sets the one password, in the place of all it has: its hash at the least cost, and its sealed verifier for the
-    /// stock PB login. Takes tens of milliseconds.
+    /// Sets the only password and removes all others. Stores its hash at the lowest cost, and its sealed verifier for
+    /// the stock PB login. Takes tens of milliseconds.
     ///
     /// # Errors
-    /// When it cannot be hashed; the old ones then stay.
+    /// If the password cannot be hashed. The old ones then remain.
     pub fn set_password(
         &mut self,
         password: &Password,
@@ -165,12 +165,12 @@ impl Identity {
         Ok(())
     }
 
-    /// Takes all passwords away: nobody can log in with one.
+    /// Removes all passwords, so that nobody can log in with one.
     pub fn clear_passwords(&mut self) {
         self.credentials.retain(|credential| !matches!(credential.proof, ProofBy::Password { .. }));
     }
 
-    /// The hashes of its passwords that are taken at this time, with their credentials' numbers.
+    /// The hashes of its passwords that are valid at this time, with their credentials' numbers.
     #[must_use]
     pub fn hashes(&self, now: u64) -> Vec<(u64, String)> {
         let valid = self.credentials.iter().filter(|credential| credential.valid(now));
@@ -181,7 +181,7 @@ impl Identity {
         valid.filter_map(hash).collect()
     }
 
-    /// Its sealed verifiers that are taken at this time, with their credentials' numbers.
+    /// Its sealed verifiers that are valid at this time, with their credentials' numbers.
     pub fn verifiers(&self, now: u64) -> impl Iterator<Item = (u64, &Sealed)> {
         self.credentials.iter().filter(move |credential| credential.valid(now)).filter_map(|credential| {
             match &credential.proof {
@@ -191,7 +191,7 @@ impl Identity {
         })
     }
 
-    /// The credential of this number, and the one that it stands on: another, if it is a remembered login.
+    /// Finds the credential of this number, and the one that it depends on. These differ only for a remembered login.
     fn find(&self, credential: u64) -> Option<(&Credential, &Credential)> {
         let of = |id: u64| self.credentials.iter().find(|has| has.id == id);
         let found = of(credential)?;
@@ -204,19 +204,20 @@ impl Identity {
         }
     }
 
-    /// Whether it has a credential of this number; a remembered login, whether it has what that began with, too.
+    /// Whether it has a credential of this number. For a remembered login, it must also have the credential that the
+    /// login began with.
     #[must_use]
     pub fn has(&self, credential: u64) -> bool {
         self.find(credential).is_some()
     }
 
-    /// Whether it has a credential of this number that is taken at this time, in seconds since 1970.
+    /// Whether it has a credential of this number that is valid at this time, in seconds since 1970.
     #[must_use]
     pub fn takes(&self, credential: u64, now: u64) -> bool {
         self.find(credential).is_some_and(|(found, began)| found.valid(now) && began.valid(now))
     }
 
-    /// The salt that its passwords are hashed with: one for all, so that all are checked at the cost of one.
+    /// The salt of its password hashes. All of them share one, so that checking all costs as much as checking one.
     #[must_use]
     pub fn salt(&self) -> Option<Vec<u8>> {
         self.credentials.iter().find_map(|credential| match &credential.proof {

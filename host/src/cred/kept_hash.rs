@@ -1,23 +1,25 @@
-//! Hashes of passwords as they are kept: argon2id of our own, and those that other programs have made.
+//! Stored password hashes: argon2id hashes made here, and hashes made by other programs.
 //!
-//! A hash that cannot be checked here must never be taken: its owner would be shut out with a password that is right.
+//! A hash that cannot be checked here must never be accepted: it would lock its owner out, even with the right
+//! password.
 
 use argon2::Params;
 
 use super::cost::HashCost;
 use super::error::CredentialError;
 
-/// The most work that checking an argon2id hash may be: memory in KiB times passes. Eight times OWASP's recommendation;
-/// argon2-cffi's default is a bit more than five times that. A refusal leaves after more than this takes.
+/// The most work that checking an argon2id hash may take: memory in KiB times passes. It is eight times OWASP's
+/// recommendation; argon2-cffi's default is slightly more than five times. A refusal is sent only after more than the
+/// time of such a check.
 const MOST_WORK: u64 = 8 * HashCost::LEAST.memory as u64 * HashCost::LEAST.passes as u64;
-/// The highest cost of a bcrypt hash that is taken: about as much work.
+/// The highest accepted cost of a bcrypt hash: about the same work.
 const MOST_BCRYPT: u32 = 12;
 
-/// A hash, taken apart.
+/// A parsed hash.
 pub(super) enum KeptHash {
-    /// As it is made here.
+    /// The kind that is made here.
     Argon2id(Argon2id),
-    /// Of this cost. Made again when its owner logs in.
+    /// A bcrypt hash of this cost. It is replaced when its owner logs in.
     Bcrypt(u32),
 }
 
@@ -36,7 +38,7 @@ impl Argon2id {
 }
 
 impl KeptHash {
-    /// Takes a hash apart that can be checked here.
+    /// Parses a hash that can be checked here.
     pub(super) fn read(hash: &str) -> Result<Self, String> {
         if ["$2y$", "$2b$", "$2a$"].iter().any(|prefix| hash.starts_with(prefix)) {
             let parts: bcrypt::HashParts =
@@ -58,7 +60,7 @@ impl KeptHash {
         let Ok(parsed) = argon2::PasswordHash::new(hash) else {
             return wrong("that is not written as $argon2id$v=19$m=…,t=…,p=…$SALT$HASH");
         };
-        // Without a version it is of the first, which hashes otherwise.
+        // Without a version, it is of the first version, which computes a different hash.
         if parsed.version != Some(0x13) {
             return wrong("of another version than 19 (v=19)");
         }
@@ -75,7 +77,7 @@ impl KeptHash {
         if output.as_bytes().len() < 16 {
             return wrong("of fewer than 16 bytes, which is soon found by trying");
         }
-        // As its lanes and slices need.
+        // The minimum for its lanes and slices.
         if params.m_cost() < 8 * params.p_cost() {
             return wrong("with less memory than its lanes need");
         }
@@ -83,7 +85,7 @@ impl KeptHash {
     }
 }
 
-/// What other hashes are called, for whoever has them.
+/// The name of an unsupported kind of hash, for the error message.
 fn kind(hash: &str) -> Option<&'static str> {
     const KINDS: [(&str, &str); 15] = [
         ("$argon2i$", "argon2i"),
@@ -112,11 +114,11 @@ fn work(memory: u32, passes: u32) -> u64 {
     u64::from(memory) * u64::from(passes)
 }
 
-/// Whether this is a hash that can be checked here, with no more than that much memory, in KiB, and in about the time that
-/// a refusal takes anyway; hashes of this host's `own` cost always can.
+/// Checks that this hash can be checked here: with at most `most` KiB of memory, and in about the time that a refusal
+/// takes anyway. Hashes of this host's `own` cost are always accepted.
 ///
 /// # Errors
-/// What it is, and what would be taken.
+/// If it cannot be: what kind of hash it is, and which ones are accepted.
 ///
 /// ```
 /// use credhost::cred::{HashCost, check_hash};
@@ -129,11 +131,11 @@ pub fn check_hash(hash: &str, most: u32, own: HashCost) -> Result<(), Credential
     check_hashes(&[hash.to_owned()], most, own)
 }
 
-/// The same of all hashes that one identity has: a login has them all checked, and takes as long as all together. Those of
-/// one salt and cost are checked at once.
+/// As [`check_hash`], for all hashes of one identity. A login checks all of them, and takes as long as all together.
+/// Hashes with the same salt and cost are checked at once.
 ///
 /// # Errors
-/// As [`check_hash`], and when they are too many.
+/// As [`check_hash`], and if checking all of them would take too long.
 pub fn check_hashes(hashes: &[String], most: u32, own: HashCost) -> Result<(), CredentialError> {
     let (mut all, mut salts) = (0, Vec::new());
     for hash in hashes {
@@ -161,7 +163,7 @@ pub fn check_hashes(hashes: &[String], most: u32, own: HashCost) -> Result<(), C
             }
         };
     }
-    // A thousand that are cheap are as dear as one that is not.
+    // A thousand cheap hashes cost as much as one expensive hash.
     if all > MOST_WORK.max(work(own.memory, own.passes)) {
         let why = "checking all passwords of this identity would take longer than a refusal".to_owned();
         return Err(CredentialError::Hash(why));

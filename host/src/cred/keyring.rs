@@ -1,4 +1,4 @@
-//! Keys: which perspectives an identity may have.
+//! Keys: the perspectives that an identity may use.
 
 use std::collections::BTreeSet;
 
@@ -14,10 +14,10 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key to this perspective of this service. Whether they exist is not asked: keys outlive services.
+    /// The key to this perspective of this service. It is not checked whether they exist, since keys outlive services.
     ///
     /// # Errors
-    /// When one of the names is none.
+    /// If one of the names is invalid.
     pub fn new(service: &str, perspective: &str) -> Result<Self, NameError> {
         Ok(Self {
             service: Name::new(NameOf::Service, service)?,
@@ -31,12 +31,12 @@ impl Key {
 pub struct Keyring(BTreeSet<Key>);
 
 impl Keyring {
-    /// Adds a key; false if it was there.
+    /// Adds a key. Returns false if it was there already.
     pub fn add(&mut self, key: Key) -> bool {
         self.0.insert(key)
     }
 
-    /// Removes a key; false if it was not there.
+    /// Removes a key. Returns false if it was not there.
     pub fn remove(&mut self, key: &Key) -> bool {
         self.0.remove(key)
     }
@@ -47,13 +47,13 @@ impl Keyring {
         self.0.contains(key)
     }
 
-    /// The first key to this service, in the order of names: what a client gets that names no perspective.
+    /// The first key to this service, sorted by name: used for a client that names no perspective.
     #[must_use]
     pub fn first_for(&self, service: &str) -> Option<&Key> {
         self.0.iter().find(|key| key.service.as_str() == service)
     }
 
-    /// All keys, in the order of names.
+    /// All keys, sorted by name.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &Key> {
         self.0.iter()
     }

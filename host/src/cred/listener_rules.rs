@@ -1,4 +1,5 @@
-//! What a listener gives beside what keys give: to clients that have not logged in, and to those that name no perspective.
+//! What a listener grants in addition to keys: to clients that have not logged in, and to clients that name no
+//! perspective.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,38 +8,38 @@ use parking_lot::RwLock;
 
 use super::{Key, Name, NameError, NameOf};
 
-/// The rules of one listener: the operator's word, from `[pb]` or `[multiservice.NAME]`.
+/// The rules of one listener, as the operator set them in `[pb]` or `[multiservice.NAME]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListenerRules {
     /// The perspective that `loginAnonymous` attaches to. Without it, anonymous logins are refused.
     pub anonymous: Option<Key>,
-    /// The service whose perspective `login(name)` leads to, where the name names none. Without it, such a login leads to
-    /// an avatar.
+    /// The service of the perspective that `login(name)` leads to if the name contains no service. Without it, such a
+    /// login leads to an avatar.
     pub default_service: Option<Name>,
-    /// Perspectives that everybody can call, by name, without a login: `root` is what `getRootObject` answers with, beside
-    /// log-in's own methods.
+    /// Perspectives that everybody can call by name without a login. `getRootObject` answers with `root`, which also
+    /// has the login methods.
     pub names: BTreeMap<String, Key>,
-    /// Whether errors tell where in a service's code they were made: for developers.
+    /// Whether errors contain their place in a service's code, for developers.
     pub tracebacks: bool,
 }
 
-/// A rule that cannot be.
+/// An invalid rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuleError {
-    /// Not the way to a perspective.
+    /// Not of the form "service/perspective".
     #[error("{0} = {1:?}: write \"service/perspective\"")]
     NoKey(String, String),
-    /// A name that cannot be.
+    /// An invalid name.
     #[error("{0} = {1:?}: {2}")]
     Name(String, String, NameError),
 }
 
 impl ListenerRules {
-    /// The rules as the operator has written them.
+    /// Parses the rules that the operator has written.
     ///
     /// # Errors
-    /// Which of them cannot be.
+    /// If one of them is invalid: which one.
     pub fn read(
         anonymous: Option<&str>,
         default_service: Option<&str>,
@@ -67,8 +68,8 @@ impl ListenerRules {
 }
 
 impl ListenerRules {
-    /// Whether a client that has not logged in may have the perspective of this key: by this name, or without a name by an
-    /// anonymous login.
+    /// Whether a client that has not logged in may have the perspective of this key: by this name, or, without a name,
+    /// by an anonymous login.
     #[must_use]
     pub(crate) fn gives(&self, name: Option<&str>, key: &Key) -> bool {
         match name {
@@ -77,7 +78,7 @@ impl ListenerRules {
         }
     }
 
-    /// What others say that these do not, for the operator to read.
+    /// The differences between these rules and others, for the operator.
     #[must_use]
     pub(crate) fn changes_to(&self, others: &Self) -> Vec<String> {
         let key = |key: Option<&Key>| key.map(|key| format!("{}/{}", key.service, key.perspective));
@@ -98,23 +99,23 @@ impl ListenerRules {
     }
 }
 
-/// The rules of a listener as they are now: the operator may change them while connections are open.
+/// The current rules of a listener. The operator may change them while connections are open.
 #[derive(Debug, Default)]
 pub(crate) struct CurrentRules(RwLock<Arc<ListenerRules>>);
 
 impl CurrentRules {
-    /// These, to begin with.
+    /// Starts with these rules.
     #[cfg(test)]
     pub(crate) fn new(rules: ListenerRules) -> Arc<Self> {
         Arc::new(Self(RwLock::new(Arc::new(rules))))
     }
 
-    /// As they are.
+    /// The current rules.
     pub(crate) fn get(&self) -> Arc<ListenerRules> {
         Arc::clone(&self.0.read())
     }
 
-    /// Others from now on.
+    /// Replaces the rules.
     pub(crate) fn set(&self, rules: ListenerRules) {
         *self.0.write() = Arc::new(rules);
     }

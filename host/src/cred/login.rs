@@ -1,8 +1,8 @@
 //! From a name to an identity, and from an identity to a key: the state machines of both eras.
 //!
-//! The eras differ in names and in what a refusal looks like (`session` knows), not in what is proven: a client is
-//! given a challenge for any name at all, and answers md5(md5(password) + challenge). Beside that: a password in the
-//! clear (over TLS, or on one machine), an SSH key, a token.
+//! The eras differ in names and in the form of a refusal (see `session`), but not in the proof: a client receives a
+//! challenge for any name, and answers md5(md5(password) + challenge). Other proofs are a password in the clear (over
+//! TLS, or on one machine), an SSH key and a token.
 
 use std::sync::Arc;
 
@@ -20,16 +20,16 @@ use super::public_key::{PublicKey, to_be_signed};
 use super::sealed::{MasterKey, Sealed};
 use super::token::Token;
 
-/// What every login needs: who keeps the identities, and the key that their verifiers are sealed under.
+/// The parts that every login needs: the authorizer, and the key under which verifiers are sealed.
 #[derive(Clone)]
 pub struct Login {
     authorizer: Arc<dyn Authorizer>,
     key: MasterKey,
-    /// What an unknown name's proof is checked against, so that it costs the same. Whatever it says, nobody is let in.
+    /// The proof for an unknown name is checked against this, so that it costs the same. The result is ignored.
     decoy: Sealed,
-    /// A key of its own, which is never replaced.
+    /// A key of the decoy's own, which is never replaced.
     decoy_key: MasterKey,
-    /// What an unknown name's password is checked against.
+    /// The password for an unknown name is checked against this.
     decoy_hash: String,
     cost: HashCost,
 }
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Login {
     }
 }
 
-/// A challenge that was given for a name. It may be answered more than once.
+/// A challenge given for a name. It may be answered more than once.
 #[derive(Debug, Clone)]
 pub struct Challenge {
     name: String,
@@ -48,39 +48,40 @@ pub struct Challenge {
 }
 
 impl Challenge {
-    /// A challenge of these random bytes. Twisted's is an md5 of random letters; only its length is seen.
+    /// Creates a challenge of these random bytes. Twisted's challenge is an md5 of random letters; only its length is
+    /// visible.
     #[must_use]
     pub fn new(name: &str, bytes: [u8; 16]) -> Self {
-        // As names are kept: a client may have composed it otherwise.
+        // Names are stored in NFC; a client may have composed it differently.
         Self { name: name.nfc().collect(), bytes }
     }
 
-    /// What the client is to prove its password with.
+    /// The bytes that the client must answer.
     #[must_use]
     pub fn bytes(&self) -> &[u8; 16] {
         &self.bytes
     }
 
-    /// For whom.
+    /// The name that it was given for.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 }
 
-/// Somebody who has been asked for, and was let in or was not.
+/// The result of checking a login.
 pub type Proof = Result<Proven, Refusal>;
 
-/// Somebody who has proven to be who they say.
+/// An identity whose login was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proven {
-    /// Who.
+    /// The identity.
     pub identity: Arc<Identity>,
-    /// The number of the credential it was proven with.
+    /// The number of the credential that proved it.
     pub credential: u64,
 }
 
-/// A password to be checked, which takes tens of milliseconds: on a thread that may.
+/// A pending password check. It takes tens of milliseconds, so it must run on a thread that may block.
 pub struct PasswordCheck {
     authorizer: Arc<dyn Authorizer>,
     password: Password,
@@ -89,15 +90,15 @@ pub struct PasswordCheck {
 }
 
 impl PasswordCheck {
-    /// How much memory it takes, in KiB, while it runs.
+    /// The memory that it takes while it runs, in KiB.
     #[must_use]
     pub fn memory(&self) -> u32 {
         Password::memory_of(&self.hashes)
     }
 
-    /// Checks. The same work is done for every name.
+    /// Runs the check. The work is the same for every name.
     pub fn run(self) -> Proof {
-        // The same work for an empty one; but nobody is let in by nothing, whatever hash another program has made of it.
+        // An empty password costs the same work, but never matches, even if another program made a hash of it.
         let matched = self.authorizer.matches(&self.password, &self.hashes).filter(|_| self.password.bytes() > 0);
         let identity = self.found?;
         let credential = matched.ok_or(Refusal::WrongPassword)?;
@@ -111,7 +112,7 @@ impl std::fmt::Debug for PasswordCheck {
     }
 }
 
-/// Something to be signed, which was given to who says to have a key of a name's.
+/// A challenge to be signed by a client that claims to have a key of this name.
 #[derive(Debug, Clone)]
 pub struct KeyChallenge {
     name: String,
@@ -120,7 +121,7 @@ pub struct KeyChallenge {
 }
 
 impl KeyChallenge {
-    /// For a login as `name` by this key; of 32 random bytes.
+    /// Creates a challenge for a login as `name` by this key, from 32 random bytes.
     #[must_use]
     pub fn new(name: &str, key: PublicKey, random: &[u8; 32]) -> Self {
         let name: String = name.nfc().collect();
@@ -128,13 +129,13 @@ impl KeyChallenge {
         Self { name, key, bytes }
     }
 
-    /// What is to be signed.
+    /// The bytes to sign.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// For whom.
+    /// The name that it was given for.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -142,13 +143,13 @@ impl KeyChallenge {
 }
 
 impl Login {
-    /// Logins by what this authorizer keeps. `decoy` is 24 random bytes.
+    /// Checks logins against this authorizer. `decoy` is 24 random bytes.
     #[must_use]
     pub fn new(authorizer: Arc<dyn Authorizer>, key: MasterKey, decoy: &[u8; 24]) -> Self {
         Self::with_cost(authorizer, key, decoy, HashCost::default())
     }
 
-    /// The same, where passwords are hashed at this cost.
+    /// As [`Login::new`], with this cost for hashing passwords.
     #[must_use]
     pub fn with_cost(authorizer: Arc<dyn Authorizer>, key: MasterKey, decoy: &[u8; 24], cost: HashCost) -> Self {
         let decoy_key = MasterKey::new([0x5a; 32]);
@@ -156,22 +157,22 @@ impl Login {
         Self { authorizer, key, decoy: sealed, decoy_key, decoy_hash: cost.decoy(decoy), cost }
     }
 
-    /// The identity of this name as it is now; who has logged in may have been disabled since.
+    /// The current identity of this name, if it is enabled: it may have been disabled since it logged in.
     ///
     /// # Errors
-    /// When the authorizer cannot say.
+    /// If the authorizer fails.
     pub async fn identity(&self, name: &str) -> Result<Option<Arc<Identity>>, AuthorizerError> {
         Ok(self.authorizer.identity(name).await?.filter(|identity| identity.enabled))
     }
 
-    /// Whether a password of this identity is to be hashed again: the cost has risen since.
+    /// Whether this password must be hashed again, since the cost was raised.
     #[must_use]
     pub fn is_cheap(&self, proven: &Proven) -> bool {
         let hashes = proven.identity.hashes(0);
         hashes.iter().any(|(id, hash)| *id == proven.credential && Password::is_cheaper(hash, self.cost))
     }
 
-    /// What hashing a password costs.
+    /// The cost of hashing a password.
     #[must_use]
     pub fn cost(&self) -> HashCost {
         self.cost
@@ -185,10 +186,10 @@ impl Login {
         })
     }
 
-    /// Checks the answer to a challenge. The same work is done for every name. `now` is in seconds since 1970.
+    /// Checks the answer to a challenge. The work is the same for every name. `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// When the authorizer cannot say.
+    /// If the authorizer fails.
     pub async fn respond(&self, challenge: &Challenge, response: &[u8], now: u64) -> Result<Proof, AuthorizerError> {
         let found = self.find(challenge.name()).await?;
         let verifiers: Vec<(u64, &Sealed)> = match &found {
@@ -205,7 +206,7 @@ impl Login {
         }
         let none = verifiers.is_empty();
         if none && let Ok(verifier) = self.decoy.open(&self.decoy_key, "") {
-            // Its answer is not looked at.
+            // The result is ignored.
             let _ = std::hint::black_box(verifier.proves(challenge.bytes(), response));
         }
         Ok(match found {
@@ -215,10 +216,10 @@ impl Login {
         })
     }
 
-    /// A password to be checked for a name, with as much work for every name. `now` is in seconds since 1970.
+    /// Prepares a password check for a name. The work is the same for every name. `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// When the authorizer cannot say.
+    /// If the authorizer fails.
     pub async fn password(&self, name: &str, password: Password, now: u64) -> Result<PasswordCheck, AuthorizerError> {
         let name: String = name.nfc().collect();
         let found = self.find(&name).await?;
@@ -232,10 +233,10 @@ impl Login {
         Ok(PasswordCheck { authorizer: Arc::clone(&self.authorizer), password, hashes, found })
     }
 
-    /// Checks a signature. The same work is done for every name and key. `now` is in seconds since 1970.
+    /// Checks a signature. The work is the same for every name and key. `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// When the authorizer cannot say.
+    /// If the authorizer fails.
     pub async fn sign(&self, challenge: &KeyChallenge, signature: &[u8], now: u64) -> Result<Proof, AuthorizerError> {
         let found = self.find(challenge.name()).await?;
         let verified = challenge.key.verifies(challenge.bytes(), signature);
@@ -250,10 +251,11 @@ impl Login {
         })
     }
 
-    /// Whether this key, of which somebody is known to have it, is one of a name's. `now` is in seconds since 1970.
+    /// Whether this key belongs to this name. The caller has already verified that the client has the key. `now` is in
+    /// seconds since 1970.
     ///
     /// # Errors
-    /// When the authorizer cannot say.
+    /// If the authorizer fails.
     pub async fn vouched(&self, name: &str, key: &PublicKey, now: u64) -> Result<Proof, AuthorizerError> {
         let name: String = name.nfc().collect();
         Ok(self.find(&name).await?.and_then(|identity| {
@@ -262,10 +264,11 @@ impl Login {
         }))
     }
 
-    /// Whose remembered login this token is, by a door of this service; `None`: nobody's. `now` is in seconds since 1970.
+    /// Returns the identity whose remembered login has this token, at a door of this service; `None` if there is none.
+    /// `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// When the authorizer cannot say.
+    /// If the authorizer fails.
     pub async fn resume(&self, token: &Token, service: &str, now: u64) -> Result<Option<Proven>, AuthorizerError> {
         let digest = token.digest();
         let found = self.authorizer.bearer(&digest).await?.filter(|identity| identity.enabled);
@@ -282,7 +285,7 @@ impl Login {
     /// Changes a remembered login: see [`Authorizer::remember`].
     ///
     /// # Errors
-    /// When the authorizer cannot.
+    /// If the authorizer fails.
     pub async fn remember(
         &self,
         name: &str,
@@ -292,10 +295,11 @@ impl Login {
         self.authorizer.remember(name, change, now).await
     }
 
-    /// Who has this token; and whose it is or was, though it is not taken. `now` is in seconds since 1970.
+    /// Checks a token. Also returns the name of its owner, even if the token is not accepted. `now` is in seconds since
+    /// 1970.
     ///
     /// # Errors
-    /// When the authorizer cannot say.
+    /// If the authorizer fails.
     pub async fn token(&self, token: &Token, now: u64) -> Result<(Proof, Option<String>), AuthorizerError> {
         let digest = token.digest();
         let Some(identity) = self.authorizer.bearer(&digest).await? else {
@@ -316,54 +320,56 @@ impl Login {
     }
 }
 
-/// The credential that this key is, if it is one that is taken now.
+/// The number of the identity's valid credential with this key, if there is one.
 fn by_key(identity: &Identity, key: &PublicKey, now: u64) -> Option<u64> {
     let has = |credential: &&Credential| credential.valid(now) && credential.proof == ProofBy::PublicKey(key.clone());
     identity.credentials.iter().find(has).map(|credential| credential.id)
 }
 
-/// What a new-era name asks for: `alice`, `alice/todo` or `alice/todo/work`.
+/// A parsed new-era name: `alice`, `alice/todo` or `alice/todo/work`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// The identity's name.
     pub identity: String,
-    /// The service, and the perspective if one is named.
+    /// The service, and the perspective if the name contains one.
     pub perspective: Option<(String, Option<String>)>,
 }
 
 impl Wanted {
-    /// Takes a name apart, the identity's in NFC. Never fails: what is no name is nobody's.
+    /// Splits a name, and normalizes the identity's part to NFC. Never fails: an invalid name belongs to no identity.
     #[must_use]
     pub fn parse(name: &str) -> Self {
         let mut parts = name.splitn(3, '/');
-        // One spelling of a name, whatever a client makes of it: it is counted, and looked up, by that.
+        // One spelling of each name, however the client composed it: attempts are counted, and identities looked up, by
+        // this spelling.
         let identity = parts.next().unwrap_or_default().nfc().collect();
         let perspective = parts.next().map(|service| (service.to_owned(), parts.next().map(str::to_owned)));
         Self { identity, perspective }
     }
 }
 
-/// Why there is no key.
+/// Why no key was found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoKey {
-    /// The keyring does not have it.
+    /// The keyring lacks this key.
     #[error(transparent)]
     NotFound(#[from] KeyNotFound),
-    /// It has none for this service at all, and no perspective was named.
+    /// The keyring has no key for this service, and no perspective was named.
     #[error("No such perspective.")]
     NoneFor,
-    /// One of the names is none.
+    /// One of the names is invalid.
     #[error(transparent)]
     Name(#[from] NameError),
 }
 
-/// The key on this identity's keyring to this perspective; without a perspective's name, the first of the service.
+/// Finds the key to this perspective on the identity's keyring. Without a perspective's name, it is the first key to
+/// the service.
 ///
 /// In the original: `requestPerspectiveForKey` and `requestPerspectiveForService`.
 ///
 /// # Errors
-/// When it is not there.
+/// If the key is not there, or a name is invalid.
 pub fn key(identity: &Identity, service: &str, perspective: Option<&str>) -> Result<Key, NoKey> {
     match perspective {
         Some(perspective) => {

@@ -1,46 +1,46 @@
-//! What becomes of an identity's remembered logins.
+//! Changes to an identity's remembered logins.
 
 use super::identity::{Credential, Identity, ProofBy};
 use super::remembered::Remembered;
 
-/// So many remembered logins an identity has at most: the one that would end first makes room.
+/// The most remembered logins of an identity. Beyond that, the one that would expire first is removed.
 pub const MOST_LOGINS: usize = 32;
 
-/// What becomes of a remembered login.
+/// A change to a remembered login.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoginChange {
-    /// It begins.
+    /// A login begins.
     Begins {
-        /// What is to be kept.
+        /// The data to store.
         login: Remembered,
-        /// For a person to know it by.
+        /// A description for people.
         label: String,
     },
-    /// It was used.
+    /// A login was used.
     Used {
-        /// Its number, as a credential.
+        /// Its number as a credential.
         credential: u64,
     },
-    /// It is over.
+    /// A login ends.
     Ends {
-        /// Its number, as a credential.
+        /// Its number as a credential.
         credential: u64,
         /// Why, for the trail.
         why: &'static str,
     },
 }
 
-/// What has become of one.
+/// The result of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoginChanged {
-    /// Its number, as a credential.
+    /// Its number as a credential.
     pub number: u64,
-    /// Others, which ended for it to have room.
+    /// Other logins that were removed to make room for it.
     pub made_room: Vec<u64>,
 }
 
 impl Identity {
-    /// Changes a remembered login at this time, in seconds since 1970. `None`: there is nothing to change.
+    /// Changes a remembered login at this time, in seconds since 1970. Returns `None` if there is nothing to change.
     pub fn change_login(&mut self, change: &LoginChange, now: u64) -> Option<LoginChanged> {
         match change {
             LoginChange::Begins { login, label } => {
@@ -59,7 +59,8 @@ impl Identity {
                 let has = self.credentials.iter_mut().find(|has| has.id == *credential)?;
                 let ProofBy::Login(login) = &has.proof else { return None };
                 let expires = login.expires(now);
-                // Not for each use: an identity is written down when a tenth of the time has gone.
+                // Not on each use: the identity is stored only if this extends the login by more than a tenth of its
+                // idle time.
                 let worth = expires.saturating_sub(has.expires.unwrap_or(0)) > login.idle / 10;
                 worth.then(|| has.expires = Some(expires))?;
                 Some(LoginChanged { number: *credential, made_room: Vec::new() })
@@ -72,14 +73,14 @@ impl Identity {
         }
     }
 
-    /// The numbers of its remembered logins, and when each is over.
+    /// The numbers of its remembered logins, and when each expires.
     fn logins(&self) -> impl Iterator<Item = (u64, u64)> {
         let all = self.credentials.iter().filter(|credential| matches!(credential.proof, ProofBy::Login(_)));
         all.map(|credential| (credential.id, credential.expires.unwrap_or(u64::MAX)))
     }
 
-    /// When a credential is not taken any more, at the latest, in seconds since 1970: a remembered login also when what it began
-    /// with is not. `None`: never, or it is not there.
+    /// When a credential expires, in seconds since 1970. A remembered login also expires with the credential that it
+    /// began with. `None` if it never expires, or does not exist.
     #[must_use]
     pub fn expires(&self, credential: u64) -> Option<u64> {
         let of = |id: u64| self.credentials.iter().find(|has| has.id == id);
@@ -91,8 +92,8 @@ impl Identity {
         found.expires.into_iter().chain(began).min()
     }
 
-    /// Forgets those of its remembered logins that are over at this time: all, if it may not log in; those by a service that it has
-    /// no key for.
+    /// Removes its remembered logins that are over at this time, and those at a service that it has no key for. Removes
+    /// all of them if the identity is disabled.
     pub fn drop_logins(&mut self, now: u64) {
         let without_key = |credential: &Credential| match &credential.proof {
             ProofBy::Login(login) => self.keyring.first_for(&login.service).is_none(),

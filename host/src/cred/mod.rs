@@ -1,8 +1,8 @@
-//! The model: who somebody is, and what they may get.
+//! The model: identities, and the perspectives that they may use.
 //!
-//! An [`Identity`] has credentials and a [`Keyring`]; an [`Authorizer`] keeps identities; [`login`] is the way from a
-//! name to an identity, for both eras of Twisted, and by password, key or token; [`throttle`] says how often. Nothing here does IO, reads a clock or draws randomness, and nothing
-//! knows of PB, storage or services: a key is two names.
+//! An [`Identity`] has credentials and a [`Keyring`]. An [`Authorizer`] stores identities. [`login`] leads from a name
+//! to an identity, for both eras of Twisted, and by password, key or token. [`throttle`] limits the attempts. Nothing
+//! here does IO, reads a clock or draws randomness, and nothing knows of PB, storage or services: a key is two names.
 //!
 //! Source: `twisted.cred` of Twisted 2.1.0.
 

@@ -7,10 +7,10 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::show::is_hidden;
 
-/// The most bytes of UTF-8 that a name may have.
+/// The longest name, in bytes of UTF-8.
 const LIMIT: usize = 255;
 
-/// What a name is of, for an error message.
+/// The kind of a name, for an error message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "they are what they say")]
 pub enum NameOf {
@@ -19,11 +19,12 @@ pub enum NameOf {
     Perspective,
 }
 
-/// A name that is one: 1 to 255 bytes of UTF-8 in NFC, no control characters, no `/` (which log-in uses to join them).
+/// A valid name: 1 to 255 bytes of UTF-8 in NFC, without control characters and without `/` (which separates names in a
+/// login).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Arc<str>);
 
-/// Why a name is none.
+/// Why a text is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name:?} cannot be the name of {}: {why}", match of { NameOf::Identity => "an identity", NameOf::Service => "a service", NameOf::Perspective => "a perspective" })]
 pub struct NameError {
@@ -33,10 +34,10 @@ pub struct NameError {
 }
 
 impl Name {
-    /// A name, brought into NFC.
+    /// Creates a name, normalized to NFC.
     ///
     /// # Errors
-    /// When it is empty, too long, or has a `/` or a control character.
+    /// If it is empty, too long, or has a `/` or a control character.
     pub fn new(of: NameOf, name: &str) -> Result<Self, NameError> {
         let normal: String = name.nfc().collect();
         let refuse =
@@ -56,14 +57,14 @@ impl Name {
         Ok(Self(normal.into()))
     }
 
-    /// A name that somebody chooses for something new. It must not look like another's: no spaces at its ends or two in a
-    /// row, no space but the usual one, and nothing that is not seen.
+    /// Creates a name for something new. It must not look like another name: no space at either end, no two spaces in a
+    /// row, no space other than U+0020, and no invisible characters.
     ///
-    /// Names that are there already are read by [`Name::new`], which takes these: what has one can still log in, and be
-    /// removed.
+    /// Existing names are read by [`Name::new`], which accepts all of these. So whatever has such a name can still log
+    /// in, and be removed.
     ///
     /// # Errors
-    /// When it could be taken for another, or is no name at all.
+    /// If it could be mistaken for another name, or is invalid.
     ///
     /// ```
     /// use credhost::cred::{Name, NameOf};
@@ -91,15 +92,15 @@ impl Name {
         Ok(chosen)
     }
 
-    /// The name.
+    /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Whether a character leaves no mark of its own: two names that differ in it look the same. More than [`is_hidden`]: what
-/// makes a heart red does no harm where it is shown.
+/// Whether a character is invisible, so that two names that differ in it look the same. This covers more than
+/// [`is_hidden`]: a variation selector that makes a heart red is harmless in text that is only shown.
 fn is_unseen(c: char) -> bool {
     is_hidden(c)
         || matches!(c, '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'

@@ -1,4 +1,4 @@
-//! Passwords, and their hashes.
+//! Passwords and their hashes.
 
 use std::cell::RefCell;
 
@@ -16,7 +16,7 @@ use super::sealed::Verifier;
 /// The longest password, in bytes.
 pub(super) const LONGEST: usize = 1024;
 
-/// Random bytes for one password: made by the caller, for this module draws none.
+/// Random bytes for one password. The caller draws them, since this module draws no randomness.
 #[derive(Clone)]
 pub struct Entropy {
     /// For the hash.
@@ -26,22 +26,21 @@ pub struct Entropy {
 }
 
 thread_local! {
-    /// Kept by threads that do nothing but check passwords: to give back twenty megabytes each time, and have them
-    /// cleared again, keeps the system busy for milliseconds in which nobody else gets its turn.
+    /// Kept by threads that only check passwords. Returning twenty megabytes to the system each time, and having them
+    /// cleared again, would occupy the system for milliseconds, in which nothing else runs.
     static MEMORY: RefCell<Option<(usize, Vec<Block>)>> = const { RefCell::new(None) };
 }
 
-/// From now on this thread keeps the memory that checking a password takes, up to so many KiB; what was in it is erased
-/// each time.
+/// Makes this thread keep the memory for password checks, up to `most` KiB. Its contents are erased after each check.
 pub fn keep_memory(most: u32) {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     MEMORY.with_borrow_mut(|memory| *memory = Some((most, Vec::new())));
 }
 
-/// What all other threads check and hash with, one at a time. Each would have twenty megabytes of its own else: what has been
-/// given back stays with the thread that had it, as the system's allocator sees it.
+/// The memory that all other threads use for checks and hashes, one at a time. Otherwise each thread would occupy
+/// twenty megabytes, since the system's allocator keeps freed memory for the thread that freed it.
 static SHARED: Mutex<Vec<Block>> = Mutex::new(Vec::new());
-/// So much of it is kept, in KiB.
+/// How much of it is kept, in KiB.
 const SHARED_KEPT: usize = 32 << 10;
 
 fn with_memory<R>(blocks: usize, work: impl FnOnce(&mut [Block]) -> R) -> R {
@@ -60,19 +59,19 @@ fn with_kept<R>(kept: &mut Vec<Block>, most: usize, blocks: usize, work: impl Fn
     let result = work(memory);
     memory.iter_mut().for_each(Zeroize::zeroize);
     if kept.len() > most {
-        // What an imported hash takes is not kept for all others.
+        // The memory for an expensive imported hash is not kept.
         kept.truncate(most);
         kept.shrink_to_fit();
     }
     result
 }
 
-/// A password in the clear, for as short as possible: erased when dropped, never shown.
+/// A password in the clear, kept as briefly as possible. It is erased when dropped, and never shown.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Password(String);
 
 impl Password {
-    /// The longest that is taken, in bytes.
+    /// The longest accepted password, in bytes.
     pub const LONGEST: usize = LONGEST;
 
     /// A password as a person typed it.
@@ -81,8 +80,8 @@ impl Password {
         Self(text.to_owned())
     }
 
-    /// md5(password): what the stock PB login proves to know. Of the text in NFC, which is what keyboards make and
-    /// clients hash.
+    /// md5(password): the proof of the stock PB login. It is computed from the text in NFC, the form that keyboards
+    /// produce and clients hash.
     #[must_use]
     pub fn verifier(&self) -> Verifier {
         let mut text: String = self.0.nfc().collect();
@@ -91,12 +90,12 @@ impl Password {
         verifier
     }
 
-    /// Lends the text, for an authorizer with hashes of its own kind. Keep no copy of it.
+    /// Lends the text to an authorizer with hashes of its own kind. It must not keep a copy.
     pub fn expose<R>(&self, look: impl FnOnce(&str) -> R) -> R {
         look(&self.0)
     }
 
-    /// The text that is hashed and counted: in NFKC, as NIST SP 800-63B-4 asks for.
+    /// Lends the text in NFKC, the form that is hashed and counted (NIST SP 800-63B-4).
     pub(super) fn with_text<R>(&self, look: impl FnOnce(&str) -> R) -> R {
         let mut text: String = self.0.nfkc().collect();
         let result = look(&text);
@@ -104,10 +103,10 @@ impl Password {
         result
     }
 
-    /// The argon2id hash, as a PHC string. Takes tens of milliseconds, and as much memory as the cost says.
+    /// Computes the argon2id hash, as a PHC string. Takes tens of milliseconds, and as much memory as the cost says.
     ///
     /// # Errors
-    /// When the password is too long.
+    /// If the password is too long, or cannot be hashed.
     pub fn hash(&self, cost: HashCost, salt: &[u8]) -> Result<String, CredentialError> {
         if self.0.len() > LONGEST {
             return Err(CredentialError::TooLong(LONGEST));
@@ -124,14 +123,14 @@ impl Password {
         Ok(cost.written(salt, &output))
     }
 
-    /// Whether this password has this hash. Takes as long as hashing it.
+    /// Whether this hash is of this password. Takes as long as hashing it.
     #[must_use]
     pub fn matches(&self, hash: &str) -> bool {
         self.matches_any(&[(0, hash.to_owned())]).is_some()
     }
 
-    /// Which of these hashes is this password's. Hashes of one salt and cost (those of one identity are) take as long as
-    /// one, and which of them fits is not told by time.
+    /// Finds the hash of this password among these. Hashes with the same salt and cost (as those of one identity have)
+    /// take as long as one, and the time does not reveal which one matches.
     #[must_use]
     pub fn matches_any(&self, hashes: &[(u64, String)]) -> Option<u64> {
         if self.0.len() > LONGEST {
@@ -152,8 +151,8 @@ impl Password {
         found
     }
 
-    /// The text as it is hashed here; and as other programs may have hashed it, where that differs: in NFC, which is what
-    /// keyboards make, and as it came. How many there are says nothing of whose it is.
+    /// The text in the forms that may have been hashed: NFKC, which is hashed here; and, where they differ, NFC, which
+    /// keyboards produce, and the original. The number of forms reveals nothing about whose password it is.
     fn spellings(&self) -> Vec<Zeroizing<String>> {
         let mut all: Vec<Zeroizing<String>> = vec![Zeroizing::new(self.0.nfkc().collect())];
         for other in [Zeroizing::new(self.0.nfc().collect()), Zeroizing::new(self.0.clone())] {
@@ -164,18 +163,18 @@ impl Password {
         all
     }
 
-    /// How many bytes it has, as it came.
+    /// The length in bytes, before normalization.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.0.len()
     }
 
-    /// As programs hash that use bcrypt: the first 72 bytes.
+    /// Checks a bcrypt hash, of the first 72 bytes, as programs that use bcrypt do.
     fn matches_bcrypt(&self, hash: &str) -> bool {
         self.spellings().iter().any(|text| bcrypt::verify(text.as_str(), hash).unwrap_or(false))
     }
 
-    /// How much memory checking these hashes takes, in KiB: one after the other.
+    /// The memory for checking these hashes one after the other, in KiB.
     #[must_use]
     pub fn memory_of(hashes: &[(u64, String)]) -> u32 {
         let memory = |hash: &str| match KeptHash::read(hash) {
@@ -185,7 +184,7 @@ impl Password {
         hashes.iter().map(|(_, hash)| memory(hash)).max().unwrap_or(0)
     }
 
-    /// Whether a hash is to be made again: it was made at a lower cost than this, or is bcrypt's.
+    /// Whether a hash must be replaced: it has a lower cost than this, or is a bcrypt hash.
     #[must_use]
     pub fn is_cheaper(hash: &str, cost: HashCost) -> bool {
         match KeptHash::read(hash) {
@@ -198,7 +197,7 @@ impl Password {
         }
     }
 
-    /// The salt of an argon2id hash, for the next password of the same identity.
+    /// The salt of an argon2id hash, to be used for the next password of the same identity.
     #[must_use]
     pub fn salt_of(hash: &str) -> Option<Vec<u8>> {
         match KeptHash::read(hash) {
@@ -208,7 +207,7 @@ impl Password {
     }
 }
 
-/// Which of these hashes is this text's.
+/// Finds the hash of this text.
 fn matching(text: &str, parsed: &[(u64, Argon2id)]) -> Option<u64> {
     let mut computed: Vec<(usize, Vec<u8>)> = Vec::new();
     let mut found = None;
@@ -245,7 +244,7 @@ impl std::fmt::Debug for Password {
     }
 }
 
-/// What a client answers to a challenge: md5(md5(password) + challenge). Source: `twisted.spread.pb.respond`.
+/// The client's answer to a challenge: md5(md5(password) + challenge). Source: `twisted.spread.pb.respond`.
 #[must_use]
 pub fn challenge_response(challenge: &[u8], password: &Password) -> [u8; 16] {
     password.verifier().response(challenge)

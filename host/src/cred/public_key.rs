@@ -1,26 +1,26 @@
-//! SSH public keys, and signatures by them.
+//! SSH public keys, and their signatures.
 
 use ssh_key::public::KeyData;
 use ssh_key::{HashAlg, PublicKey as Ssh, Signature};
 
 use super::error::CredentialError;
 
-/// What stands before everything that a client signs here, so that a signature for something else is never one for a
-/// login, nor the other way round.
+/// The prefix of everything that a client signs for a login here. So a signature made for another purpose is never
+/// valid for a login, nor the other way round.
 const PURPOSE: &[u8] = b"credhost login by key, version 1\0";
 
-/// A public key, as OpenSSH has it: Ed25519, ECDSA on P-256 or P-384, or RSA of 2048 to 4096 bits.
+/// A public key, as in OpenSSH: Ed25519, ECDSA on P-256 or P-384, or RSA of 2048 to 4096 bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey(KeyData);
 
 impl PublicKey {
-    /// Reads a file as `id_ed25519.pub`: one key, on a line; answers with its comment, too. Or a certificate in PEM, whose comment
-    /// is the name that it is for; or a public key in PEM. Blank lines and those that begin
-    /// with `#` are passed over.
+    /// Reads one key from a file like `id_ed25519.pub`, and returns it with its comment. The file may also be a
+    /// certificate in PEM, whose common name becomes the comment, or a public key in PEM. Blank lines and lines that
+    /// begin with `#` are skipped.
     ///
     /// # Errors
-    /// When the file has no key, more than one key, or something that would not be kept; when the key is of a kind that
-    /// cannot be used. The error names the line.
+    /// If the file has no key, more than one key, or something that would not be stored; or if the key is of an
+    /// unsupported kind. The error names the line.
     pub fn parse(text: &str) -> Result<(Self, String), CredentialError> {
         let wrong = |why: &str| Err(CredentialError::Key(why.to_owned()));
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -53,7 +53,7 @@ impl PublicKey {
         Self::of_line(line).map_err(|why| CredentialError::Key(format!("line {number}: {why}")))
     }
 
-    /// The key in a certificate, with the name that it is for, or in a public key as OpenSSL writes it.
+    /// Reads the key of a certificate, with the subject's common name, or a public key in OpenSSL's format.
     fn of_pem(text: &str) -> Result<(Self, String), CredentialError> {
         use rustls_pki_types::pem::PemObject;
         use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
@@ -108,11 +108,11 @@ impl PublicKey {
         Ok((key, comment.trim().to_owned()))
     }
 
-    /// Reads the key's own bytes: what stands between kind and comment of a line, decoded (`Key.blob()` of Twisted's
+    /// Reads the key's own bytes: the decoded part between kind and comment of a line (`Key.blob()` of Twisted's
     /// conch).
     ///
     /// # Errors
-    /// When they are none, or a kind of key that is not taken.
+    /// If they are not a key, or one of an unsupported kind.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CredentialError> {
         let key = Ssh::from_bytes(bytes).map_err(|error| CredentialError::Key(error.to_string()))?;
         Self::accept(key.key_data().clone())
@@ -126,7 +126,7 @@ impl PublicKey {
             KeyData::Rsa(rsa) if rsa.n.as_positive_bytes().is_some_and(|n| (256..=512).contains(&n.len())) => {
                 Ok(Self(key))
             }
-            // No signature by a larger one could be checked.
+            // Signatures by larger keys cannot be checked.
             KeyData::Rsa(_) => Err(CredentialError::Key("an RSA key needs 2048 to 4096 bits".to_owned())),
             other => Err(CredentialError::Key(format!(
                 "keys of type {} are not supported: use Ed25519, ECDSA (P-256, P-384) or RSA",
@@ -135,10 +135,10 @@ impl PublicKey {
         }
     }
 
-    /// As OpenSSH writes it, without a comment.
+    /// The key in OpenSSH's format, without a comment.
     #[must_use]
     pub fn line(&self) -> String {
-        // Writing what was read cannot fail.
+        // Formatting a parsed key cannot fail.
         Ssh::new(self.0.clone(), "").to_openssh().unwrap_or_default()
     }
 
@@ -148,8 +148,8 @@ impl PublicKey {
         self.0.fingerprint(HashAlg::Sha256).to_string()
     }
 
-    /// Whether `signature` is one of `message` by this key. `signature` is as on SSH's wire: the algorithm and the
-    /// signature, each behind its length (`Key.sign` of Twisted's conch). RSA with SHA-1 is not taken.
+    /// Whether `signature` is a signature of `message` by this key. It has SSH's wire format: the algorithm and the
+    /// signature, each after its length (`Key.sign` of Twisted's conch). RSA with SHA-1 is refused.
     #[must_use]
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         use signature::Verifier;
@@ -157,7 +157,7 @@ impl PublicKey {
     }
 }
 
-/// What a client signs to log in by key: for this name, by this key, with these random bytes.
+/// The text that a client signs to log in by key: for this name, by this key, with these random bytes.
 #[must_use]
 pub fn to_be_signed(name: &str, key: &PublicKey, random: &[u8; 32]) -> Vec<u8> {
     let fingerprint = key.fingerprint();

@@ -1,7 +1,7 @@
-//! What a new password must have: NIST SP 800-63B-4, section 3.1.1.2.
+//! Requirements for a new password: NIST SP 800-63B-4, section 3.1.1.2.
 //!
-//! Length, counted in code points; no rules of composition; a list of passwords that are refused; and an estimate of how
-//! many guesses it would stand, with its reason (zxcvbn).
+//! These are its length, counted in code points; a list of refused passwords; and an estimate of the guesses that it
+//! withstands, with the reason (zxcvbn). There are no rules of composition.
 
 use std::collections::HashSet;
 
@@ -11,12 +11,12 @@ use super::error::CredentialError;
 use super::password::{LONGEST, Password};
 use crate::show::many;
 
-/// The fewest characters that the standard allows for a password that stands alone.
+/// The shortest password that the standard allows as the only factor, in characters.
 pub const STANDARD_SHORTEST: usize = 15;
-/// zxcvbn looks at this many characters: its time grows faster than they do.
+/// The number of characters that zxcvbn examines. Its time grows faster than their number.
 const LOOKED_AT: usize = 72;
 
-/// Sentences that everybody knows, and an estimate of guesses takes for long: letters and digits alone.
+/// Well-known sentences that zxcvbn wrongly rates as strong, reduced to letters and digits.
 const PUBLISHED: [&str; 7] = [
     "correcthorsebatterystaple",
     "thequickbrownfoxjumpsoverthelazydog",
@@ -27,14 +27,14 @@ const PUBLISHED: [&str; 7] = [
     "itwasthebestoftimesitwastheworstoftimes",
 ];
 
-/// What a new password must have.
+/// Requirements for a new password.
 #[derive(Debug, Clone)]
 pub struct PasswordRules {
-    /// The fewest characters, in code points after normalisation.
+    /// The minimum length, in code points after normalisation.
     pub shortest: usize,
-    /// The fewest guesses it must stand, as a power of ten; 0: any.
+    /// The minimum number of guesses that it must withstand, as a power of ten. 0 disables this check.
     pub guesses: u32,
-    /// Passwords that are refused, in lower case.
+    /// Refused passwords, in lower case.
     pub blocked: HashSet<String>,
 }
 
@@ -45,10 +45,10 @@ impl Default for PasswordRules {
 }
 
 impl PasswordRules {
-    /// Whether this password may be set for this identity.
+    /// Checks whether this password may be set for this identity.
     ///
     /// # Errors
-    /// What it lacks.
+    /// If it may not: the requirement that it fails.
     pub fn check(&self, name: &str, password: &Password) -> Result<(), CredentialError> {
         password.with_text(|text| {
             let characters = text.chars().count();
@@ -73,7 +73,7 @@ impl PasswordRules {
             let advice = feedback.and_then(|feedback| feedback.suggestions().first()).map(ToString::to_string);
             let mut said: Vec<String> = why.into_iter().chain(advice).collect();
             if said.is_empty() {
-                // The estimate itself has nothing to say of what is only somewhat weak.
+                // zxcvbn gives no feedback for a password that is only somewhat weak.
                 said.push(
                     "It is made of too few words or parts that are easy to guess: add another word or two.".to_owned(),
                 );
@@ -83,7 +83,7 @@ impl PasswordRules {
         })
     }
 
-    /// In what these rules are weaker than the standard.
+    /// Describes how these rules are weaker than the standard, if they are.
     #[must_use]
     pub fn weaker_than_standard(&self) -> Option<String> {
         (self.shortest < STANDARD_SHORTEST).then(|| {

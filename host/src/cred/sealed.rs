@@ -1,7 +1,7 @@
-//! What is kept of a password for the stock PB login, and the key that it is sealed under.
+//! Stored verifiers for the stock PB login, and the key that they are sealed under.
 //!
-//! PB's proof is md5(md5(password) + challenge), which no better hash can check: md5(password) has to be had. It is kept
-//! sealed with XChaCha20-Poly1305 under `master.key`, bound to the identity's name.
+//! PB's proof is md5(md5(password) + challenge). No better hash can check it: the host needs md5(password). It stores
+//! this sealed with XChaCha20-Poly1305 under `master.key`, bound to the identity's name.
 
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ use zeroize::Zeroizing;
 
 use super::error::CredentialError;
 
-/// md5(password). As good as the password itself to who speaks PB: kept sealed, erased when dropped, never shown.
+/// md5(password). For a PB client it is as good as the password itself, so it is stored sealed, erased when dropped,
+/// and never shown.
 #[derive(Clone)]
 pub struct Verifier(Zeroizing<[u8; 16]>);
 
@@ -25,13 +26,13 @@ impl Verifier {
         Self(Zeroizing::new(Md5::digest(password.as_bytes()).into()))
     }
 
-    /// Sealed for the store, bound to the identity's name: moved to another, it does not open.
+    /// Seals it for the store, bound to the identity's name. Under another name, it cannot be opened.
     #[must_use]
     pub fn seal(&self, key: &MasterKey, name: &str, nonce: &[u8; 24]) -> Sealed {
         key.seal(self.0.as_slice(), name.as_bytes(), nonce)
     }
 
-    /// Whether `response` proves knowledge of the password. In constant time.
+    /// Whether `response` proves knowledge of the password. Takes constant time.
     #[must_use]
     pub fn proves(&self, challenge: &[u8], response: &[u8]) -> bool {
         self.response(challenge).ct_eq(response).into()
@@ -51,7 +52,7 @@ impl std::fmt::Debug for Verifier {
     }
 }
 
-/// Something sealed: a nonce of 24 bytes, then XChaCha20-Poly1305 of it.
+/// Sealed bytes: a nonce of 24 bytes, then the output of XChaCha20-Poly1305.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed(pub Vec<u8>);
 
@@ -59,49 +60,50 @@ impl Sealed {
     /// Opens a sealed [`Verifier`].
     ///
     /// # Errors
-    /// When it was sealed under another key or for another name, or was changed.
+    /// If it was sealed under another key or for another name, or was changed.
     pub fn open(&self, key: &MasterKey, name: &str) -> Result<Verifier, CredentialError> {
         let plain = key.unseal(self, name.as_bytes())?;
         let md5: [u8; 16] = plain.as_slice().try_into().map_err(|_| CredentialError::Sealed)?;
         Ok(Verifier(Zeroizing::new(md5)))
     }
 
-    /// The same, sealed again under the key's newest part.
+    /// Opens it, and seals it again under the newest part of the key.
     ///
     /// # Errors
-    /// When it does not open.
+    /// If it cannot be opened.
     pub fn reseal(&self, key: &MasterKey, name: &str, nonce: &[u8; 24]) -> Result<Self, CredentialError> {
         let plain = key.unseal(self, name.as_bytes())?;
         Ok(key.seal(&plain, name.as_bytes(), nonce))
     }
 }
 
-/// The key that verifiers are sealed under: `master.key`. Erased when dropped, never shown. Clones are the same key.
+/// The key that verifiers are sealed under: `master.key`. It is erased when dropped, and never shown. Clones share the
+/// same key.
 ///
-/// While it is being replaced it has two parts: what is sealed is sealed under the newest, and opens under either.
+/// While it is being replaced, it has several parts. The newest one seals, and any of them opens.
 #[derive(Clone)]
 pub struct MasterKey(Arc<RwLock<Vec<Zeroizing<[u8; 32]>>>>);
 
 impl MasterKey {
-    /// A key of 32 random bytes.
+    /// Creates a key of 32 random bytes.
     #[must_use]
     pub fn new(bytes: [u8; 32]) -> Self {
         Self::of_parts(vec![Zeroizing::new(bytes)])
     }
 
-    /// A key that is being replaced: its newest part first.
+    /// Creates a key that is being replaced, from its parts, the newest first.
     #[must_use]
     pub fn of_parts(parts: Vec<Zeroizing<[u8; 32]>>) -> Self {
         Self(Arc::new(RwLock::new(parts)))
     }
 
-    /// How many parts it has: one, unless it is being replaced.
+    /// The number of its parts: one, unless it is being replaced.
     #[must_use]
     pub fn parts(&self) -> usize {
         self.0.read().len()
     }
 
-    /// The bytes that it will have with a new part.
+    /// The bytes that it will have after adding a new part.
     #[must_use]
     pub fn bytes_with(&self, new: &[u8; 32]) -> Zeroizing<Vec<u8>> {
         Zeroizing::new([new.as_slice(), &self.bytes()].concat())
@@ -115,23 +117,23 @@ impl MasterKey {
         bytes
     }
 
-    /// Puts a new part before those there are.
+    /// Adds a new part before the existing ones.
     pub fn replace_by(&self, bytes: [u8; 32]) {
         self.0.write().insert(0, Zeroizing::new(bytes));
     }
 
-    /// Forgets all parts but the newest: nothing is sealed under them any more.
+    /// Removes all parts but the newest, once nothing is sealed under them any more.
     pub fn forget_old(&self) {
         self.0.write().truncate(1);
     }
 
-    /// The bytes of all parts, the newest first: what `master.key` has.
+    /// The bytes of all parts, the newest first: the content of `master.key`.
     #[must_use]
     pub fn bytes(&self) -> Zeroizing<Vec<u8>> {
         Zeroizing::new(self.0.read().iter().flat_map(|part| *part.as_slice().as_array().unwrap_or(&[0; 32])).collect())
     }
 
-    /// Seals bytes for a purpose, which is not secret.
+    /// Seals bytes for a purpose. The purpose is not secret.
     #[must_use]
     pub fn seal(&self, plain: &[u8], purpose: &[u8], nonce: &[u8; 24]) -> Sealed {
         let payload = Payload { msg: plain, aad: purpose };
@@ -142,10 +144,10 @@ impl MasterKey {
         Sealed([nonce.as_slice(), &sealed].concat())
     }
 
-    /// Opens what was sealed for this purpose.
+    /// Opens bytes that were sealed for this purpose.
     ///
     /// # Errors
-    /// When it was sealed under another key or for another purpose, or was changed.
+    /// If they were sealed under another key or for another purpose, or were changed.
     pub fn unseal(&self, sealed: &Sealed, purpose: &[u8]) -> Result<Zeroizing<Vec<u8>>, CredentialError> {
         let (nonce, sealed) = sealed.0.split_first_chunk::<24>().ok_or(CredentialError::Sealed)?;
         let parts = self.0.read();
@@ -163,29 +165,29 @@ impl std::fmt::Debug for MasterKey {
     }
 }
 
-/// A secret of the store's own, of which its other keys are made: for the audit trail's chain, and for names that must
-/// not be kept in the clear. Erased when dropped, never shown.
+/// The store's own secret, from which other keys are derived: for the audit trail's chain, and for names that must not
+/// be stored in the clear. It is erased when dropped, and never shown.
 #[derive(Clone)]
 pub struct StoreSecret(Zeroizing<[u8; 32]>);
 
 impl StoreSecret {
-    /// Of 32 random bytes.
+    /// Creates a secret of 32 random bytes.
     #[must_use]
     pub fn new(bytes: [u8; 32]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// Its bytes, to be sealed.
+    /// Its bytes, for sealing.
     #[must_use]
     pub fn reveal(&self) -> Zeroizing<Vec<u8>> {
         Zeroizing::new(self.0.to_vec())
     }
 
-    /// A keyed digest (BLAKE2s) for a purpose.
+    /// Computes a keyed digest (BLAKE2s) for a purpose.
     #[must_use]
     pub fn digest(&self, purpose: &str, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = <Blake2sMac256 as blake2::digest::KeyInit>::new((&*self.0).into());
-        // Each part behind its length: no two lists of parts are the same bytes.
+        // Each part follows its length, so that different lists of parts never give the same bytes.
         for part in std::iter::once(&purpose.as_bytes()).chain(parts) {
             mac.update(&(part.len() as u64).to_le_bytes());
             mac.update(part);

@@ -1,102 +1,103 @@
-//! How fast somebody may guess.
+//! Limits the rate of password guesses.
 //!
-//! Failed tries are counted by name and by source. A name has one counter for each source from which its owner has
-//! logged in, and one for the rest of the world: so guesses from elsewhere do not lock the owner out. A try is charged
-//! before it is checked, and given back when it succeeds: so guesses at once count as guesses in a row.
+//! Failed attempts are counted by name and by source. A name has one counter for each source from which its owner has
+//! logged in, and one for all other sources. So guesses from elsewhere do not lock the owner out. An attempt is charged
+//! before it is checked, and refunded when it succeeds. So concurrent guesses count like consecutive ones.
 //!
-//! | failures in a row | wait before the next try, by name | by source, over all names |
+//! | failures in a row | wait before the next attempt, by name | by source, over all names |
 //! |---|---|---|
 //! | up to 2 | none | none |
 //! | 3, 4, 5 … | 1 s, 2 s, 4 s …, at most 15 min | none |
 //! | 20, 21, 22 … | (15 min) | 1 s, 2 s, 4 s …, at most 60 s |
-//! | 100 | until a person acts | (60 s) |
+//! | 100 | until the operator acts | (60 s) |
 //!
-//! Where only tries that are still being checked stand in the way, the next is not refused: it waits until one of them has ended.
+//! If only attempts that are still being checked stand in the way, the next one is not refused: it waits until one of
+//! them has ended.
 //!
-//! A name that nobody has is counted like any other; names are known here by their digests alone. No clock is read: the
-//! time is an argument, in milliseconds from any beginning.
+//! Unknown names are counted like any other, and names are stored here only as digests. This module reads no clock: the
+//! time is an argument, in milliseconds since any fixed point.
 
 use std::collections::{HashMap, HashSet};
 
-/// Failures that cost nothing yet, by name.
+/// Failures by name that cause no wait yet.
 const FREE: u32 = 2;
-/// The same by source.
+/// Failures by source that cause no wait yet.
 const SOURCE_FREE: u32 = 19;
 /// The longest wait by name, in milliseconds.
 const LONGEST: u64 = 15 * 60 * 1000;
-/// The longest wait by source.
+/// The longest wait by source, in milliseconds.
 const SOURCE_LONGEST: u64 = 60 * 1000;
-/// After so many failures in a row by name a person must act.
+/// After this many failures in a row by name, the operator must act.
 pub const LOCKED: u32 = 100;
-/// A source is forgotten after so long without a failure.
+/// A source is forgotten after this time without a failure.
 const SOURCE_MEMORY: u64 = 15 * 60 * 1000;
-/// So many counters are kept. Beyond, those go first that have counted least.
+/// The most counters that are kept. Beyond that, the lowest ones are removed first.
 const KEPT: usize = 200_000;
 
 /// A digest of a name, or of a source.
 pub type Digest = [u8; 16];
 
-/// A counter of a name's: for one source that its owner uses, or for the rest.
+/// A counter of a name: for one source that its owner uses, or for all other sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Counter {
-    /// Whose.
+    /// The name.
     pub name: Digest,
     /// The source, if the owner has logged in from it.
     pub source: Option<Digest>,
 }
 
 impl Counter {
-    /// The one that a try for this name counts on. `known`: its owner has logged in from this source.
+    /// The counter for an attempt at this name. `known`: the name's owner has logged in from this source.
     #[must_use]
     pub fn of(name: Digest, source: Digest, known: bool) -> Self {
         Self { name, source: known.then_some(source) }
     }
 }
 
-/// What a counter says.
+/// The state of a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Failures {
-    /// How many in a row, those being checked included.
+    /// The number of failures in a row, including attempts that are still being checked.
     pub count: u32,
-    /// When the last began.
+    /// When the last one began.
     pub last: u64,
 }
 
-/// Why a try is not looked at.
+/// Why an attempt is not checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
-    /// The next is looked at in so many milliseconds.
+    /// The next one will be checked after this many milliseconds.
     Wait(u64),
-    /// A person must act.
+    /// The operator must act.
     Locked,
-    /// It is looked at when one of those that are being checked has ended, if that was right.
+    /// It can be checked when one of the attempts that are being checked has ended, if that one was right.
     Busy(Held),
 }
 
-/// What a try is charged to.
+/// A counter that an attempt is charged to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Held {
-    /// A counter of its name's.
+    /// A counter of its name.
     ByName(Counter),
     /// Its source.
     BySource(Digest),
 }
 
-/// A try that is being checked: to be ended by `succeeded` or `failed`.
+/// An attempt that is being checked. End it with `succeeded` or `failed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "a try that is not ended counts as failed"]
 pub struct Try {
     counter: Counter,
     source: Digest,
-    /// What the counter of the name was before.
+    /// The count of the name's counter before this attempt.
     before: u32,
     last: u64,
-    /// The same of its source.
+    /// The same for its source.
     source_before: u32,
     source_last: u64,
 }
 
-/// Counts.
+/// The counters of names and sources.
 #[derive(Debug, Default)]
 pub struct Throttle {
     names: HashMap<Counter, Failures>,
@@ -114,22 +115,23 @@ fn wait(failures: Failures, free: u32, longest: u64, now: u64) -> u64 {
 }
 
 impl Throttle {
-    /// Nobody has failed yet.
+    /// Creates a throttle without failures.
     #[must_use]
     pub fn new() -> Self {
         Self { kept: KEPT, ..Self::default() }
     }
 
-    /// Takes up what a counter said in an earlier life of the host.
+    /// Restores a counter from before the host was restarted.
     pub fn restore(&mut self, counter: Counter, count: u32, now: u64) {
         self.names.insert(counter, Failures { count, last: now });
     }
 
-    /// A try for a name, from a source. `known`: the owner of the name has logged in from it. `checking`: how many tries are
-    /// still being checked, of those that its counter has counted, and of its source's.
+    /// Begins an attempt at a name, from a source. `known`: the name's owner has logged in from this source.
+    /// `checking`: how many attempts are still being checked, of those on the name's counter and of those from the
+    /// source.
     ///
     /// # Errors
-    /// When it must not be looked at yet.
+    /// If it must not be checked yet.
     pub fn begin(
         &mut self,
         name: Digest,
@@ -147,7 +149,7 @@ impl Throttle {
         if now.saturating_sub(by_source.last) > SOURCE_MEMORY {
             by_source.count = 0;
         }
-        // The first without those that are being checked.
+        // The first wait does not include attempts that are being checked.
         let waits = |said: Failures, checking, free, longest| {
             let settled = Failures { count: said.count.saturating_sub(checking), ..said };
             (wait(settled, free, longest, now), wait(said, free, longest, now))
@@ -167,14 +169,14 @@ impl Throttle {
         Ok(Try { counter, source, before: by_name.count, last: by_name.last, source_before, source_last })
     }
 
-    /// The counter that a try was charged to.
+    /// The counter that an attempt was charged to.
     #[must_use]
     pub fn counter(&self, of: Try) -> Counter {
         of.counter
     }
 
-    /// The proof was right: the counter goes back to those tries that are still being checked. True if there were failures before
-    /// it.
+    /// Ends an attempt whose proof was right: its name's counter is reset to the attempts that are still being checked.
+    /// Returns true if there were failures before it.
     pub fn succeeded(&mut self, ended: Try, checking: u32) -> bool {
         match self.names.get_mut(&ended.counter) {
             Some(by_name) if checking > 0 => by_name.count = by_name.count.min(checking),
@@ -186,17 +188,17 @@ impl Throttle {
         ended.before > 0
     }
 
-    /// The proof was wrong, which was counted when it began. Answers with what its counter says now.
+    /// Ends an attempt whose proof was wrong. It was counted when it began. Returns the state of its counter.
     pub fn failed(&mut self, ended: Try) -> (Counter, Failures) {
         (ended.counter, self.names.get(&ended.counter).copied().unwrap_or_default())
     }
 
-    /// It was not checked after all: it does not count.
+    /// Ends an attempt that was not checked. It does not count.
     pub fn withdrawn(&mut self, ended: Try) {
         if let Some(by_name) = self.names.get_mut(&ended.counter) {
             by_name.count = by_name.count.saturating_sub(1);
             if by_name.count == ended.before {
-                // As if it had not been: nor is the next made to wait for it.
+                // Restored, so that the next attempt does not wait because of this one.
                 by_name.last = ended.last;
             }
         }
@@ -208,21 +210,21 @@ impl Throttle {
         }
     }
 
-    /// A person acts: all counters of this name begin again. Answers with those there were.
+    /// Resets all counters of this name, on the operator's request. Returns those that existed.
     pub fn unlock(&mut self, name: Digest) -> Vec<Counter> {
         self.names.extract_if(|counter, _| counter.name == name).map(|(counter, _)| counter).collect()
     }
 
-    /// What the counters of a name say.
+    /// The counters of a name.
     #[must_use]
     pub fn of(&self, name: Digest) -> Vec<(Counter, Failures)> {
         self.names.iter().filter(|(counter, _)| counter.name == name).map(|(counter, said)| (*counter, *said)).collect()
     }
 
-    /// Forgets those that have counted least, when there are too many: who is being guessed at stays.
+    /// Removes the lowest counters when there are too many, so that those of names under attack remain.
     fn make_room(&mut self) {
         if self.names.len() >= self.kept {
-            // By their names in the end, so that one half goes, and never all that have counted the same.
+            // Names break ties, so that one half is removed, and never all counters with the same count.
             let rank = |counter: &Counter, said: &Failures| (said.count, said.last, *counter);
             let mut ranks: Vec<_> = self.names.iter().map(|(counter, said)| rank(counter, said)).collect();
             let (_, &mut middle, _) = ranks.select_nth_unstable(self.kept / 2);

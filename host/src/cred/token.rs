@@ -1,44 +1,44 @@
-//! Access tokens: for programs, which keep 256 random bits and no password.
+//! Access tokens for programs, which store 256 random bits instead of a password.
 
 use blake2::{Blake2s256, Digest};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// What every token begins with, so that a person, and a scanner for leaked secrets, knows one.
+/// The prefix of every token, by which people, and scanners for leaked secrets, recognize one.
 const MARK: &str = "credhost_";
 
-/// An access token in the clear: erased when dropped, never shown by `Debug`.
+/// An access token in the clear. It is erased when dropped, and never shown by `Debug`.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Token(String);
 
-/// What is kept of a token: with 256 random bits, a digest is as good as a slow hash.
+/// The stored digest of a token. For 256 random bits, it is as good as a slow hash.
 pub type TokenDigest = [u8; 32];
 
 impl Token {
-    /// A token of these random bytes.
+    /// Creates a token of these random bytes.
     #[must_use]
     pub fn new(random: &[u8; 32]) -> Self {
         Self(format!("{MARK}{}", data_encoding::BASE32_NOPAD.encode(random).to_ascii_lowercase()))
     }
 
-    /// A token as somebody sent it; it may be none.
+    /// A token as received from a client. It may be invalid.
     #[must_use]
     pub fn received(text: &str) -> Self {
         Self(text.to_owned())
     }
 
-    /// Whether a text is one, by its looks: no password that is taken for one would stand long.
+    /// Whether a text has the form of a token. A password of this form would not be a good one.
     #[must_use]
     pub fn looks_like(text: &str) -> bool {
         text.len() == MARK.len() + 52 && text.starts_with(MARK)
     }
 
-    /// To be shown once, to who asked for it.
+    /// The text of the token, to be shown once to its owner.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// What is kept of it.
+    /// The digest to store.
     #[must_use]
     pub fn digest(&self) -> TokenDigest {
         Blake2s256::digest(self.0.as_bytes()).into()

@@ -1,7 +1,7 @@
-//! A check in a process of its own: what a library does to the process that tries it is a part of the verdict.
+//! Runs a check in a process of its own: what a library does to the process that tries it is part of the verdict.
 //!
-//! The program runs itself again; the child says on its standard output, a line of JSON each, what it does next, and at
-//! last what it has found. One that ends before that has been ended by the library.
+//! The program starts itself again. The child prints on its standard output, one line of JSON each, what it does next, and at
+//! last what it has found. If it ends before that, the library has ended it.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use super::check::Found;
 use crate::loader::exit::ended;
 use crate::loader::vet::own_stdout;
 
-/// A line of the child's.
+/// A line that the child prints.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Word {
@@ -24,10 +24,10 @@ enum Word {
     Not(String),
 }
 
-/// Runs a program whose `main` comes to [`inside`]. `progress` is told what comes next.
+/// Runs a program whose `main` calls [`inside`]. `progress` receives each next step.
 ///
 /// # Errors
-/// When the library cannot be tried at all, or the program cannot be run.
+/// If the library cannot be tried at all, or the program cannot be run.
 pub fn run(mut program: Command, mut progress: impl FnMut(&str)) -> Result<Found, String> {
     let mut child = program
         .stdin(Stdio::null())
@@ -61,12 +61,12 @@ pub fn run(mut program: Command, mut progress: impl FnMut(&str)) -> Result<Found
     }
 }
 
-/// The child's side: `check` is given whom to tell what comes next.
+/// The child's side. `check` receives a function to which it reports each next step.
 ///
 /// # Errors
-/// When nobody reads what it says.
+/// If nobody reads its output.
 pub fn inside(check: impl FnOnce(&mut dyn FnMut(&str)) -> Result<Found, String>) -> io::Result<()> {
-    // What the library prints goes nowhere.
+    // What the library itself prints is discarded.
     let mut out = own_stdout()?;
     let mut say = move |word: &Word| -> io::Result<()> {
         let mut line = serde_json::to_vec(word)?;
@@ -74,7 +74,7 @@ pub fn inside(check: impl FnOnce(&mut dyn FnMut(&str)) -> Result<Found, String>)
         out.write_all(&line)
     };
     let found = check(&mut |at| {
-        // Who does not read the last word either will find out then.
+        // If nobody reads, writing the last line fails, too.
         let _ = say(&Word::At(at.to_owned()));
     });
     say(&match found {

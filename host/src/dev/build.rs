@@ -1,4 +1,5 @@
-//! Builds by cargo, each in an invocation of its own: built with the host, its features would become the services', too.
+//! Builds services by cargo, each in an invocation of its own: in one build with the host, the host's features would also become
+//! the services'.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +9,7 @@ use std::process::{Command, Stdio};
 pub struct Built {
     /// The libraries that can be loaded, each with the name of its crate.
     pub libraries: Vec<(String, PathBuf)>,
-    /// The folders of the crates on this disk that it was made of (path dependencies), its own among them.
+    /// The folders of the crates on this disk that it was built from (path dependencies), including its own.
     pub crates: Vec<PathBuf>,
 }
 
@@ -19,24 +20,24 @@ pub enum NotBuilt {
     /// There is no crate.
     #[error("{} is not a crate: it has no Cargo.toml", .0.display())]
     NoCrate(PathBuf),
-    /// Cargo is not here.
+    /// Cargo cannot be run.
     #[error("cargo cannot be run: {0}")]
     NoCargo(std::io::Error),
-    /// It does not compile; the compiler has said why on standard error.
+    /// It does not compile; the compiler has printed the reason on standard error.
     #[error("it does not compile; cargo says why above")]
     Fails {
-        /// As of what was [`Built`]; empty where cargo does not know them either.
+        /// As in [`Built`]; empty if cargo does not know them either.
         crates: Vec<PathBuf>,
     },
-    /// It is no library that a host could load.
+    /// It is not a library that a host could load.
     #[error("it is no cdylib: Cargo.toml needs [lib] with crate-type = [\"cdylib\"]")]
     NoLibrary,
 }
 
-/// Builds in this folder. What the compiler says goes to standard error, as ever.
+/// Builds in this folder. The compiler's messages go to standard error, as usual.
 ///
 /// # Errors
-/// When there is nothing to load.
+/// If there is nothing to load.
 pub fn build(folder: &Path, arguments: &[&str]) -> Result<Built, NotBuilt> {
     if !folder.join("Cargo.toml").is_file() {
         return Err(NotBuilt::NoCrate(folder.to_owned()));
@@ -67,7 +68,8 @@ pub fn build(folder: &Path, arguments: &[&str]) -> Result<Built, NotBuilt> {
     if libraries.is_empty() { Err(NotBuilt::NoLibrary) } else { Ok(Built { libraries, crates }) }
 }
 
-/// The crates on this disk that the one in this folder is made of or stands beside, where a build does not say it.
+/// The crates on this disk that the one in this folder is built from, or shares a workspace with, if the build has not listed
+/// them.
 fn crates(folder: &Path) -> Vec<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(folder).args(["metadata", "--format-version", "1"]);
@@ -78,11 +80,11 @@ fn crates(folder: &Path) -> Vec<PathBuf> {
     local.filter_map(|package| Some(Path::new(package["manifest_path"].as_str()?).parent()?.to_owned())).collect()
 }
 
-/// Puts a library into a folder of services at once: a host that watches never sees half of it. Answers with where it is,
-/// and whether it is another than was there.
+/// Puts a library into a folder of services atomically: a host that watches never sees half of it. Returns its path, and whether
+/// it differs from the file that was there before.
 ///
 /// # Errors
-/// When it cannot be copied.
+/// If it cannot be copied.
 pub fn put(library: &Path, folder: &Path) -> std::io::Result<(PathBuf, bool)> {
     let name = library.file_name().unwrap_or_default();
     let place = folder.join(name);

@@ -24,20 +24,20 @@ use crate::multiservice::slot::Slot;
 use crate::multiservice::{AttachmentChange, Lane};
 use crate::store::MemoryStore;
 
-/// How long a call is waited for before it counts as one that waits.
+/// How long to wait for an answer before the method counts as one that waits.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Replacements before the first count: what is made once is made by then.
+/// Replacements before the measured ones: what is allocated once is allocated by then.
 const WARM: usize = 20;
-/// Calls that are timed.
+/// How many calls are timed.
 const CALLS: usize = 20_000;
-/// For so long at most.
+/// How long calls are timed at most.
 const TIMED: Duration = Duration::from_secs(1);
-/// How many of them are on their way at once.
+/// How many of them are in flight at once.
 const AT_ONCE: usize = 100;
-/// What a hundred replacements may cost in memory that the allocator keeps in hand, in KiB.
+/// How much memory the allocator may keep after a hundred replacements, in KiB.
 const ALLOWED_KB: i64 = 2_048;
 
-/// What this process has, as the system counts it.
+/// The resources of this process, as the system counts them.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Figures {
     /// Resident memory, in KiB.
@@ -70,46 +70,46 @@ impl Figures {
     }
 }
 
-/// What was found out.
+/// The findings.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Found {
     /// The service's name.
     pub service: String,
-    /// Odd calls that were made, with arguments of every wrong kind.
+    /// How many odd calls were made, with arguments of every wrong kind.
     pub odd_calls: usize,
-    /// Those that were refused with an error: as they should be.
+    /// How many of them were refused with an error, as they should be.
     pub refused: usize,
-    /// Those that were taken.
+    /// How many of them were accepted.
     pub taken: usize,
-    /// Methods that wait for something, and were not waited for.
+    /// Methods that wait for something, so that the check has not waited for their answers.
     pub waiting: Vec<String>,
     /// Methods that panicked, each with the arguments.
     pub panics: Vec<String>,
-    /// Calls a second, a hundred on their way at once, of the method below.
+    /// Calls per second of the method below, with a hundred in flight at once.
     pub calls_per_second: f64,
     /// The method that was timed.
     pub timed: String,
     /// The same, with its arguments.
     #[serde(skip)]
     pub(super) good: Option<(String, Vec<u8>)>,
-    /// Replacements.
+    /// The number of replacements.
     pub reloads: usize,
-    /// How long calls wait while it is replaced, in milliseconds: the middle, and the longest.
+    /// How long calls wait while the library is replaced, in milliseconds: the median and the maximum.
     pub freeze_ms: (f64, f64),
-    /// From the library's bytes to its serving, in milliseconds, the middle; without vetting.
+    /// The median time from the library's bytes until it serves, in milliseconds, without vetting.
     pub reload_ms: f64,
-    /// How it went elsewhere than in the host's process: in one of its own, and in a sandbox.
+    /// How it worked outside the host's process: in a process of its own, and in a sandbox.
     #[serde(default)]
     pub elsewhere: Vec<String>,
     /// What has grown over the replacements.
     pub grown: BTreeMap<String, i64>,
     /// What is wrong with it.
     pub faults: Vec<String>,
-    /// What does not keep it from being used.
+    /// Remarks that do not prevent its use.
     pub notes: Vec<String>,
 }
 
-/// A client of the service's, without a socket.
+/// A client of the service, without a socket.
 struct Client {
     slot: Arc<Slot>,
     number: u32,
@@ -153,7 +153,7 @@ impl Client {
         Ok(call)
     }
 
-    /// What has come, as soon as there are so many, or when the time is over.
+    /// The answers that have arrived, as soon as there are `count` of them or the time is over.
     async fn answers(&self, count: usize, patience: Duration) -> Vec<(u64, Result<(), String>)> {
         let deadline = tokio::time::Instant::now() + patience;
         let (mut answers, mut bytes) = (Vec::new(), Vec::new());
@@ -184,7 +184,7 @@ impl Client {
         let wanted = self.begin(method, arguments, keywords).ok()?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            // Other answers may come first: of calls that were given up, and of being attached again.
+            // Other answers may come first: to calls that were given up, and to the attach after a reload.
             let left = deadline.saturating_duration_since(Instant::now());
             let answers = self.answers(1, left).await;
             let found = answers.into_iter().find(|(call, _)| *call == wanted);
@@ -197,10 +197,10 @@ impl Client {
     }
 }
 
-/// Tries a library that was vetted. `progress` is told what comes next.
+/// Tries a library that was vetted. `progress` receives each next step.
 ///
 /// # Errors
-/// When it cannot be tried at all.
+/// If it cannot be tried at all.
 pub async fn check(
     file: &Path,
     private: &PrivateFolder,
@@ -229,7 +229,7 @@ pub async fn check(
             progress("calling it in every wrong way");
             let good = odd_calls(&mut client, &slot.manifest(), &mut found, &mut progress).await;
             if let Err(blocks) = &good {
-                // All that follows would be of it, and of no other.
+                // Everything that follows would only show the same fault.
                 found.faults.extend(found.panics.iter().cloned());
                 found.faults.push(blocks.clone());
                 let _ = slot.stop().await;
@@ -257,7 +257,7 @@ pub async fn check(
         let moved = slot.reload(Source::Worker(worker), section()).await;
         elsewhere(&mut client, isolation, moved.map(drop), attached.is_ok(), &mut found).await;
     }
-    // Back again: its end is looked at here.
+    // Move it back: its end is examined in this process.
     if let Err(why) = slot.reload(Source::Copy(copy()?), section()).await {
         found.faults.push(format!("it does not come back into the host's process: {why}"));
     }
@@ -279,7 +279,7 @@ pub async fn check(
 const EMPTY_TUPLE: &[u8] = &[1, 0x80, 11, 0x87];
 const EMPTY_DICTIONARY: &[u8] = &[1, 0x80, 5, 0x87];
 
-/// Calls every method with arguments of every wrong kind; answers with a call that was taken, or why there is no going on.
+/// Calls every method with arguments of every wrong kind. Returns a call that was accepted, or why the check cannot continue.
 async fn odd_calls(
     client: &mut Client,
     manifest: &Manifest,
@@ -326,7 +326,7 @@ async fn odd_calls(
             match client.call(&method.name, &arguments, &keywords).await {
                 Some(Ok(())) => {
                     found.taken += 1;
-                    // One that changes something makes its state larger with each call.
+                    // A method that changes something enlarges its state with each call.
                     let better =
                         good.is_none() || !method.changes && good.as_ref().is_some_and(|(_, _, changes)| *changes);
                     if better && keywords == EMPTY_DICTIONARY {
@@ -338,7 +338,7 @@ async fn odd_calls(
                     if !found.waiting.contains(&method.name) {
                         found.waiting.push(method.name.clone());
                     }
-                    // It may wait by itself, or keep all others waiting.
+                    // Either this call alone waits, or it blocks all others.
                     let other = client.call("credhost check: no such method", EMPTY_TUPLE, EMPTY_DICTIONARY).await;
                     if other.is_none() {
                         return Err(format!(
@@ -347,7 +347,7 @@ async fn odd_calls(
                             method.name
                         ));
                     }
-                    // It waits, whatever it is called with.
+                    // It waits, with any arguments.
                     break;
                 }
             }
@@ -385,7 +385,7 @@ async fn time_calls(client: &mut Client, good: Option<(String, Vec<u8>)>, found:
     found.timed = method;
 }
 
-/// How it goes where it was moved to, while its client stayed.
+/// Records how it works where it was moved to, while its client stayed attached.
 async fn elsewhere(
     client: &mut Client,
     isolation: Isolation,
@@ -396,7 +396,7 @@ async fn elsewhere(
     let place = if isolation == Isolation::Sandbox { "in a sandbox" } else { "in a process of its own" };
     if let Err(why) = moved {
         let why = format!("{place}: it does not serve: {why}");
-        // What a sandbox forbids the operator may allow.
+        // The operator may allow what a sandbox forbids.
         let into = if isolation == Isolation::Sandbox { &mut found.notes } else { &mut found.faults };
         return into.push(why);
     }
@@ -450,7 +450,7 @@ async fn replace<C: FnOnce(&str) -> Vec<u8> + Send + 'static>(
         }
     }
     found.faults.extend(why.into_keys().map(|why| format!("a replaced library stays in memory: {why}")));
-    // The thread that unloaded the last may just be ending.
+    // The thread that unloaded the last library may just be ending.
     let deadline = Instant::now() + PATIENCE;
     let mut after = Figures::now();
     while after.threads > before.threads && Instant::now() < deadline {

@@ -1,4 +1,4 @@
-//! What a service's author works with: a crate to begin from, builds, and sources that are watched.
+//! Tools for a service's author: a crate to begin from, builds, and watched sources.
 
 pub mod apart;
 pub mod build;

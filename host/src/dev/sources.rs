@@ -1,4 +1,4 @@
-//! Sees that somebody has saved a source.
+//! Detects that somebody has saved a source.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,15 @@ use tokio::sync::mpsc;
 
 use crate::fingerprint::Fingerprint;
 
-/// How long nothing may happen before it counts: an editor writes more than one file.
+/// How long to wait after the last event: an editor writes more than one file.
 const REST: Duration = Duration::from_millis(30);
-/// How often sources are looked at though nothing was told.
+/// How often to look at the sources even without an event.
 const LOOK: Duration = Duration::from_secs(2);
-/// The same where nothing is told at all.
+/// The same if there are no events at all.
 const POLL: Duration = Duration::from_millis(250);
 
-/// The sources of a crate and of others that it is made with: manifests, build scripts, and what is below `src` and beside
-/// it, without what is built.
+/// The sources of a crate and of the crates that it is built with: manifests, build scripts, and what is in `src` and beside it,
+/// without the build output.
 pub struct Sources {
     /// The crate's own first.
     folders: Vec<PathBuf>,
@@ -34,13 +34,13 @@ impl std::fmt::Debug for Sources {
 }
 
 impl Sources {
-    /// Watches the crate in this folder. `poll`: looks now and then, where the file system tells nothing.
+    /// Watches the crate in this folder. `poll`: looks at intervals, for file systems without events.
     #[must_use]
     pub fn new(folder: &Path, poll: bool) -> Self {
         let (told, events) = mpsc::channel(1);
         let watcher = || {
             let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                // Looking at the sources is an event, too, and must not lead to another look.
+                // Reading the sources is an event, too, and must not lead to another look.
                 let read = |event: &notify::Event| match event.kind {
                     EventKind::Access(access) => access != AccessKind::Close(AccessMode::Write),
                     _ => false,
@@ -48,7 +48,7 @@ impl Sources {
                 if event.as_ref().is_ok_and(read) {
                     return;
                 }
-                // One event that waits is as good as many: what counts is what is there.
+                // One pending event is enough: the look finds all changes.
                 let _ = told.try_send(());
             })?;
             watch(&mut watcher, folder)?;
@@ -60,8 +60,8 @@ impl Sources {
         sources
     }
 
-    /// Watches these folders, too: of crates that this one is made with, which was built `since` then. What was saved after
-    /// that counts as changed.
+    /// Also watches these folders, of crates that this one is built with. The build began at `since`: files that were saved later
+    /// count as changed.
     pub fn also(&mut self, folders: &[PathBuf], since: SystemTime) {
         for folder in folders {
             if self.folders.contains(folder) {
@@ -70,7 +70,7 @@ impl Sources {
             if let Some(watcher) = &mut self.watcher
                 && watch(watcher, folder).is_err()
             {
-                // They are looked at all the same, every two seconds.
+                // They are still looked at, every two seconds.
                 tracing::warn!(folder = %folder.display(), "the system does not tell of changes here");
             }
             let mut found = BTreeMap::new();
@@ -81,14 +81,14 @@ impl Sources {
         }
     }
 
-    /// Waits until something was saved; answers with what, within the crate.
+    /// Waits until something was saved. Returns the changed paths within the crate.
     pub async fn changed(&mut self) -> Vec<PathBuf> {
         loop {
             match &self.watcher {
                 Some(_) => {
                     let _ = tokio::time::timeout(LOOK, self.events.recv()).await;
                     let by = Instant::now() + LOOK;
-                    // Something may be written all the time, and keeps nothing from being built.
+                    // Something may be written all the time; that must not prevent a build.
                     while Instant::now() < by
                         && let Ok(Some(())) = tokio::time::timeout(REST, self.events.recv()).await
                     {}
@@ -112,7 +112,7 @@ impl Sources {
         let gone = self.seen.keys().filter(|path| !found.contains_key(*path));
         let within = |path: &PathBuf| match path.strip_prefix(&self.folders[0]) {
             Ok(within) => within.to_owned(),
-            // With the other crate's name before it.
+            // Prefixed by the other crate's name.
             Err(_) => {
                 let of = self.folders.iter().filter_map(|folder| path.strip_prefix(folder.parent()?).ok());
                 of.min_by_key(|path| path.components().count()).unwrap_or(path).to_owned()
@@ -124,7 +124,7 @@ impl Sources {
     }
 }
 
-/// What is built stands beside the sources, and changes all the time: it is not watched.
+/// Watches a crate without its build output, which is beside the sources and changes all the time.
 fn watch(watcher: &mut RecommendedWatcher, folder: &Path) -> notify::Result<()> {
     watcher.watch(folder, RecursiveMode::NonRecursive)?;
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -137,7 +137,7 @@ fn watch(watcher: &mut RecommendedWatcher, folder: &Path) -> notify::Result<()> 
 
 fn is_left_out(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Cargo marks where it builds, whatever the name.
+    // Cargo marks its target folder, whatever its name.
     name == "target"
         || name.starts_with('.')
         || path.join("CACHEDIR.TAG").exists()
@@ -147,7 +147,7 @@ fn is_left_out(path: &Path) -> bool {
 fn find(folder: &Path, found: &mut BTreeMap<PathBuf, Fingerprint>, depth: u32) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
-        // An editor's own files beside the sources are hidden, or end so.
+        // An editor's own files beside the sources are hidden, or have these endings.
         let aside = path.extension().is_some_and(|end| end == "swp" || end == "tmp") || path.ends_with("Cargo.lock");
         if aside || is_left_out(&path) || path.to_string_lossy().ends_with('~') {
             continue;

@@ -1,4 +1,4 @@
-//! Tries saved states on a library before it serves: which of them could it not read?
+//! Tries saved states on a library before it serves, to find those that it cannot read.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::loader::private::PrivateFolder;
 
 /// How long reading one state may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long its end may take.
+/// How long the library may take to end.
 const ENDING: Duration = Duration::from_secs(2);
 
-/// A library that is there to try states on; no service of it is made.
+/// A library that is opened only to try states; its service is not created.
 #[derive(Debug)]
 pub struct Trial {
     generation: Generation,
@@ -30,7 +30,7 @@ struct Words(Mutex<Sender<Vec<u8>>>);
 
 impl Outlet for Words {
     fn frames(&self, frames: &[u8]) {
-        // Who tries may have heard enough.
+        // The receiver may no longer be interested.
         let _ = self.0.lock().send(frames.to_vec());
     }
 
@@ -41,7 +41,7 @@ impl Trial {
     /// Opens a library that was vetted.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// If it cannot be opened.
     pub fn open(file: &Path, private: &PrivateFolder) -> Result<Self, String> {
         let (sender, heard) = channel();
         let outlet = Arc::new(Words(Mutex::new(sender)));
@@ -64,11 +64,10 @@ impl Trial {
         &self.service
     }
 
-    /// Reads the state of a perspective; of the service itself, by an empty name. Answers with why it cannot be read, if
-    /// it cannot.
+    /// Reads the state of a perspective, or of the service itself if the name is empty. Returns the reason if it cannot be read.
     ///
     /// # Errors
-    /// When the library does not answer.
+    /// If the library does not answer.
     pub fn read(&self, perspective: &str, state: &[u8]) -> Result<Option<String>, String> {
         self.generation.send(&ToLibrary::Try { perspective, state });
         self.wait(|frame| match frame {
@@ -103,7 +102,7 @@ impl Drop for Trial {
     fn drop(&mut self) {
         self.generation.send_last(&ToLibrary::Stop {});
         let stopped = loop {
-            // What waits in it for the last state may never come back.
+            // Reading the last state may never return.
             let Ok(frames) = self.heard.recv_timeout(ENDING) else { break false };
             let mut rest = frames.as_slice();
             if std::iter::from_fn(|| ToHost::read(&mut rest)).any(|frame| matches!(frame, ToHost::Stopped {})) {

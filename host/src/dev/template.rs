@@ -1,4 +1,4 @@
-//! A crate for a service to begin from: it compiles, is tested, and runs as it is.
+//! A crate for a service to begin from: it compiles, has tests, and runs unchanged.
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +11,11 @@ pub enum Api {
     Version(String),
 }
 
-/// Why no crate was made.
+/// Why the crate was not created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotMade {
-    /// The name is none for a crate.
+    /// The name cannot be that of a crate.
     #[error("{name} cannot be the name of a crate: {why}")]
     Name {
         /// The name.
@@ -23,26 +23,26 @@ pub enum NotMade {
         /// Why.
         why: &'static str,
     },
-    /// There is something already.
+    /// The place exists already.
     #[error("{} is there already", .0.display())]
     There(PathBuf),
-    /// The folder of `plugin-api` is not what it should be.
+    /// The folder is not that of `plugin-api`.
     #[error("{} is no folder of plugin-api: there is no Cargo.toml of that package", .0.display())]
     NoApi(PathBuf),
     /// It cannot be written.
     #[error("{}: {error}", path.display())]
     Io {
-        /// What.
+        /// The path.
         path: PathBuf,
         /// Why.
         error: std::io::Error,
     },
 }
 
-/// Makes the crate in the folder `place`, whose last part is its name. Answers with the service's name.
+/// Creates the crate in the folder `place`, whose last component is its name. Returns the service's name.
 ///
 /// # Errors
-/// When it cannot be; nothing is there then that was not before.
+/// If it cannot be created. Only [`NotMade::Io`] may leave a part of it behind.
 pub fn make(place: &Path, api: &Api) -> Result<String, NotMade> {
     let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if let Some(why) = wrong(&name) {
@@ -79,7 +79,7 @@ pub fn make(place: &Path, api: &Api) -> Result<String, NotMade> {
     Ok(name)
 }
 
-/// What keeps a name from being a crate's.
+/// Why a name cannot be that of a crate.
 fn wrong(name: &str) -> Option<&'static str> {
     const TAKEN: [&str; 12] = [
         "core",
@@ -106,11 +106,11 @@ fn wrong(name: &str) -> Option<&'static str> {
     }
 }
 
-/// `guest-book` as a type is called: `GuestBook`.
+/// A crate's name as that of a type: `guest-book` becomes `GuestBook`.
 fn camel(name: &str) -> String {
     let words = name.split(['-', '_']).filter(|word| !word.is_empty());
     let camel: String = words.map(|word| format!("{}{}", word[..1].to_ascii_uppercase(), &word[1..])).collect();
-    // Names that the crate has for something else, or that come with plugin_api's prelude.
+    // Names that the crate uses for something else, or that are in plugin_api's prelude.
     const NAMES: &[&str] = &[
         "AnyHandle",
         "Attachment",

@@ -1,4 +1,4 @@
-//! What somebody who has logged in by a door may know of their own identity, and may end of it.
+//! What a user who has logged in by a door may see of their own identity, and end.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::multiservice::Speaker;
 use crate::sessions::{SessionStatus, Sessions};
 use crate::store;
 
-/// As `plugin_api::Account` is read.
+/// The encoding that `plugin_api::Account` reads.
 #[derive(Serialize)]
 struct Account {
     credentials: Vec<Credential>,
@@ -48,8 +48,8 @@ struct Remembered {
     own: bool,
 }
 
-/// What there is to know of an identity, for whoever has logged in as it by this login and on this session.
-/// `changes`: they may change something of it there.
+/// The account of an identity, for a user with this login on this session. `changes`: whether they may change their
+/// credentials there.
 fn account(
     identity: &Identity,
     sessions: Vec<SessionStatus>,
@@ -92,7 +92,7 @@ fn account(
 }
 
 impl Doors {
-    /// A service asks what there is to know of an identity.
+    /// A service asks for the account of an identity.
     pub(super) fn account(&self, from: Speaker<'_>, asker: Asker, login: u64) {
         let (owner, has) = match self.owner_for(from, login, "look at") {
             Ok(found) => found,
@@ -104,7 +104,7 @@ impl Doors {
             let still = |identity: &&Arc<Identity>| identity.takes(has.credential, store::now());
             match found.as_ref().map(|identity| identity.as_ref().filter(still)) {
                 Ok(Some(identity)) => {
-                    // Those of remembered logins are listed as these.
+                    // Sessions of remembered logins are listed as remembered logins.
                     let mut sessions = me.around.sessions.list();
                     sessions.retain(|session| !me.is_lasting(session.session));
                     let here = (owner.entry().number(), owner.grants().credentials);
@@ -118,7 +118,7 @@ impl Doors {
         });
     }
 
-    /// A service ends a session, or a remembered login, of the same identity's.
+    /// A service ends a session or a remembered login of the same identity.
     pub(super) fn end_own(&self, from: Speaker<'_>, asker: Asker, login: u64, (remembered, number): (bool, u64)) {
         let (_, has) = match self.owner_for(from, login, "end sessions of") {
             Ok(found) => found,
@@ -130,7 +130,7 @@ impl Doors {
                 return me.end_remembered(&asker, (has.identity, number), "ended by its identity").await;
             }
             let sessions = Arc::clone(&me.around.sessions);
-            // It waits until the connection has ended.
+            // Blocks until the connection has ended.
             let cut = tokio::task::spawn_blocking(move || cut(&sessions, number, &has.identity)).await;
             match cut {
                 Ok(Some(cut)) => {

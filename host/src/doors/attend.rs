@@ -1,4 +1,4 @@
-//! What the host does for a stream while a service serves it: TLS, deadlines, and its end.
+//! What the host does for a stream while a service serves it: TLS, deadlines, and the end.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -31,32 +31,32 @@ use crate::memory::{AccountKey, Kept, Meter};
 use crate::sessions::{Herald, Notice, SessionEntry};
 use crate::store;
 
-/// How much is moved at once, in bytes.
+/// How many bytes are moved at once.
 const CHUNK: usize = 8 << 10;
 /// What is counted for a stream, in bytes: its descriptors, its entries, its task.
 const COST: usize = 8 << 10;
-/// What is counted for one whose bytes the host moves.
+/// What is counted in addition if the host moves its bytes.
 const RELAYED: usize = 64 << 10;
-/// How long a client may take for TLS's greeting.
+/// The time limit for a TLS handshake.
 const GREETING: Duration = Duration::from_secs(10);
-/// How long a service may take to let go of a stream that has ended.
+/// How long a service may take to release a stream that has ended.
 const LAST: Duration = Duration::from_secs(30);
-/// How long a service may take to hear that a login has ended, before the command that has ended it returns.
+/// How long a service may take to process the end of a login before the command that ended it returns.
 const HEARS: Duration = Duration::from_secs(1);
-/// How long a client may take to close, once it has all.
+/// How long a client may take to close once it has everything.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A client's stream, whatever it is.
+/// A client's stream of any kind.
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// Moves the bytes of one stream in and out of TLS, or past a watch.
+/// Moves the bytes of one stream through TLS, or past a watch for silence.
 type Relay = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A client's greeting of TLS, which its service has asked for.
+/// A TLS handshake that the service has asked for.
 type Greeting<'h> = Pin<Box<dyn Future<Output = (Asker, io::Result<Relay>)> + Send + 'h>>;
 
-/// However attending to a stream ends, it is forgotten.
+/// Forgets the stream when attending to it ends, in any way.
 struct Attended {
     doors: Arc<Doors>,
     held: Arc<Held>,
@@ -69,7 +69,7 @@ impl Drop for Attended {
     }
 }
 
-/// A client's stream, when the last byte came, and how many have left.
+/// A client's stream, with the time of its last byte and the number of bytes sent to it.
 struct Watched<T> {
     inner: T,
     heard: watch::Sender<Instant>,
@@ -105,12 +105,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 }
 
-/// Moves bytes both ways until both have ended. What has gone through is erased.
+/// Copies bytes in both directions until both have ended. Buffers are erased.
 async fn carry(client: &mut (impl AsyncRead + AsyncWrite + Unpin), own: &mut UnixStream) {
     async fn one_way(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let mut bytes = zeroize::Zeroizing::new(vec![0; CHUNK]);
         loop {
-            // One that fails has ended: TLS without a goodbye, say. What came before that counts.
+            // An error ends this direction, for example TLS without a close_notify. What came before counts.
             let count = from.read(&mut bytes).await.unwrap_or(0);
             if count == 0 {
                 return to.shutdown().await;
@@ -121,11 +121,11 @@ async fn carry(client: &mut (impl AsyncRead + AsyncWrite + Unpin), own: &mut Uni
     }
     let (mut hears, mut says) = tokio::io::split(client);
     let (mut reads, mut writes) = own.split();
-    // However they end, they have ended: that nothing can be said to a client any more does not keep what it has sent.
+    // Errors are ignored: a client that can no longer be written to may have sent bytes that must be delivered.
     let _ = tokio::join!(one_way(&mut hears, &mut writes), one_way(&mut reads, &mut says));
 }
 
-/// Has the host move a stream's bytes, and ends it when none has come from the client for so long.
+/// Lets the host move a stream's bytes. Ends when the client has sent nothing for the idle time.
 fn relay<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     held: &Held,
     client: T,
@@ -171,21 +171,21 @@ fn open(client: &OwnedFd, tcp: bool) -> io::Result<Box<dyn Io>> {
     })
 }
 
-/// What has happened.
+/// An event of a stream.
 enum Step {
     /// A notice has come.
     Mail,
-    /// The service has said something of it.
+    /// The service has said something about the stream.
     Told,
-    /// The client's greeting of TLS has come to its end.
+    /// The client's TLS handshake has ended.
     Greeted(Asker, io::Result<Relay>),
-    /// The host moves nothing any more: the client has gone, or was silent for too long.
+    /// The relay has ended: the client has gone, or was silent for too long.
     Relayed,
     /// A deadline may have passed.
     Due,
 }
 
-/// By when what has to have come.
+/// The deadlines of a stream.
 struct Deadlines {
     login: Instant,
     logged_in: bool,
@@ -196,11 +196,11 @@ impl Deadlines {
         Self { login: Instant::now() + held.listening.settings.login, logged_in: false }
     }
 
-    /// The next one that counts.
+    /// The next deadline that applies.
     fn next(&mut self, held: &Held, arriving: Duration) -> Option<Instant> {
         let now = held.login().is_some();
         if self.logged_in && !now {
-            // Whoever was sent away has as long as one who comes.
+            // A client whose login has ended has as long as a new one.
             self.login = Instant::now() + held.listening.settings.login;
         }
         self.logged_in = now;
@@ -210,7 +210,7 @@ impl Deadlines {
     }
 }
 
-/// Attends to a stream to its end.
+/// Attends to a stream until it has ended.
 async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     held.mailbox.meter().add(Kept::Input, COST);
     let (settings, mut relay) = (&held.listening.settings, None);
@@ -240,7 +240,7 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
             () = or_never(&mut relay) => Step::Relayed,
             () = until(due) => Step::Due,
         };
-        // Cut from outside: its notice is there, and whoever gave the command waits until the service has heard it.
+        // The stream was cut elsewhere: its notice is there, and the command waits until the service has processed it.
         let cut = held.is_cut() && doors.notices(held);
         match step {
             _ if cut => {
@@ -267,7 +267,7 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
                 relay = doors.greeted(held, &asker, secured).or(relay);
             }
             Step::Relayed => {
-                // The service sees its end, and says so.
+                // The service reads the end of the stream and reports it.
                 relay = None;
                 held.hang_up();
                 held.let_go();
@@ -279,15 +279,15 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     if held.is_cut() && doors.notices(held) {
         doors.after_the_cut(held).await;
     }
-    // The service says that it has let go of its end. What it has not looked at yet it knows by the number of the host's
-    // descriptor, which nothing else may have until then.
+    // Waits until the service reports that it has released its end. A frame that the service has not read yet names the
+    // host's descriptor by its number, which must not be reused until then.
     let began = Instant::now();
     while !held.is_closing() && held.is_taken() && began.elapsed() < LAST || !held.ends() {
         doors.while_hearing(held, tokio::time::timeout(LAST, held.told.notified())).await;
     }
 }
 
-/// Whether this ends a stream: what its login came by is taken away, or it is to close.
+/// Whether a notice ends a stream: its login's access was revoked, or it is to be cut.
 fn is_over(held: &Held, notice: &Notice) -> bool {
     match notice {
         Notice::Cut => true,
@@ -303,7 +303,7 @@ fn is_over(held: &Held, notice: &Notice) -> bool {
     }
 }
 
-/// Its bytes end at once. Everything else that follows is for whoever attends it.
+/// Cuts the stream at once. Its task does everything else.
 impl Herald for Held {
     fn hears(&self, notice: &Notice) {
         if is_over(self, notice) {
@@ -326,7 +326,7 @@ async fn or_never<T>(pending: &mut Option<Pin<Box<dyn Future<Output = T> + Send 
     }
 }
 
-/// The service is done: its last words reach the client.
+/// The service has closed the stream: delivers its last bytes to the client.
 async fn close(doors: &Doors, held: &Arc<Held>, relay: Option<Relay>) {
     held.let_go();
     if let Some(relay) = relay {
@@ -336,7 +336,7 @@ async fn close(doors: &Doors, held: &Arc<Held>, relay: Option<Relay>) {
     if rustix::net::shutdown(&*client, Shutdown::Write).is_err() {
         return;
     }
-    // What the client still sends would make the system throw away what it has not read.
+    // Reads and discards input: with unread input, the system would discard output that the client has not read yet.
     let Ok(mut socket) = open(&client, held.is_tcp()) else { return };
     let drained = async {
         let mut bytes = zeroize::Zeroizing::new([0; 4096]);
@@ -345,7 +345,7 @@ async fn close(doors: &Doors, held: &Arc<Held>, relay: Option<Relay>) {
     doors.while_hearing(held, tokio::time::timeout(LINGER, drained)).await;
 }
 
-/// Waits until a relay has ended, for as long as its client reads what is left fast enough.
+/// Waits until a relay has ended, as long as its client reads the rest fast enough.
 async fn at_its_rate(held: &Held, rates: Rates, mut relay: Relay) {
     let mut leaving = rates.leaving();
     let mut said = held.said.load(Ordering::Relaxed);
@@ -359,7 +359,7 @@ async fn at_its_rate(held: &Held, rates: Rates, mut relay: Relay) {
     }
 }
 
-/// Has TLS spoken with the client, with the operator's certificate.
+/// Performs the TLS handshake with the client, using the operator's certificate.
 async fn secure(doors: &Doors, held: &Held) -> io::Result<Relay> {
     let certificates = doors.around.certificates.as_ref().ok_or_else(|| io::Error::other("no certificate"))?;
     let socket = open(&held.client(), held.is_tcp())?;
@@ -379,7 +379,7 @@ async fn secure(doors: &Doors, held: &Held) -> io::Result<Relay> {
 }
 
 impl Doors {
-    /// Tells the service whether the TLS greeting has succeeded. Answers with the relay, if it has.
+    /// Tells the service whether the TLS handshake has succeeded. Returns the relay, if it has.
     fn greeted(&self, held: &Held, asker: &Asker, secured: io::Result<Relay>) -> Option<Relay> {
         let request = asker.request;
         match secured {
@@ -403,7 +403,7 @@ impl Doors {
         }
     }
 
-    /// How fast a stream's client has to be.
+    /// The rates that a stream's client must keep.
     fn rates(&self, held: &Held) -> Rates {
         held.listening.settings.rates(&self.limits.read())
     }
@@ -423,7 +423,7 @@ impl Doors {
         }
     }
 
-    /// A connection has come.
+    /// Takes a new connection.
     pub(super) fn come(self: &Arc<Self>, listening: &Arc<Listening>, client: OwnedFd, source: Option<SocketAddr>) {
         let (around, limits) = (&self.around, *self.limits.read());
         let address = source.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
@@ -440,7 +440,7 @@ impl Doors {
         }
         let (number, mailbox) = around.router.connect(meter, limits.backlog);
         let peer = source.map_or_else(|| format!("unix:{}", listening.settings.name), |source| source.to_string());
-        // Nobody else can listen.
+        // Whether nobody can eavesdrop.
         let tls = listening.settings.tls || listening.settings.encrypted;
         let entry = SessionEntry::new(&around.sessions, number, &peer, tls, store::now(), Arc::clone(&mailbox));
         let (of, tcp) = (Arc::clone(listening), source.is_some());
@@ -452,10 +452,10 @@ impl Doors {
         self.spawn(async move { attend(&attended.doors, &attended.held).await });
     }
 
-    /// Applies the stream's notices. True: one of them has cut it.
+    /// Applies the stream's notices. `true`: one of them has cut it.
     fn notices(&self, held: &Arc<Held>) -> bool {
         let mut over = false;
-        // Frames that go to every connection (a service has stopped) mean nothing to a stream.
+        // Frames for every connection (a service has stopped) do not concern a stream.
         let mut mail = Vec::new();
         held.mailbox.take(&mut mail);
         held.mailbox.served(mail.len());
@@ -473,14 +473,15 @@ impl Doors {
         over
     }
 
-    /// Tells the service about a stream that was cut, after all the others are cut: to tell it about thousands takes a while.
+    /// Notifies the service of a stream that was cut. Yields first, so that all other streams are cut before:
+    /// notifications about thousands take a while.
     async fn after_the_cut(&self, held: &Arc<Held>) {
         tokio::task::yield_now().await;
         match (held.login(), held.slot()) {
             (Some(login), Some(slot)) => {
                 self.close_ways(login.number);
                 self.login_ended(&held.listening.settings.service, slot, login.number);
-                // Whoever gave the command waits until the service has heard it: not for long, if that does not come round.
+                // The command waits until the service has processed it, but not for long.
                 let held = Arc::clone(held);
                 self.spawn(async move {
                     tokio::time::sleep(HEARS).await;

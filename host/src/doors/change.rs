@@ -16,21 +16,21 @@ use crate::login_gate::Source;
 use crate::multiservice::Speaker;
 use crate::session::login::{Found, Proof, Question};
 
-/// What changes.
+/// A change of a user's own credentials.
 pub(super) enum OwnChange {
-    /// Replaces the password that they gave by this one.
+    /// Replaces the password that they gave with this one.
     Password(Password),
-    /// Adds a public key, with this label, or else the label in the key itself.
+    /// Adds a public key, with this label, or else with the label in the key itself.
     AddKey(Zeroizing<String>, Option<String>),
     /// Removes a credential of this kind, by its label.
     Remove(&'static str, String),
 }
 
 impl OwnChange {
-    /// What a frame says.
+    /// Reads a change from a frame.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns an error if the change is invalid, with the reason.
     pub(super) fn read(what: u64, label: &str, value: &[u8]) -> Result<Self, String> {
         let text = || std::str::from_utf8(value).map_err(|_| "a password and a key are texts".to_owned());
         Ok(match what {
@@ -42,8 +42,8 @@ impl OwnChange {
         })
     }
 
-    /// Makes the change for this identity. `credential` is the number of the password that they gave. Answers with the label of
-    /// the credential that changed.
+    /// Makes the change for this identity. `credential` is the number of the password that the user gave. Returns the
+    /// label of the credential that changed.
     fn make(self, accounts: &Accounts, name: &str, credential: u64) -> Result<String, String> {
         let made = match self {
             Self::Password(new) => {
@@ -62,7 +62,7 @@ impl OwnChange {
 }
 
 impl Doors {
-    /// Somebody changes what they log in with.
+    /// A user changes their own credentials.
     pub(super) fn change_own(
         &self,
         from: Speaker<'_>,

@@ -1,4 +1,4 @@
-//! What services say of their doors, and what the host tells the doors of services.
+//! Messages between services' doors and the host.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -109,7 +109,7 @@ impl Doorkeeper for Doors {
             match held.offer(slot, &limits) {
                 Offer::Frame(frame, ..) => frames.extend_from_slice(&frame),
                 Offer::Already => {}
-                // Its client has gone meanwhile: there is nothing to hand on, and nobody else knows of it.
+                // The client has gone meanwhile: there is nothing to hand on, and the stream is closed here.
                 Offer::Gone => held.close(),
             }
         }
@@ -135,11 +135,11 @@ impl Doorkeeper for Doors {
             streams.values().filter(|held| held.slot() == Some(slot)).cloned().collect()
         };
         for held in of {
-            // One that was given up may yet come back, and look at what it was told.
+            // A generation that was abandoned may continue, and read the frames that it was sent.
             if stopped {
                 held.unread(generation, serving);
             }
-            // What it has not looked at waits for whatever comes next, but for what only it had.
+            // A stream that it has not taken waits for the next generation. A stream that only it had is closed.
             if held.is_left_by(generation, serving) {
                 held.close();
             } else if serving && held.returns() {

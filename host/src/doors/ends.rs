@@ -1,4 +1,4 @@
-//! Descriptors: their numbers, and what is still in them.
+//! Descriptors: their numbers, and bytes left in them.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -6,18 +6,18 @@ use std::os::unix::net::UnixStream;
 use rustix::net::RecvFlags;
 use zeroize::Zeroize;
 
-/// How much of what a client has sent is thrown away at its end, in bytes: more than a socket keeps.
+/// The most that is discarded of a client's input when its stream ends, in bytes: more than a socket buffers.
 const DISCARDED: usize = 64 << 20;
 
-/// A descriptor's number, as frames have it.
+/// A descriptor's number, as in frames.
 pub(super) fn number(end: &OwnedFd) -> u64 {
     u64::try_from(end.as_raw_fd()).unwrap_or(u64::MAX)
 }
 
-/// Throws away what has come by a socket that is shut: the system would still give it to who reads.
+/// Discards the input of a socket that is shut down, because the system would still deliver it.
 pub(super) fn discard(end: &OwnedFd) {
     let (mut bytes, mut discarded, mut come) = ([0; 4 << 10], 0, 0);
-    // TCP is asked to copy nothing.
+    // With this flag, TCP copies nothing.
     let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
     while let Ok((count, _)) = rustix::net::recv(end, &mut bytes[..], flags) {
         (discarded, come) = (discarded + count, come.max(count));
@@ -29,7 +29,7 @@ pub(super) fn discard(end: &OwnedFd) {
     bytes[..come].zeroize();
 }
 
-/// Whether nobody is at the other end any more.
+/// Whether the other end is closed.
 pub(super) fn is_over(way: &UnixStream) -> bool {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     matches!(rustix::net::recv(way, &mut [0_u8; 1][..], flags), Ok((0, _)))

@@ -43,8 +43,8 @@ pub(super) fn whose(listeners: &[&ListenerSettings], first: &[u8], silent: bool)
     }
 }
 
-/// The same of a connection that a proxy may pass on: one that begins with a header (PROXY protocol) is for the host's own listeners
-/// (`own`), which believe it, and what is behind the header says for which.
+/// As [`whose`], for connections that a proxy may pass on. A connection that begins with a PROXY header is for the
+/// host's own listeners (`own`), which trust it; the bytes behind the header select one of them.
 pub(super) fn whose_passed_on(
     listeners: &[&ListenerSettings],
     own: impl Fn(usize) -> bool,
@@ -73,9 +73,9 @@ fn in_the_clear(listeners: &[(usize, &&ListenerSettings)], first: &[u8], silent:
     let longer = begins().any(|(begins, _)| begins.len() > first.len() && begins.starts_with(first));
     let rest = || listeners.iter().find(|(_, one)| one.marks.begins.is_empty()).map(|(at, _)| *at);
     match best.map(|(_, at)| at).or_else(rest) {
-        // Where nobody else could have it, there is nothing to be decided by silence.
+        // Without another candidate, silence decides nothing.
         best if longer && (!silent || best.is_none()) => Verdict::More(first.len() + 1),
-        // Whoever has said nothing may be about to; it may also wait for the server's word.
+        // A client that has sent nothing may be about to, or may wait for the server to speak first.
         Some(_) if first.is_empty() && !silent => Verdict::More(1),
         Some(at) => Verdict::Is(at),
         None if first.is_empty() => Verdict::More(1),
@@ -109,7 +109,7 @@ fn greeting(listeners: &[(usize, &&ListenerSettings)], first: &[u8]) -> Verdict 
             let hello = accepted.client_hello();
             let offered = || hello.alpn().into_iter().flatten();
             let fit = |of: &ListenerSettings| of.marks.fit(hello.server_name(), offered());
-            // The first of those that fit as well.
+            // The first of those that fit equally well.
             let best = listeners.iter().rev().filter_map(|(at, of)| Some((fit(of)?, *at))).max_by_key(|(fit, _)| *fit);
             let named = listeners.iter().any(|(_, of)| of.marks.fit_name(hello.server_name()).is_some());
             match best {
@@ -118,14 +118,14 @@ fn greeting(listeners: &[(usize, &&ListenerSettings)], first: &[u8]) -> Verdict 
                 None => Verdict::Nobody(UNRECOGNIZED_NAME),
             }
         }
-        // The greeting goes on in the next record.
+        // The ClientHello continues in the next record.
         Ok(None) if whole + HEADER <= MOST => Verdict::More(whole + HEADER),
         Ok(None) => Verdict::Nobody(&[]),
         Err(_) => broken,
     }
 }
 
-/// How many bytes the records have that are there whole; or, if that is not the first one, how many bytes it takes.
+/// The length of all records, if they are complete. Otherwise the error is the length that completes the last one.
 fn records(first: &[u8]) -> Result<usize, usize> {
     let mut whole = 0;
     for _ in 0..RECORDS {
@@ -139,7 +139,7 @@ fn records(first: &[u8]) -> Result<usize, usize> {
         }
         whole = end;
     }
-    // More than a client of good will makes.
+    // An honest client does not make more records.
     if whole == first.len() { Ok(whole) } else { Err(MOST + 1) }
 }
 
@@ -181,7 +181,7 @@ mod tests {
         }
     }
 
-    /// A real client's greeting.
+    /// A real client's ClientHello.
     fn hello(name: &str, alpn: &[&str]) -> Vec<u8> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
@@ -215,7 +215,7 @@ mod tests {
         ] {
             assert_eq!(named(&all, &first, false).as_deref(), Ok(whose), "{:?}", first.escape_ascii().to_string());
         }
-        // Whoever is silent waits for the server's word, or for more.
+        // A silent client waits for the server to speak first, or is about to send more.
         assert_eq!(named(&all, b"", false), Err(Verdict::More(1)));
         assert_eq!(named(&all, b"", true).as_deref(), Ok("slow"));
         assert_eq!(named(&all, b"NIC", false), Err(Verdict::More(4)));
@@ -240,12 +240,12 @@ mod tests {
             let Err(Verdict::More(more)) = named(&chat[..there], false) else { panic!("{there}") };
             assert!(more > there && more <= chat.len(), "{there}: {more}");
         }
-        // Another's name is for none of the host's own.
+        // A name of a service's listener matches none of the host's own.
         assert_eq!(named(&behind(&hello("www.example.org", &["h2"])), false), Err(Verdict::Nobody(UNRECOGNIZED_NAME)));
-        // Its client waits for the host's word.
+        // The client waits for the host to speak first.
         assert_eq!(named(&behind(b""), false), Err(Verdict::More(header.len() + 1)));
         assert_eq!(named(&behind(b""), true).as_deref(), Ok("slow"));
-        // Without a header it is as anybody's.
+        // Without a header, it is treated as any other connection.
         assert_eq!(named(b"SSH-2.0-x\r\n", false).as_deref(), Ok("ssh"));
         assert_eq!(named(&hello("www.example.org", &["h2"]), false).as_deref(), Ok("web"));
         assert_eq!(named(b"PASS x\r\n", false).as_deref(), Ok("irc"));
@@ -265,9 +265,9 @@ mod tests {
         assert_eq!(nobody(&hello("www.example.org", &["irc"])), Verdict::Nobody(NO_APPLICATION_PROTOCOL));
         assert_eq!(nobody(b"GET /"), Verdict::Nobody(&[]));
         assert_eq!(named(&all, b"", true), Err(Verdict::More(1)), "nobody's turn");
-        // What only looks like TLS is TLS's to refuse.
+        // Bytes that only look like TLS are refused by TLS.
         assert_eq!(named(&all, &[HANDSHAKE, 3, 1, 0, 4, 9, 0, 0, 0], false).as_deref(), Ok("web"));
-        // One that never comes to its end is not waited for.
+        // A ClientHello that never ends is given up.
         let endless: Vec<u8> = std::iter::repeat_n([HANDSHAKE, 3, 1, 0, 1, 1], 100).flatten().collect();
         assert!(matches!(nobody_of(&all, &endless), Ok(_) | Err(Verdict::Nobody(_))));
     }
@@ -295,7 +295,8 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes come, the answer is the same; and each time it is asked for more than there is, and no more than the whole.
+        /// The verdict does not depend on how the bytes arrive. Each request is for more bytes than have arrived, and
+        /// never for more than all of them.
         #[test]
         fn bytes_may_come_in_any_parts(which in 0..5usize, records in 1..600usize, step in 1..40usize) {
             let all = all();
@@ -321,7 +322,7 @@ mod tests {
             }
         }
 
-        /// Whatever comes, there is an answer.
+        /// Any bytes get a verdict.
         #[test]
         fn no_bytes_are_too_strange(mut first in prop::collection::vec(any::<u8>(), 0..300), tls: bool, silent: bool) {
             if tls && !first.is_empty() {

@@ -1,4 +1,4 @@
-//! One stream, as the host has it.
+//! One stream, from the host's side.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,14 +24,14 @@ use crate::multiservice::router::Mailbox;
 use crate::session::Limits;
 use crate::sessions::{Acknowledgement, SessionEntry};
 
-/// Whose turn it is with a stream.
+/// Who has the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
-    /// Nobody has been told of it.
+    /// No service has been told about it.
     Nobody,
-    /// It was handed to this slot, whose code has not looked at it yet.
+    /// It was offered to this slot, whose code has not taken it yet.
     Offered(SlotNo),
-    /// This generation of it serves it.
+    /// This generation of the slot serves it.
     Taken(SlotNo, u32),
 }
 
@@ -55,24 +55,24 @@ impl Greeted {
 /// A descriptor that a frame has named.
 struct Lent {
     end: Arc<OwnedFd>,
-    /// Whether it is the stream itself; if not, it is a way to what its login has keys for.
+    /// Whether it is the stream itself. If not, it is a connection to other services for its login.
     stream: bool,
 }
 
-/// What code has made of a stream, for the code that comes next.
+/// A stream's state, serialized by one generation for the next.
 struct Carried {
-    /// Which replacement it is for; 0: code that is replaced already has said it.
+    /// The replacement that it is for. 0: a generation that was already replaced has carried it.
     replacement: u64,
     bytes: Vec<u8>,
 }
 
-/// What comes of offering a stream.
+/// The result of offering a stream.
 pub(super) enum Offer {
-    /// It is offered: this frame tells of it, which names this descriptor, and of this login.
+    /// It is offered: the frame, the descriptor that the frame names, and the login in it.
     Frame(Vec<u8>, Arc<OwnedFd>, Option<u64>),
-    /// It is offered, or served, already.
+    /// It was already offered, or is served.
     Already,
-    /// There is nothing to serve any more.
+    /// There is nothing left to serve.
     Gone,
 }
 
@@ -88,40 +88,41 @@ pub(super) struct Held {
     pub(super) entry: Arc<SessionEntry>,
     client_tcp: bool,
     state: Mutex<State>,
-    /// How many bytes have gone to the client, where the host moves them.
+    /// How many bytes the client has been sent, if the host moves them.
     pub(super) said: Arc<AtomicUsize>,
-    /// Notified when the service has closed it, or wants TLS.
+    /// Notified when there is something to look at, for example when the service has closed it or asks for TLS.
     pub(super) told: Notify,
 }
 
 struct State {
-    /// The client's end, while it is not inside of TLS.
+    /// The client's socket.
     client: Arc<OwnedFd>,
-    /// What the service makes its own descriptor of: the same, or the inner end of TLS. None: it needs it no more.
+    /// The end that the service duplicates: the client's socket, or the inner end of a relay. `None`: the service no
+    /// longer needs it.
     service: Option<Arc<OwnedFd>>,
-    /// Whether that is a socket of TCP's.
+    /// Whether that is a TCP socket.
     tcp: bool,
     tls: bool,
     greeted: Greeted,
     owner: Owner,
     login: Option<LoggedIn>,
-    /// How often something about its identity has changed.
+    /// How often the host was notified of a change of an identity.
     changes: u64,
     carried: Option<Carried>,
-    /// Since when nobody serves it.
+    /// Since when no generation serves it.
     untaken: Instant,
-    /// What the service keeps for it, in bytes.
+    /// What the service keeps for it, in bytes, as it reports.
     buffered: usize,
-    /// What frames have named that no library has answered yet: nothing else may have these numbers.
+    /// Descriptors that frames have named and that no library has answered yet. Their numbers must not be reused.
     lent: VecDeque<Lent>,
-    /// What the client was given to sign.
+    /// The challenge that the client was given to sign.
     challenge: Option<KeyChallenge>,
-    /// Who waits until the service has heard that a login has ended.
+    /// Acknowledgements that wait until the service has processed the end of a login.
     waiting: Vec<Acknowledgement>,
     closing: bool,
     cut: bool,
     ended: bool,
-    /// Whether a proof is being looked at.
+    /// Whether a proof is being checked.
     asking: bool,
     start_tls: Option<Asker>,
 }
@@ -164,7 +165,7 @@ impl Held {
         Arc::new(Self { number, listening, source, peer, place, mailbox, entry, client_tcp: tcp, state, said, told })
     }
 
-    /// The door, as the trail and lists have it.
+    /// The name of the door, for the trail and for lists.
     pub(super) fn door(&self) -> String {
         format!("{}:{}", self.listening.settings.service, self.listening.settings.name)
     }
@@ -173,8 +174,8 @@ impl Held {
         Arc::clone(&self.state.lock().client)
     }
 
-    /// The host moves its bytes from now on, in TLS or because it watches them: this is the inner end. `greeted`: what the client
-    /// has said by TLS.
+    /// From now on the host moves the bytes, for TLS or to watch for silence. `inner` is the service's end. `greeted`:
+    /// what the client said in its TLS handshake.
     pub(super) fn relayed(&self, inner: OwnedFd, greeted: Option<Greeted>) {
         let mut state = self.state.lock();
         state.service = Some(Arc::new(inner));
@@ -182,17 +183,17 @@ impl Held {
         state.greeted = greeted.unwrap_or_default();
     }
 
-    /// The client's certificate; TLS has checked that it has the private key.
+    /// The client's certificate. TLS has verified that the client has the private key.
     pub(super) fn certificate(&self) -> Option<Arc<ClientCertificate>> {
         self.state.lock().greeted.certificate.clone()
     }
 
-    /// Whether the client's end is a socket of TCP's.
+    /// Whether the client's end is a TCP socket.
     pub(super) fn is_tcp(&self) -> bool {
         self.client_tcp
     }
 
-    /// Whether it is a proxy's, which the operator believes when it says whose requests it passes on.
+    /// Whether it comes from a proxy that the operator trusts to name the source of each request.
     pub(super) fn is_proxy(&self) -> bool {
         self.listening.settings.is_proxy(self.client_tcp.then(|| self.source.ip()))
     }
@@ -206,7 +207,7 @@ impl Held {
         self.state.lock().tls
     }
 
-    /// The descriptor that the service is to make its own of: nothing else has its number, until the library has said `Taken`.
+    /// Lends the descriptor that the service duplicates. Its number is not reused until the library has said `Taken`.
     pub(super) fn lend(&self) -> Option<Arc<OwnedFd>> {
         let mut state = self.state.lock();
         let end = state.service.clone().filter(|_| !state.ended)?;
@@ -214,7 +215,7 @@ impl Held {
         Some(end)
     }
 
-    /// The same, of a way to what its login has keys for.
+    /// As [`lend`](Self::lend), for a connection to other services.
     pub(super) fn lend_way(&self, end: OwnedFd) -> Option<Arc<OwnedFd>> {
         let mut state = self.state.lock();
         let end = Some(Arc::new(end)).filter(|_| !state.ended)?;
@@ -222,14 +223,14 @@ impl Held {
         Some(end)
     }
 
-    /// It ends, if no frame names a descriptor that was not answered yet: none will from now on.
+    /// Ends the stream, unless a descriptor in a frame is still unanswered. After that, none is lent any more.
     pub(super) fn ends(&self) -> bool {
         let mut state = self.state.lock();
         state.ended |= state.lent.is_empty();
         state.ended
     }
 
-    /// Offers it to this slot: it is nobody's, or what it served has carried it.
+    /// Offers the stream to this slot, if it has no owner or its generation has carried it.
     pub(super) fn offer(&self, slot: SlotNo, limits: &Limits) -> Offer {
         let mut state = self.state.lock();
         match state.owner {
@@ -240,7 +241,7 @@ impl Held {
         let whole = !(state.ended || state.cut || state.closing);
         let Some(service) = state.service.clone().filter(|_| whole) else { return Offer::Gone };
         (state.owner, state.untaken) = (Owner::Offered(slot), Instant::now());
-        // The generation that takes it reports again what it keeps.
+        // The generation that takes it reports its memory use again.
         self.listening.has_less(std::mem::take(&mut state.buffered));
         self.mailbox.meter().set(Kept::Output, 0);
         state.lent.push_back(Lent { end: Arc::clone(&service), stream: true });
@@ -260,7 +261,7 @@ impl Held {
             tls: state.tls,
             starttls: self.listening.settings.starttls,
             asked: &state.greeted.asked,
-            // One that nothing was done with is as it was.
+            // A stream with an empty state is offered as a new one.
             state: state.carried.as_ref().map(|carried| carried.bytes.as_slice()).filter(|bytes| !bytes.is_empty()),
             login,
             identity,
@@ -281,14 +282,15 @@ impl Held {
         }
     }
 
-    /// A generation has made a descriptor of its own, and serves it: what the one before had carried is that one's.
+    /// A generation has duplicated the descriptor and serves the stream. What the previous generation carried is now
+    /// its own.
     pub(super) fn taken_by(&self, generation: u32, descriptor: u64) {
         let mut state = self.state.lock();
         let at = state.lent.iter().position(|lent| number(&lent.end) == descriptor);
         let answered = at.and_then(|at| state.lent.remove(at));
         match state.owner {
             _ if answered.as_ref().is_none_or(|lent| !lent.stream) => {}
-            // Of TLS that was asked for by code that is replaced by now.
+            // The answer belongs to TLS that an older generation asked for.
             Owner::Taken(_, by) if by > generation => {}
             Owner::Offered(slot) | Owner::Taken(slot, _) => {
                 (state.owner, state.carried) = (Owner::Taken(slot, generation), None);
@@ -300,14 +302,14 @@ impl Held {
         self.told.notify_one();
     }
 
-    /// Since when nobody serves it; none: somebody does.
+    /// Since when no generation serves it. `None`: one does.
     pub(super) fn untaken(&self) -> Option<Instant> {
         let state = self.state.lock();
         (!matches!(state.owner, Owner::Taken(..))).then_some(state.untaken)
     }
 
-    /// The thread of this generation has ended: nobody makes anything of the numbers that frames have told it. `serving`: it was
-    /// the one that served.
+    /// The thread of this generation has ended: it will not use the descriptor numbers in its frames. `serving`:
+    /// whether it was the serving generation.
     pub(super) fn unread(&self, generation: u32, serving: bool) {
         let mut state = self.state.lock();
         let own = match state.owner {
@@ -321,12 +323,12 @@ impl Held {
         self.told.notify_one();
     }
 
-    /// Whether somebody serves it.
+    /// Whether a generation serves it.
     pub(super) fn is_taken(&self) -> bool {
         matches!(self.state.lock().owner, Owner::Taken(..))
     }
 
-    /// The generation that serves it has made bytes of it, for this replacement.
+    /// The serving generation has serialized the stream for this replacement.
     pub(super) fn carry(&self, generation: u32, replacement: u64, bytes: Vec<u8>) {
         let mut state = self.state.lock();
         if matches!(state.owner, Owner::Taken(_, by) if by == generation) {
@@ -334,14 +336,14 @@ impl Held {
         }
     }
 
-    /// Whether it was carried for this replacement, and is not on its way yet.
+    /// Whether it was carried for this replacement, and not offered yet.
     pub(super) fn is_carried(&self, slot: SlotNo, replacement: u64) -> bool {
         let state = self.state.lock();
         matches!(state.owner, Owner::Taken(of, _) if of == slot)
             && state.carried.as_ref().is_some_and(|carried| carried.replacement == replacement)
     }
 
-    /// Nothing has come of a replacement: what was carried stays where it is.
+    /// The replacement has failed: what was carried stays with its generation.
     pub(super) fn stays(&self) {
         let mut state = self.state.lock();
         if matches!(state.owner, Owner::Taken(..)) {
@@ -349,23 +351,23 @@ impl Held {
         }
     }
 
-    /// Whether this generation, which has ended, was the one that had it.
+    /// Whether this generation, which has ended, was the one that had the stream.
     pub(super) fn is_left_by(&self, generation: u32, serving: bool) -> bool {
         let state = self.state.lock();
         match state.owner {
-            // Made bytes of, and not handed on: those it was for have ended as well.
+            // If it was carried and not handed on, the generation that it was for has ended, too.
             Owner::Taken(_, by) => by == generation && (serving || state.carried.is_none()),
             Owner::Offered(_) => serving && state.carried.is_some(),
             Owner::Nobody => false,
         }
     }
 
-    /// Whether another generation of this slot than this one serves it.
+    /// Whether another generation of this slot serves it.
     pub(super) fn is_with_another(&self, slot: SlotNo, generation: u32) -> bool {
         matches!(self.state.lock().owner, Owner::Taken(of, by) if of == slot && by != generation)
     }
 
-    /// Nobody has looked at it: it is nobody's again. False: somebody has.
+    /// Withdraws an offer that no generation has taken. `false`: there was none.
     pub(super) fn returns(&self) -> bool {
         let mut state = self.state.lock();
         let offered = matches!(state.owner, Owner::Offered(_)) && !state.closing;
@@ -375,7 +377,7 @@ impl Held {
         offered
     }
 
-    /// A frame was not handed over after all: nobody reads the number in it.
+    /// A frame was not delivered: nobody reads the descriptor number in it.
     pub(super) fn takes_back(&self, named: &Arc<OwnedFd>) {
         let mut state = self.state.lock();
         let at = state.lent.iter().rposition(|lent| Arc::ptr_eq(&lent.end, named));
@@ -394,10 +396,10 @@ impl Held {
         }
         let meter = self.mailbox.meter();
         let more = bytes.saturating_sub(state.buffered);
-        // A little everybody has, whatever others of this listener use.
+        // Everybody may have a little, whatever other clients of this listener use.
         let little = bytes <= FLOOR;
         let admits = more == 0 || meter.admits(more) && self.listening.buffers(more, little);
-        // One that is let go takes no more from those who stay.
+        // A stream that is refused more must not take memory from the others.
         let less = if admits { state.buffered.saturating_sub(bytes) } else { state.buffered };
         self.listening.has_less(less);
         state.buffered = if admits { bytes } else { 0 };
@@ -405,14 +407,14 @@ impl Held {
         admits
     }
 
-    /// This generation is done with it, if it is the one that serves it.
+    /// This generation has finished with the stream, if it is the one that serves it.
     pub(super) fn close_by(&self, generation: u32) {
         if matches!(self.state.lock().owner, Owner::Taken(_, by) if by == generation) {
             self.close();
         }
     }
 
-    /// Whether this generation is the one that has to hear of its end.
+    /// Whether this generation is the one that must process the end.
     pub(super) fn is_heard_by(&self, generation: u32) -> bool {
         match self.state.lock().owner {
             Owner::Taken(_, by) => by == generation,
@@ -420,7 +422,7 @@ impl Held {
         }
     }
 
-    /// The service is done with it.
+    /// The service has finished with the stream.
     pub(super) fn close(&self) {
         self.state.lock().closing = true;
         self.told.notify_one();
@@ -430,54 +432,54 @@ impl Held {
         self.state.lock().closing
     }
 
-    /// The service's end is closed, as far as the host has it, but for what frames have named.
+    /// Drops the host's copy of the service's end. Descriptors that frames have named stay open.
     pub(super) fn let_go(&self) {
         let let_go = self.state.lock().service.take();
         drop(let_go);
     }
 
-    /// Its client has gone, or was silent for too long: what it has sent is still the service's to read.
+    /// The client has gone, or was silent for too long. The service can still read what the client has sent.
     pub(super) fn hang_up(&self) {
         let _ = rustix::net::shutdown(&*self.client(), Shutdown::Both);
     }
 
-    /// Ends it at once, both ways: also what is still on its way.
+    /// Cuts the stream at once in both directions. Bytes on their way are discarded.
     pub(super) fn cut(&self) {
         let (client, service) = {
             let mut state = self.state.lock();
             state.cut = true;
-            // What is kept for it is as good as gone.
+            // The memory kept for it is about to be freed.
             self.listening.has_less(std::mem::take(&mut state.buffered));
             self.mailbox.meter().set(Kept::Output, 0);
             (Arc::clone(&state.client), state.service.clone())
         };
         let inner = service.filter(|service| !Arc::ptr_eq(service, &client));
         for end in [Some(client), inner].into_iter().flatten() {
-            // TCP forgets what it has yet to send, and what nobody has read; others have nothing to send.
+            // Disconnecting makes TCP discard unsent and unread bytes. Other sockets have nothing unsent.
             if rustix::net::connect_unspec(&*end).is_err() {
-                // It may have gone.
+                // The peer may have gone.
                 let _ = rustix::net::shutdown(&*end, Shutdown::Both);
             }
             discard(&end);
         }
     }
 
-    /// Whether it was ended from here.
+    /// Whether the host has cut it.
     pub(super) fn is_cut(&self) -> bool {
         self.state.lock().cut
     }
 
-    /// Whether it is forgotten.
+    /// Whether it has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.state.lock().ended
     }
 
-    /// Whoever waits is answered when the service has heard that the login has ended.
+    /// Adds an acknowledgement that waits until the service has processed the end of the login.
     pub(super) fn waits(&self, acknowledgement: Acknowledgement) {
         self.state.lock().waiting.push(acknowledgement);
     }
 
-    /// The service has heard it, or has had its time.
+    /// The service has processed the end of the login, or its time is up.
     pub(super) fn heard(&self) {
         let waiting = std::mem::take(&mut self.state.lock().waiting);
         drop(waiting);
@@ -492,7 +494,7 @@ impl Held {
         self.state.lock().start_tls.take()
     }
 
-    /// Begins to look at a proof; false: one is being looked at.
+    /// Begins to check a proof. `false`: another one is being checked.
     pub(super) fn begins_asking(&self) -> bool {
         !std::mem::replace(&mut self.state.lock().asking, true)
     }
@@ -501,12 +503,12 @@ impl Held {
         self.state.lock().asking = false;
     }
 
-    /// What the client is to sign from now on.
+    /// Stores the challenge that the client is to sign.
     pub(super) fn challenges(&self, challenge: KeyChallenge) {
         self.state.lock().challenge = Some(challenge);
     }
 
-    /// What it was given to sign: once.
+    /// Takes the challenge. Each can be used once.
     pub(super) fn challenged(&self) -> Option<KeyChallenge> {
         self.state.lock().challenge.take()
     }
@@ -515,12 +517,13 @@ impl Held {
         self.state.lock().changes
     }
 
-    /// Something about an identity has changed.
+    /// The host was notified of a change of an identity.
     pub(super) fn changed(&self) {
         self.state.lock().changes += 1;
     }
 
-    /// Somebody has logged in, unless something has changed since; the one who had before.
+    /// Stores a login and returns the previous one. Fails if the host was notified of a change since `changes` was
+    /// read.
     pub(super) fn log_in(&self, login: LoggedIn, changes: u64) -> Result<Option<LoggedIn>, ()> {
         let mut state = self.state.lock();
         if state.changes != changes {
@@ -533,12 +536,12 @@ impl Held {
         self.state.lock().login.clone()
     }
 
-    /// Nobody is logged in any more, if it was by this login.
+    /// Ends this login, if it is the current one.
     pub(super) fn log_out(&self, login: u64) -> Option<LoggedIn> {
         self.state.lock().login.take_if(|has| has.number == login)
     }
 
-    /// It has ended: who was logged in.
+    /// Ends the stream. Returns the login that it had.
     pub(super) fn end(&self) -> Option<LoggedIn> {
         let mut state = self.state.lock();
         state.service = None;

@@ -1,7 +1,7 @@
 //! A login that outlives the streams that it came by, while a service has it.
 //!
-//! What is remembered of one is the authorizer's: it is a credential of its identity's ([`crate::cred::Remembered`]). Here is what
-//! a service has of it: a number, a line in the list of sessions, a way to hear that it is over.
+//! The authorizer stores a remembered login as a credential of its identity ([`crate::cred::Remembered`]). This module
+//! holds what a service has of it: a number, a line in the list of sessions, and a mailbox for changes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -18,9 +18,9 @@ use crate::multiservice::SlotNo;
 use crate::multiservice::router::Mailbox;
 use crate::sessions::{Acknowledgement, SessionEntry};
 
-/// A login that no stream has.
+/// A login without a stream.
 pub(super) struct Lasting {
-    /// Its number, as a connection: notices come by it.
+    /// Its number, as a connection. Notices arrive by it.
     pub(super) connection: u32,
     pub(super) service: String,
     pub(super) slot: SlotNo,
@@ -32,16 +32,16 @@ pub(super) struct Lasting {
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) login: LoggedIn,
     pub(super) state: Mutex<State>,
-    /// Notified when there is something to look at.
+    /// Notified when the state has changed.
     pub(super) told: Notify,
 }
 
-/// Why one is over.
+/// Why a login is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Over {
-    /// No code has it any more: it may be asked for again.
+    /// No generation has it any more. It can be resumed.
     Left,
-    /// What it came by was taken away.
+    /// The access that it came by was revoked.
     Gone,
     /// It is to be forgotten.
     Forgotten,
@@ -51,17 +51,17 @@ pub(super) enum Over {
 pub(super) struct State {
     /// The generations that have it, and how often each was answered with it.
     holders: BTreeMap<u32, u64>,
-    /// Until when it goes on, if it is not used, in seconds since 1970.
+    /// When it expires if it is not used, in seconds since 1970.
     pub(super) expires: u64,
-    /// Descriptors that frames have named, and to which generation, that no library has answered yet.
+    /// Descriptors in frames, and the generation that each frame went to, that no library has answered yet.
     lent: Vec<(u32, Arc<OwnedFd>)>,
     over: Option<Over>,
-    /// Who waits until the service has heard it.
+    /// Acknowledgements that wait until the service has processed the end.
     waiting: Vec<Acknowledgement>,
 }
 
 impl State {
-    /// This generation is about to be answered with it.
+    /// The state of a login that is about to be sent to this generation.
     pub(super) fn of(generation: u32) -> Self {
         Self { holders: [(generation, 0)].into(), ..Self::default() }
     }
@@ -77,7 +77,7 @@ impl Lasting {
         (self.login.identity.clone(), self.login.credential)
     }
 
-    /// Whether it is of this slot's service.
+    /// Whether it belongs to this slot's service.
     pub(super) fn is_of(&self, slot: SlotNo) -> bool {
         self.slot == slot
     }
@@ -90,7 +90,7 @@ impl Lasting {
         self.state.lock().over
     }
 
-    /// It is over; false: it was already.
+    /// Ends it. `false`: it was already over.
     pub(super) fn end(&self, over: Over, acknowledgement: Option<Acknowledgement>) -> bool {
         let mut state = self.state.lock();
         state.waiting.extend(acknowledgement);
@@ -101,7 +101,7 @@ impl Lasting {
         first
     }
 
-    /// A generation is about to be answered with it; why not, if it is over.
+    /// A generation is about to be answered with it. Fails if it is over, with the reason.
     pub(super) fn is_held_by(&self, generation: u32, expires: u64) -> Result<(), Over> {
         let mut state = self.state.lock();
         if let Some(over) = state.over {
@@ -112,7 +112,8 @@ impl Lasting {
         Ok(())
     }
 
-    /// A generation has no more of it than what it has yet to hear of, or has heard that it is over. `answers`: how many it has had.
+    /// A generation has released it, or has processed its end. `answers`: how many answers with it the generation has
+    /// received.
     pub(super) fn let_go_by(&self, generation: u32, answers: u64) {
         let mut state = self.state.lock();
         let over = state.over.is_some();
@@ -126,7 +127,7 @@ impl Lasting {
         self.told.notify_one();
     }
 
-    /// A generation has ended. One that was given up, and has not `stopped`, may yet look at what it was told.
+    /// A generation has ended. If it was abandoned (not `stopped`), it may still read its frames.
     pub(super) fn left_by(&self, generation: u32, stopped: bool) {
         let mut state = self.state.lock();
         state.holders.remove(&generation);
@@ -136,7 +137,7 @@ impl Lasting {
         self.told.notify_one();
     }
 
-    /// It ends, if no code has it any more: it may be asked for again.
+    /// Ends it if no generation has it any more. It can be resumed. Returns whether it is over.
     pub(super) fn ends_if_left(&self) -> bool {
         let mut state = self.state.lock();
         if state.over.is_none() && state.holders.is_empty() {
@@ -145,17 +146,17 @@ impl Lasting {
         state.over.is_some()
     }
 
-    /// Whether a frame has named a descriptor that no library has answered yet: nothing else may have its number.
+    /// Whether a descriptor in a frame is still unanswered. Its number must not be reused.
     pub(super) fn has_lent(&self) -> bool {
         !self.state.lock().lent.is_empty()
     }
 
-    /// Whether no code has it any more.
+    /// Whether no generation has it any more.
     pub(super) fn is_left(&self) -> bool {
         self.state.lock().holders.is_empty()
     }
 
-    /// A descriptor that a frame is about to name.
+    /// Lends a descriptor that a frame is about to name.
     pub(super) fn lend(&self, generation: u32, end: OwnedFd) -> Option<Arc<OwnedFd>> {
         let mut state = self.state.lock();
         let end = Some(Arc::new(end)).filter(|_| state.over.is_none())?;
@@ -163,7 +164,7 @@ impl Lasting {
         Some(end)
     }
 
-    /// A library has made one of its own of a descriptor.
+    /// A library has duplicated a descriptor.
     pub(super) fn taken(&self, descriptor: u64) {
         let mut state = self.state.lock();
         let at = state.lent.iter().position(|(_, end)| number(end) == descriptor);
@@ -172,7 +173,7 @@ impl Lasting {
         drop(taken);
     }
 
-    /// A frame was not handed over after all.
+    /// A frame was not delivered.
     pub(super) fn takes_back(&self, named: &Arc<OwnedFd>) {
         let mut state = self.state.lock();
         let at = state.lent.iter().rposition(|(_, end)| Arc::ptr_eq(end, named));
@@ -187,7 +188,7 @@ impl Lasting {
     }
 }
 
-/// All of them.
+/// All logins without a stream.
 #[derive(Default)]
 pub(super) struct Table {
     /// By the identity's name, and the number of the credential.
@@ -209,7 +210,7 @@ impl Table {
         self.by_connection.insert(u64::from(new.connection), Arc::clone(new));
     }
 
-    /// No more is asked for by its token.
+    /// Its token no longer leads to it.
     pub(super) fn unlist(&mut self, of: &Arc<Lasting>) {
         if self.by_key.get(&of.key()).is_some_and(|listed| Arc::ptr_eq(listed, of)) {
             self.by_key.remove(&of.key());

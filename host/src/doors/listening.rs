@@ -1,4 +1,4 @@
-//! A listener: its socket, and who waits by it.
+//! A listener: its socket, and the streams that wait for its service.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -20,7 +20,7 @@ use crate::login_gate::network;
 use crate::multiservice::SlotNo;
 use crate::successor::{Inherited, Open, Wanted};
 
-/// Permissions of a Unix socket of which nothing is said: its folder says who may come.
+/// Permissions of a Unix socket without a configured mode. Its folder controls access.
 const ANYBODY: u32 = 0o666;
 
 /// A listener, for the operator to see.
@@ -28,36 +28,37 @@ const ANYBODY: u32 = 0o666;
 pub struct ListenerStatus {
     /// The service's name.
     pub service: String,
-    /// The listener's own.
+    /// The listener's name.
     pub name: String,
-    /// Where it listens; none: credhost.toml says nothing of it.
+    /// The address. `None`: credhost.toml has none for it.
     pub address: Option<String>,
     /// "tls", "starttls", or nothing.
     pub tls: String,
-    /// What tells its connections from those of others at the same address, as it stands in credhost.toml.
+    /// What distinguishes its connections from those of other listeners at the same address, as written in
+    /// credhost.toml.
     #[serde(default)]
     pub marks: String,
-    /// How many connections there are.
+    /// The number of connections.
     pub connections: usize,
-    /// How many of them wait for the service.
+    /// The number of them that wait for the service.
     pub held: usize,
     /// Whether a service takes them.
     pub taken: bool,
 }
 
-/// A listener that is open for as long as the host lives.
+/// A listener. It stays open as long as the host runs.
 pub(super) struct Listening {
     pub(super) settings: ListenerSettings,
     socket: Arc<Bound>,
-    /// What TLS is spoken with, once it is.
+    /// The TLS configuration, created at first use.
     pub(super) tls: OnceLock<Arc<ServerConfig>>,
     sources: Mutex<Sources>,
-    /// What its service keeps for its clients, in bytes.
+    /// What its service keeps for its clients, in bytes, as it reports.
     buffered: AtomicUsize,
-    /// The most of it.
+    /// The limit of `buffered`.
     most: AtomicUsize,
     waiting: Mutex<Waiting>,
-    /// Its place among the host's own listeners. `None`: it is a service's.
+    /// Its index among the host's own listeners. `None`: it belongs to a service.
     pub(super) of_host: Option<usize>,
 }
 
@@ -66,7 +67,7 @@ pub(super) enum Bound {
     Unix(std::os::unix::net::UnixListener),
 }
 
-/// The same, as tokio has it.
+/// The same, for tokio.
 pub(super) enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
@@ -74,19 +75,19 @@ pub(super) enum Socket {
 
 #[derive(Default)]
 struct Waiting {
-    /// Who takes them.
+    /// The slot that takes streams.
     taken: Option<SlotNo>,
-    /// Whether nobody needs to log in.
+    /// Whether clients need not log in.
     public: bool,
-    /// Which generation has said so.
+    /// The generation that set this.
     by: u32,
-    /// What one says that has yet to come to serve.
+    /// What a generation has set that does not serve yet.
     next: Option<(u32, bool)>,
     held: Vec<u32>,
 }
 
 impl Listening {
-    /// Opens it, or takes it over from the host before this one.
+    /// Opens it, or takes it over from the previous host.
     pub(super) fn open(settings: ListenerSettings, inherited: &Inherited) -> Result<Arc<Self>, String> {
         let at = |why: &dyn std::fmt::Display| {
             format!(
@@ -97,7 +98,7 @@ impl Listening {
         let socket = match (inherited.take(&wanted(&settings, &name(&settings))), &settings.address) {
             (Some(Open::Tcp(listener)), _) => Bound::Tcp(listener),
             (Some(Open::Unix(listener)), address) => {
-                // The host before this one may have let others in; where nothing is said, systemd may have.
+                // The previous host may have set another mode. Without a configured mode, systemd may have set one.
                 if let (Address::Unix(path), Some(mode)) = (address, settings.mode) {
                     permit(path, mode).map_err(|error| at(&error))?;
                 }
@@ -105,7 +106,7 @@ impl Listening {
             }
             (None, Address::Tcp(found)) => {
                 let listener = std::net::TcpListener::bind(found.as_slice()).map_err(|error| at(&error))?;
-                // As many as the system lets wait: the library's own number is small.
+                // The longest queue that the system allows: the library's default is short.
                 rustix::net::listen(&listener, i32::MAX).map_err(|error| at(&error))?;
                 Bound::Tcp(listener)
             }
@@ -118,12 +119,12 @@ impl Listening {
         Ok(Self::on(Arc::new(socket), settings, None))
     }
 
-    /// One of the host's own, whose socket others share.
+    /// A listener of the host's own, whose socket others share.
     pub(super) fn of_host(at: usize, settings: ListenerSettings, socket: std::net::TcpListener) -> Arc<Self> {
         Self::on(Arc::new(Bound::Tcp(socket)), settings, Some(at))
     }
 
-    /// One more on the socket of another.
+    /// Another listener on the socket of an existing one.
     pub(super) fn beside(other: &Self, settings: ListenerSettings) -> Arc<Self> {
         Self::on(Arc::clone(&other.socket), settings, None)
     }
@@ -134,7 +135,7 @@ impl Listening {
         Arc::new(Self { settings, socket, tls, sources, buffered, most, waiting, of_host })
     }
 
-    /// Its socket, for whoever serves it next, with its name.
+    /// The socket and its name, for the next host.
     pub(super) fn hand_on(&self) -> std::io::Result<(String, OwnedFd)> {
         let socket = match &*self.socket {
             Bound::Tcp(listener) => listener.try_clone()?.into(),
@@ -143,7 +144,7 @@ impl Listening {
         Ok((name(&self.settings), socket))
     }
 
-    /// Its socket, for a task that accepts.
+    /// The socket, for a task that accepts connections.
     pub(super) fn socket(&self) -> std::io::Result<Bound> {
         Ok(match &*self.socket {
             Bound::Tcp(listener) => {
@@ -157,7 +158,7 @@ impl Listening {
         })
     }
 
-    /// Where it listens, as it has come to be: a port of 0 is another then.
+    /// The address that it actually listens on: with port 0, the system chooses one.
     pub(super) fn address(&self) -> String {
         match &*self.socket {
             Bound::Tcp(listener) => listener.local_addr().map_or_else(|_| String::new(), |address| address.to_string()),
@@ -169,7 +170,7 @@ impl Listening {
         self.settings.service == service && self.settings.name == name
     }
 
-    /// Who takes its streams.
+    /// The slot that takes its streams.
     pub(super) fn taken(&self) -> Option<SlotNo> {
         self.waiting.lock().taken
     }
@@ -178,7 +179,7 @@ impl Listening {
         self.waiting.lock().public
     }
 
-    /// This generation takes them: once it serves, if it has yet to.
+    /// This generation takes its streams: now, or, if `embargoed`, once it serves.
     pub(super) fn take(&self, slot: SlotNo, generation: u32, public: bool, embargoed: bool) {
         let mut waiting = self.waiting.lock();
         if embargoed {
@@ -188,7 +189,7 @@ impl Listening {
         }
     }
 
-    /// This generation serves: it takes them, if it has said so, and whoever did before does not.
+    /// This generation serves. It takes the streams if it has said so; a previous generation no longer does.
     pub(super) fn serves(&self, slot: SlotNo, generation: u32) {
         let mut waiting = self.waiting.lock();
         match waiting.next.take_if(|(by, _)| *by == generation) {
@@ -198,12 +199,12 @@ impl Listening {
         }
     }
 
-    /// This slot takes them no more.
+    /// This slot no longer takes its streams.
     pub(super) fn give_up(&self, slot: SlotNo) {
         self.waiting.lock().taken.take_if(|taken| *taken == slot);
     }
 
-    /// One waits, once; answers with who takes them by now.
+    /// Holds a stream, if it is not held yet. Returns the slot that takes streams by now.
     pub(super) fn hold(&self, number: u32) -> Option<SlotNo> {
         let mut waiting = self.waiting.lock();
         if !waiting.held.contains(&number) {
@@ -216,13 +217,13 @@ impl Listening {
         std::mem::take(&mut self.waiting.lock().held)
     }
 
-    /// It has gone while it waited.
+    /// The stream has gone while it waited.
     pub(super) fn forget(&self, number: u32, place: Place) {
         self.waiting.lock().held.retain(|waits| *waits != number);
         self.leave(place);
     }
 
-    /// A place is free again.
+    /// Frees a place.
     pub(super) fn leave(&self, place: Place) {
         self.sources.lock().leave(place);
     }
@@ -246,7 +247,8 @@ impl Listening {
         }
     }
 
-    /// Adds bytes that the service keeps for this listener's clients. `false`: the limit would be exceeded. `little`: no limit applies.
+    /// Adds bytes that the service keeps for this listener's clients. `false`: the limit would be exceeded. `little`:
+    /// no limit applies.
     pub(super) fn buffers(&self, more: usize, little: bool) -> bool {
         let most = if little { usize::MAX } else { self.most.load(Ordering::Relaxed) };
         let add = |before: usize| before.checked_add(more).filter(|all| *all <= most);
@@ -258,20 +260,19 @@ impl Listening {
         self.buffered.fetch_sub(less, Ordering::Relaxed);
     }
 
-    /// The most that may be kept for its clients, in bytes.
+    /// Sets the limit of what may be kept for its clients, in bytes.
     pub(super) fn set_most(&self, most: usize) {
         self.most.store(most, Ordering::Relaxed);
     }
 
-    /// A place for one more, if there is one.
-    /// `arriving`: how many may wait for the service.
+    /// Takes a place for one more connection, if there is one. `arriving`: how many may wait for the service.
     pub(super) fn admit(&self, source: IpAddr, known: bool, proxy: bool, arriving: usize) -> Option<Place> {
         let waiting = self.waiting.lock();
         if waiting.taken.is_none() && waiting.held.len() >= arriving {
             return None;
         }
         drop(waiting);
-        // By a proxy everybody comes: what each may do is counted by who is behind it.
+        // All clients of a proxy come from its address: their logins are counted by the source that the proxy names.
         let source = (!proxy).then(|| network(source));
         let place = Place { source, stranger: !known && !proxy };
         let most = Most { connections: self.settings.connections, per_source: self.settings.per_source };
@@ -279,7 +280,7 @@ impl Listening {
     }
 }
 
-/// What a listener's socket is known by to the host after this one.
+/// The name of a listener's socket, for the next host.
 pub(crate) fn name(settings: &ListenerSettings) -> String {
     if let Address::Systemd(_) = &settings.address {
         return settings.shown.clone();
@@ -287,7 +288,7 @@ pub(crate) fn name(settings: &ListenerSettings) -> String {
     format!("[service.{}.listen] {} = {:?}", settings.service, settings.name, settings.shown)
 }
 
-/// Which socket a listener wants, that has this name.
+/// The inherited socket that fits this listener, which has this name.
 pub(crate) fn wanted<'a>(settings: &'a ListenerSettings, name: &'a str) -> Wanted<'a> {
     match &settings.address {
         Address::Tcp(found) => Wanted::Tcp(name, found),
@@ -296,7 +297,7 @@ pub(crate) fn wanted<'a>(settings: &'a ListenerSettings, name: &'a str) -> Wante
     }
 }
 
-/// Why systemd's socket is not there.
+/// Explains why systemd's socket is missing.
 fn not_given(names: &[String]) -> String {
     match names.join(":") {
         names if names.is_empty() => "systemd has given no sockets (LISTEN_FDNAMES)".to_owned(),
@@ -304,11 +305,12 @@ fn not_given(names: &[String]) -> String {
     }
 }
 
-/// A Unix socket in a file. One that a host before this one has left is put out of the way; one that is served is not.
+/// Binds a Unix socket in a file. Removes a socket file that a previous host has left, unless a program still listens
+/// on it.
 fn bind_unix(path: &Path, mode: Option<u32>) -> std::io::Result<std::os::unix::net::UnixListener> {
     let is_socket = || std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     let left = || -> std::io::Result<bool> {
-        // Without waiting: one that is served may have a long queue.
+        // Does not block: a live socket may have a long queue.
         let probe = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM.nonblocking(), None)?;
         let refused = probe.connect(&socket2::SockAddr::unix(path)?).err();
         Ok(refused.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
@@ -318,7 +320,7 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> std::io::Result<std::os::unix::n
     }
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM.cloexec(), None)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
-    // Before anybody can connect. Where nothing is said, the folder that it is in says who may.
+    // Before anybody can connect. Without a configured mode, the folder controls access.
     permit(path, mode.unwrap_or(ANYBODY))?;
     socket.listen(i32::MAX)?;
     Ok(socket.into())
@@ -329,7 +331,7 @@ fn permit(path: &Path, mode: u32) -> std::io::Result<()> {
 }
 
 impl Bound {
-    /// The same within a runtime of tokio's.
+    /// The same, registered with tokio. Must be called within a runtime.
     pub(super) fn listen(self) -> std::io::Result<Socket> {
         Ok(match self {
             Self::Tcp(listener) => Socket::Tcp(TcpListener::from_std(listener)?),
@@ -339,7 +341,7 @@ impl Bound {
 }
 
 impl Socket {
-    /// The next connection: its descriptor, and where it comes from.
+    /// Accepts the next connection. Returns its descriptor and its source.
     async fn accept(&self) -> std::io::Result<(OwnedFd, Option<SocketAddr>)> {
         match self {
             Self::Tcp(listener) => {
@@ -352,7 +354,7 @@ impl Socket {
     }
 }
 
-/// Takes connections in until it is `closed`: each with where it comes from, if that is an address.
+/// Accepts connections until `closed` is set. Each is passed on with its source, if that is an address.
 pub(super) async fn accept(
     socket: Socket,
     mut closed: watch::Receiver<bool>,
@@ -366,7 +368,7 @@ pub(super) async fn accept(
         match accepted {
             Ok((client, source)) => come(client, source),
             Err(error) => {
-                // Out of descriptors, most likely: what is connected goes on; look again in a while.
+                // Most likely out of descriptors: existing connections continue; try again in a while.
                 tracing::warn!(%error, "a connection cannot be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -389,7 +391,7 @@ mod tests {
         let slot = SlotNo(1);
         listening.take(slot, 1, false, false);
         assert_eq!((listening.taken(), listening.is_public()), (Some(slot), false));
-        // The second does not come to serve, the third does, the fourth has no such door.
+        // Generation 2 never serves, generation 3 does, generation 4 has no such door.
         listening.take(slot, 2, true, true);
         assert!(!listening.is_public());
         listening.take(slot, 3, true, true);
@@ -417,7 +419,7 @@ mod tests {
         assert!(!listening.buffers(1, false));
         listening.has_less(1);
         assert!(listening.buffers(1, false));
-        // Those who wait for the service have a limit of their own, until it takes them.
+        // Streams that wait for the service have a limit of their own, until it takes them.
         let source = IpAddr::from([127, 0, 0, 1]);
         (1..=2).for_each(|number| drop(listening.hold(number)));
         assert!(listening.admit(source, true, false, 2).is_none() && listening.admit(source, true, false, 3).is_some());

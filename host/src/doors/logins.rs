@@ -1,4 +1,4 @@
-//! Who logs in by a stream: the same gate as for PB, the same time for a refusal, the same line in the trail.
+//! Logins by a stream: the same gate as for PB, the same time for a refusal, the same line in the trail.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::store;
 /// The message of a refused login: the same whether the name exists or not.
 const WRONG: &str = "wrong name or password";
 
-/// Whether what a login came by is still there.
+/// Whether the access that a login came by still exists.
 pub(super) fn still(identity: &Identity, login: &LoggedIn, service: &str) -> bool {
     let has = perspectives(identity, service);
     identity.enabled
@@ -34,7 +34,7 @@ pub(super) fn perspectives(identity: &Identity, service: &str) -> Vec<String> {
     own.map(|key| key.perspective.to_string()).collect()
 }
 
-/// A refused login: the message for the client, and in how many seconds the next try is looked at.
+/// A refused login: the message for the client, and the seconds until the next attempt is checked.
 pub(super) struct Denied {
     pub(super) message: String,
     pub(super) wait: u64,
@@ -54,7 +54,8 @@ impl From<Refusal> for Denied {
 }
 
 impl Held {
-    /// Whose request came by it: `source` is an address that a proxy has said, where the operator believes it.
+    /// The source of a request on this stream. `source` is the address that a proxy names; it counts if the operator
+    /// trusts the proxy.
     pub(super) fn whose(&self, source: &str) -> Source {
         let said = Some(source).filter(|_| self.is_proxy()).and_then(|source| source.parse::<IpAddr>().ok());
         let (address, peer) = match said {
@@ -70,7 +71,7 @@ fn public_key(line: &[u8]) -> Result<PublicKey, String> {
     PublicKey::parse(line).map(|(key, _)| key).map_err(|error| error.to_string())
 }
 
-/// A key that the service says the client has proven to have: where the operator takes its word.
+/// A key that the service says the client has proven to hold. Accepted if the operator lets the service vouch.
 fn vouched(held: &Held, name: &str, key: &[u8]) -> Result<Proof, String> {
     let settings = &held.listening.settings;
     if !settings.grants.vouch {
@@ -83,7 +84,7 @@ fn vouched(held: &Held, name: &str, key: &[u8]) -> Result<Proof, String> {
     Ok(Proof::Vouched(name.to_owned(), public_key(key)?))
 }
 
-/// The certificate that the client has shown by TLS. Without a name it says whose it is.
+/// The certificate that the client has presented in TLS. Without a `name`, the certificate names the identity.
 fn certified(held: &Held, name: &str) -> Result<Proof, String> {
     let certificate = held.certificate().ok_or_else(|| match held.listening.settings.certificates {
         true => "the client has shown no certificate that can be used".to_owned(),
@@ -97,7 +98,7 @@ fn certified(held: &Held, name: &str) -> Result<Proof, String> {
 }
 
 impl Doors {
-    /// A service asks whether a proof is right, or for something to be signed.
+    /// A service submits a proof, or asks for a challenge to sign.
     pub(super) fn authenticate(
         &self,
         asker: Asker,
@@ -107,7 +108,7 @@ impl Doors {
     ) {
         let Some(held) = held else { return self.refuse(asker, "the client has gone") };
         let from = held.whose(source);
-        // Where no name is given the token says whose it is.
+        // Without a name, the token determines the identity.
         let named = Some(name.nfc().collect::<String>()).filter(|name| !name.is_empty());
         let proof = match kind {
             1 | 2 => self.secret(&held, kind, name, secret),
@@ -136,7 +137,7 @@ impl Doors {
         self.prove(asker, held, from, proof, named);
     }
 
-    /// A password, or a token: where nobody can listen.
+    /// A password or a token. Accepted only where nobody can eavesdrop.
     fn secret(&self, held: &Held, kind: u64, name: &str, secret: &[u8]) -> Result<Proof, String> {
         let rules = self.around.gate.rules();
         let near = held.source.ip().to_canonical().is_loopback() && rules.loopback_is_private;
@@ -144,16 +145,16 @@ impl Doors {
             return Err("passwords and tokens need TLS here".to_owned());
         }
         Ok(match (kind, std::str::from_utf8(secret)) {
-            // Programs that know of passwords alone give a token in its place.
+            // Programs that know only passwords send a token as the password.
             (1, Ok(token)) if Token::looks_like(token) => Proof::Token(Token::received(token)),
             (1, Ok(password)) => Proof::Password(name.to_owned(), Password::new(password)),
             (2, Ok(token)) => Proof::Token(Token::received(token)),
-            // A password is a text.
+            // A password must be text.
             _ => Proof::Password(name.to_owned(), Password::new("")),
         })
     }
 
-    /// Something to be signed, for any name and key at all.
+    /// A challenge to sign, for any name and key.
     fn challenge(&self, asker: Asker, held: &Held, name: &str, key: &[u8]) {
         let mut random = [0; 32];
         if getrandom::fill(&mut random).is_err() {
@@ -169,14 +170,14 @@ impl Doors {
         self.later(move |me| me.tell(&asker, &bytes));
     }
 
-    /// Has a proof looked at, and answers.
+    /// Has a proof checked, and answers.
     fn prove(&self, asker: Asker, held: Arc<Held>, from: Source, proof: Proof, named: Option<String>) {
         let (Some(me), request) = (self.me.upgrade(), asker.request) else { return };
         self.spawn(async move {
             let came = Instant::now();
             let answered = me.log_in(&held, &from, proof, named).await;
             if answered.is_err() {
-                // Every refusal leaves when the most expensive to find out has been found out for long.
+                // Every refusal is sent after the same time, which is longer than the slowest check takes.
                 let leaves = came + me.limits.read().refusal;
                 tokio::time::sleep_until(leaves.into()).await;
             }
@@ -213,7 +214,7 @@ impl Doors {
             return Err(WRONG.into());
         }
         let before = held.login().map(|login| login.identity);
-        // From now on it hears of what changes; what has changed before shows when the identity is looked up once more.
+        // From now on the stream is notified of changes. An earlier change shows in the next lookup of the identity.
         held.entry.enter(&name);
         let admitted = self.admit(held, from, (&name, credential), removals).await;
         match &admitted {
@@ -229,7 +230,7 @@ impl Doors {
             Err(_) if before.as_ref() != Some(&name) => held.entry.left(&name),
             Err(_) => {}
         }
-        // It may have ended meanwhile: then nobody else forgets this one.
+        // The stream may have ended meanwhile. Then this login must be forgotten here.
         if held.has_ended() {
             if let Ok(login) = &admitted {
                 self.over(login.number);
@@ -239,7 +240,7 @@ impl Doors {
         admitted
     }
 
-    /// Somebody has proven who they are: do they still have what they need?
+    /// The proof was right. Checks that the identity still has the access that it needs.
     async fn admit(
         &self,
         held: &Arc<Held>,
@@ -277,7 +278,7 @@ impl Doors {
         }
     }
 
-    /// Nobody in the service has a login any more, or it has heard that it has ended.
+    /// The service has released a login, or has processed its end.
     pub(super) fn log_out(&self, from: Speaker<'_>, login: u64, answers: u64) {
         if let Some(lasting) = self.lasting_of(from, login) {
             return lasting.let_go_by(from.generation, answers);
@@ -285,7 +286,7 @@ impl Doors {
         let of = self.logins.lock().get(&login).copied();
         let held = of.and_then(|number| self.stream_of(from, u64::from(number)));
         if let Some(held) = held.as_ref().filter(|held| held.is_closing() || held.is_cut()) {
-            // What is left of it is still on its way to the client: who was logged in stays known to its end.
+            // Output may still be on its way to the client: the login is kept until the stream has ended.
             return if held.is_heard_by(from.generation) {
                 held.heard()
             };

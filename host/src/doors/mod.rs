@@ -1,8 +1,8 @@
-//! Services' own doors: listeners that are opened once, the streams that come by them, and who logs in by these.
+//! Services' own doors: listeners that are opened once, their streams, and the logins by these.
 //!
-//! A stream's bytes go from the socket to the service, and not through the host, but for TLS; the host keeps a descriptor of
-//! its own, by which it ends the stream when what the login came by is taken away. While no generation takes streams they
-//! are held, a few, for a while.
+//! A stream's bytes go from the socket to the service, and pass through the host only for TLS or an idle timeout. The
+//! host keeps a descriptor of its own, by which it ends the stream when the login's access is revoked. While no
+//! generation takes streams, a few of them are held for a limited time.
 
 mod account;
 mod attend;
@@ -51,25 +51,25 @@ use crate::session::Limits;
 use crate::sessions::Sessions;
 use crate::successor::Inherited;
 
-/// What doors need of their host.
+/// What doors need from their host.
 pub struct Surroundings {
-    /// The services, by name. They have the doors: these do not keep them.
+    /// The services, by name. A weak reference, because the services own the doors.
     pub services: Weak<dyn Backends>,
-    /// Who says who somebody is.
+    /// Looks up identities and verifies proofs.
     pub login: Login,
-    /// What people change of their own, where they can.
+    /// Makes users' changes of their own credentials. `None`: they cannot change them.
     pub accounts: Option<Arc<Accounts>>,
-    /// What stands before every login.
+    /// The gate that every login passes.
     pub gate: Arc<LoginGate>,
     /// Who is logged in.
     pub sessions: Arc<Sessions>,
-    /// Where connections are: a stream is one.
+    /// The router of connections. A stream is one of them.
     pub router: Arc<Router>,
-    /// What clients may make the host keep.
+    /// The budget for the memory that the host keeps for clients.
     pub memory: Arc<Budget>,
-    /// What TLS is spoken with, if it is.
+    /// The certificates for TLS, if there are any.
     pub certificates: Option<Arc<Certificates>>,
-    /// How long a refusal takes.
+    /// The limits that apply at first.
     pub limits: Limits,
 }
 
@@ -79,10 +79,10 @@ impl std::fmt::Debug for Surroundings {
     }
 }
 
-/// How long threads of doors may take to end.
+/// How long the doors' threads may take to end.
 const ENDING: Duration = Duration::from_secs(2);
 
-/// After how long a stream is offered again to a service that is about to serve.
+/// The delay before a stream is offered again to a service that is about to serve.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// All doors of a host's services.
@@ -91,27 +91,27 @@ pub struct Doors {
     limits: RwLock<Limits>,
     lane: Lane,
     listeners: Vec<Arc<Listening>>,
-    /// Their sockets: several may have one.
+    /// The listeners' sockets. Several listeners may share one.
     ports: Vec<Arc<Port>>,
     streams: Mutex<HashMap<u32, Arc<Held>>>,
-    /// Which stream a login came by.
+    /// The stream that each login came by.
     logins: Mutex<HashMap<u64, u32>>,
-    /// By what services' logins are attached elsewhere: one end of each connection.
+    /// The host's ends of services' connections to other services, by login.
     ways: Mutex<HashMap<u64, Vec<UnixStream>>>,
-    /// Logins that no stream has.
+    /// Logins without a stream.
     lasting: Mutex<lasting::Table>,
-    /// Who serves those; none before the host's own listeners are open.
+    /// Serves the connections in `ways`. Not set before the host's own listeners are open.
     within: OnceLock<Ways>,
-    /// Ways in to the host's own listeners that share a socket with services', in the order of `of_host`.
+    /// Entrances of the host's own listeners that share a socket with services' listeners, in the order of `of_host`.
     entrances: OnceLock<Vec<Entrance>>,
     next_login: AtomicU64,
-    /// Listeners that services take, and that have no address.
+    /// Listeners that services want, but that have no address.
     wanting: Mutex<BTreeSet<(String, String)>>,
-    /// One change of what somebody logs in with at a time: a password takes memory to be hashed.
+    /// Allows one change of credentials at a time, because hashing a password takes memory.
     changing: tokio::sync::Mutex<()>,
-    /// Says that nobody is taken in any more.
+    /// Set when no more connections are accepted.
     closing: watch::Sender<bool>,
-    /// Moves bytes of TLS, and watches streams.
+    /// Moves the bytes of TLS, and watches streams.
     threads: Mutex<Option<tokio::runtime::Runtime>>,
     me: Weak<Self>,
 }
@@ -123,10 +123,11 @@ impl std::fmt::Debug for Doors {
 }
 
 impl Doors {
-    /// Doors that are not open yet.
+    /// Creates the doors. Their listeners do not accept connections yet.
     ///
     /// # Errors
-    /// When a listener cannot be opened, with its place in credhost.toml; when the machine has no threads.
+    /// Returns an error if a listener cannot be opened, with its place in credhost.toml, or if no threads can be
+    /// started.
     pub fn new(
         around: Surroundings,
         settings: Vec<ListenerSettings>,
@@ -135,8 +136,8 @@ impl Doors {
         Self::beside(Vec::new(), around, settings, inherited)
     }
 
-    /// The same, some of them beside listeners of the host's own: whose sockets are open, and which share them. What comes is for one
-    /// of these or of those.
+    /// As [`Doors::new`], with listeners of the host's own, whose sockets are open. Services' listeners with the same
+    /// address share these sockets; each connection goes to one of the listeners.
     pub(crate) fn beside(
         of_host: Vec<(ListenerSettings, TcpListener)>,
         around: Surroundings,
@@ -191,23 +192,23 @@ impl Doors {
         }))
     }
 
-    /// Opens them: connections are taken in from now on, and whoever logs in by them is attached elsewhere on the threads of this
+    /// Starts accepting connections. Connections of logins to other services are served on the threads of this
     /// listener.
     ///
     /// # Errors
-    /// When a socket cannot be used.
+    /// Returns an error if a socket cannot be used.
     pub fn open(&self, within: (&Endpoint, &Listener)) -> std::io::Result<()> {
         self.open_beside(within, Vec::new())
     }
 
-    /// The same. What comes for the host's own listeners goes to these entrances.
+    /// As [`Doors::open`]. Connections for the host's own listeners go to these entrances.
     pub(crate) fn open_beside(
         &self,
         (within, listener): (&Endpoint, &Listener),
         entrances: Vec<Entrance>,
     ) -> std::io::Result<()> {
         self.share_memory(&self.limits.read());
-        // They are opened once.
+        // Set only once, because the doors are opened once.
         let _ = self.within.set(within.ways(listener));
         let _ = self.entrances.set(entrances);
         for listening in &self.listeners {
@@ -232,18 +233,19 @@ impl Doors {
         Ok(())
     }
 
-    /// Other limits from now on.
+    /// Replaces the limits.
     pub fn set_limits(&self, limits: Limits) {
         *self.limits.write() = limits;
         self.share_memory(&limits);
     }
 
-    /// What a service says that it keeps for the clients of one listener is a quarter of the memory at most: it may say anything.
+    /// A service may report any memory use for the clients of a listener. The host accepts at most a quarter of the
+    /// limit.
     fn share_memory(&self, limits: &Limits) {
         self.listeners.iter().for_each(|listening| listening.set_most(limits.memory / 4));
     }
 
-    /// Where these settings say something else than what is open: "[service.chat.listen] irc".
+    /// The listeners whose settings differ from the open ones, as "[service.chat.listen] irc".
     #[must_use]
     pub fn unlike(&self, settings: &[ListenerSettings]) -> BTreeSet<String> {
         let open = || self.listeners.iter().map(|listening| &listening.settings);
@@ -252,23 +254,23 @@ impl Doors {
         new.chain(gone).map(|one| format!("[service.{}.listen] {}", one.service, one.name)).collect()
     }
 
-    /// Takes nobody in any more; who connects waits. Answers with the sockets, and what each is for: they go on listening.
+    /// Stops accepting. Returns the sockets with their names; they stay open, so that new connections wait.
     ///
     /// # Errors
-    /// When the machine has no descriptor left.
+    /// Returns an error if the process has no descriptor left.
     pub fn hand_on(&self) -> std::io::Result<Vec<(String, OwnedFd)>> {
         let sockets = self.ports.iter().filter_map(|port| port.hand_on()).collect();
         self.stop_accepting();
         sockets
     }
 
-    /// Takes nobody in any more.
+    /// Stops accepting connections.
     pub fn stop_accepting(&self) {
-        // Nobody listens if none was opened.
+        // There is no receiver if no listener was opened.
         let _ = self.closing.send(true);
     }
 
-    /// Does what has to be done where the doors' threads can be seen.
+    /// Runs `act` within the runtime of the doors' threads.
     fn within_threads<T>(&self, act: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
         let handle = self.threads.lock().as_ref().map(|threads| threads.handle().clone());
         let handle = handle.ok_or_else(|| std::io::Error::other("services' doors are closed"))?;
@@ -276,12 +278,12 @@ impl Doors {
         act()
     }
 
-    /// Closes them: nobody comes in, and who is connected is let go.
+    /// Closes the doors: nothing is accepted any more, and all streams are cut.
     pub fn close(&self) {
-        // The lock is let go of first: tasks that are ending may want to begin others.
+        // The lock is released first: tasks that are ending may want to spawn others.
         let threads = self.threads.lock().take();
         if let Some(threads) = threads {
-            // They are waited for, so that nothing of the host's is kept by what they do; on a thread that may block.
+            // Waits for the tasks, so that none of them keeps objects of the host. On a thread that may block.
             let ending = std::thread::spawn(move || threads.shutdown_timeout(ENDING));
             if ending.join().is_err() {
                 tracing::error!("a fault of the host's own: services' doors do not close; please report it");
@@ -294,7 +296,7 @@ impl Doors {
         }
     }
 
-    /// All listeners.
+    /// The status of all listeners.
     #[must_use]
     pub fn status(&self) -> Vec<ListenerStatus> {
         let open = self.listeners.iter().map(|listening| listening.status());
@@ -313,18 +315,18 @@ impl Doors {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        // Once they are closed, nothing begins any more.
+        // Once the doors are closed, nothing is spawned.
         if let Some(threads) = &*self.threads.lock() {
             threads.spawn(task);
         }
     }
 
-    /// The service of this name, if it is this slot that serves it.
+    /// The service of this name, if this slot serves it.
     fn backend(&self, service: &str, slot: SlotNo) -> Option<Arc<dyn Backend>> {
         self.around.services.upgrade()?.backend(service).filter(|backend| backend.number() == slot)
     }
 
-    /// Tells whatever generation serves; false: none does.
+    /// Sends frames to the serving generation. `false`: none serves.
     fn tell_bytes(&self, service: &str, slot: SlotNo, frames: &[u8]) -> bool {
         let backend = self.backend(service, slot);
         backend.is_some_and(|backend| backend.submit(&self.lane, frames, &mut Vec::new(), 0).is_ok())
@@ -341,7 +343,7 @@ impl Doors {
         });
     }
 
-    /// Answers the generation that asked; false: it is not there any more.
+    /// Answers the generation that asked. `false`: it no longer exists.
     fn answer(&self, asker: &Asker, frame: &ToLibrary<'_>) -> bool {
         let Some(backend) = self.backend(&asker.service, asker.slot) else { return false };
         let mut bytes = Vec::new();
@@ -349,12 +351,12 @@ impl Doors {
         backend.answer(&self.lane, asker.generation, &bytes)
     }
 
-    /// Hands a stream to the service that takes it; it is held, if none does.
+    /// Offers a stream to the service that takes it. If none does, the stream is held.
     fn offer(&self, held: &Arc<Held>) {
         let service = &held.listening.settings.service;
         let taken = held.listening.taken();
         let Some(slot) = taken else {
-            // It may have been taken meanwhile, and what was held with it.
+            // A service may have taken the listener meanwhile, after the held streams were offered.
             if let Some(slot) = held.listening.hold(held.number) {
                 self.later(move |me| me.offer_held(slot));
             }
@@ -362,18 +364,18 @@ impl Doors {
         };
         let (frame, named, login) = match held.offer(slot, &self.limits.read()) {
             Offer::Frame(frame, named, login) => (frame, named, login),
-            // Whoever has offered it has told of it.
+            // The service was told when the stream was offered.
             Offer::Already => return,
-            // Its client's end is gone: there is nothing to serve.
+            // The client's end is gone: there is nothing to serve.
             Offer::Gone => return held.close(),
         };
         if !self.tell_bytes(service, slot, &frame) {
             held.takes_back(&named);
-            // Whoever finds it nobody's holds it, once.
+            // Only the task that finds it without an owner holds it.
             if held.returns()
                 && let Some(slot) = held.listening.hold(held.number)
             {
-                // It is about to serve, or has begun to meanwhile.
+                // The service is about to serve, or has begun meanwhile.
                 let me = self.me.clone();
                 self.spawn(async move {
                     tokio::time::sleep(AGAIN).await;
@@ -384,13 +386,13 @@ impl Doors {
             }
             return;
         }
-        // What was taken away while it was being told of.
+        // The login may have ended while the frame was on its way.
         if let Some(login) = login.filter(|login| held.login().is_none_or(|has| has.number != *login)) {
             self.login_ended(service, slot, login);
         }
     }
 
-    /// What waits for this slot is handed to it.
+    /// Offers the held streams to this slot.
     fn offer_held(&self, slot: SlotNo) {
         for listening in self.listeners.iter().filter(|listening| listening.taken() == Some(slot)) {
             for number in listening.take_held() {
@@ -404,13 +406,13 @@ impl Doors {
 
     /// Answers a question with bytes.
     fn tell(&self, asker: &Asker, bytes: &[u8]) {
-        // It may have ended.
+        // The generation may have ended.
         let _ = self.answer(asker, &ToLibrary::Told { request: asker.request, bytes });
     }
 
-    /// Answers a question with a refusal; in `wait` seconds the next try is looked at.
+    /// Answers a question with a refusal. The next attempt is checked after `wait` seconds.
     fn not_logged_in(&self, asker: &Asker, message: &str, wait: u64) {
-        // It may have ended.
+        // The generation may have ended.
         let _ = self.answer(asker, &ToLibrary::NotLoggedIn { request: asker.request, message, wait });
     }
 
@@ -418,7 +420,7 @@ impl Doors {
         self.next_login.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Says no to a question.
+    /// Refuses a question.
     fn refuse(&self, asker: Asker, message: impl Into<String>) {
         let message = message.into();
         self.later(move |me| me.not_logged_in(&asker, &message, 0));
@@ -429,12 +431,12 @@ impl Doors {
         self.streams.lock().get(&number).cloned()
     }
 
-    /// The stream of this number, if it is this service's.
+    /// The stream of this number, if it belongs to this service.
     fn stream_of(&self, from: Speaker<'_>, number: u64) -> Option<Arc<Held>> {
         self.stream(number).filter(|held| held.listening.settings.service == from.service)
     }
 
-    /// It has ended.
+    /// The stream has ended.
     fn forget(&self, held: &Held) {
         self.streams.lock().remove(&held.number);
         if let Some(login) = held.end() {
@@ -447,7 +449,7 @@ impl Doors {
         self.around.router.disconnect(held.number);
     }
 
-    /// Tells all code of the service's, ahead of everything that waits, that a login has ended.
+    /// Notifies all generations of the service that a login has ended, ahead of everything that waits.
     fn login_ended(&self, service: &str, slot: SlotNo, login: u64) {
         if let Some(backend) = self.backend(service, slot) {
             backend.urge(&ToLibrary::LoginEnded { login });
@@ -469,7 +471,8 @@ impl Doors {
         self.later(move |me| me.offer_held(slot));
     }
 
-    /// Code has carried a stream: it is handed on with the others, or at once if other code serves already.
+    /// A generation has carried a stream. It is handed on with the others, or at once if another generation serves
+    /// already.
     fn carry(&self, from: Speaker<'_>, held: &Arc<Held>, replacement: u64, state: &[u8]) {
         held.carry(from.generation, replacement, state.to_vec());
         if from.retired && replacement == 0 {

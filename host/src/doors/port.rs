@@ -25,10 +25,10 @@ impl Port {
         Arc::new(Self { listeners, undecided: Mutex::default() })
     }
 
-    /// Whether what comes from there says first whose it is.
+    /// Whether a connection from this source begins with a PROXY header.
     pub(super) fn has_header(&self, source: IpAddr) -> bool {
         let source = source.to_canonical();
-        // All of them say the same.
+        // All listeners have the same setting.
         self.listeners[0].settings.proxy_protocol.iter().any(|proxies| proxies.contains(&source))
     }
 
@@ -43,8 +43,8 @@ impl Port {
         first.of_host.is_none().then(|| first.hand_on())
     }
 
-    /// Takes a place among the undecided connections: there are as many as all listeners have together, and no more than the host
-    /// takes by one of its own.
+    /// Takes a place among the undecided connections. There are as many places as all listeners have together, up to
+    /// the host's own limit.
     pub(super) fn enter(&self, source: IpAddr, known: bool, proxy: bool, limits: &Limits) -> Option<Place> {
         let all = || self.listeners.iter().map(|one| &one.settings);
         let most = Most {
@@ -55,7 +55,7 @@ impl Port {
         self.undecided.lock().enter(place, most).then_some(place)
     }
 
-    /// Gives a place back.
+    /// Frees a place.
     pub(super) fn leave(&self, place: Place) {
         self.undecided.lock().leave(place);
     }

@@ -1,4 +1,4 @@
-//! Logins that outlive the streams that they came by: how they begin, are asked for again, and end.
+//! Logins that outlive the streams that they came by: how they begin, are resumed, and end.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,23 +18,23 @@ use crate::multiservice::Speaker;
 use crate::sessions::{Herald, Notice, SessionEntry};
 use crate::store;
 
-/// What is counted for one, in bytes.
+/// What is counted for one login, in bytes.
 const COST: usize = 2 << 10;
-/// How long a service may take to hear that one is over, before the command that has ended it returns.
+/// How long a service may take to process the end of a login before the command that ended it returns.
 const HEARS: Duration = Duration::from_secs(1);
-/// How long one lasts at most: browsers keep no cookie for longer.
+/// The longest time that a login can last: browsers keep no cookie for longer.
 const LONGEST: u64 = 400 * 24 * 3600;
-/// What is said of a token that is nobody's, or nobody's any more.
+/// The message for a token that belongs to no login, or no longer does.
 const OVER: &str = "signed out";
-/// What is said when the store does not answer: not that nobody has this token.
+/// The refusal if the store fails. It does not say that the token is invalid.
 fn busy() -> Denied {
     Denied { message: BROKEN.to_owned(), wait: 1 }
 }
 
-/// What is said when the store does not answer.
+/// The message if the store fails.
 pub(super) const BROKEN: &str = "logins cannot be looked at just now; try again";
 
-/// However attending to one ends, it is forgotten.
+/// Forgets the login when attending to it ends, in any way.
 struct Attended {
     doors: Arc<Doors>,
     lasting: Arc<Lasting>,
@@ -46,17 +46,17 @@ impl Drop for Attended {
     }
 }
 
-/// Pages are shown until its service has heard of it: that is not to wait until thousands of streams have ended.
+/// The service shows pages until it is notified, and that must not wait until thousands of streams have ended.
 impl Herald for Lasting {
     fn hears(&self, _: &Notice) {
         self.mailbox.wake();
     }
 }
 
-/// Attends to one to its end.
+/// Attends to a login until it has ended.
 async fn attend(doors: &Arc<Doors>, lasting: &Arc<Lasting>) {
     while !lasting.ends_if_left() {
-        // A clock that is set back and forth shows when it is looked at again: at least once in an hour.
+        // Checked at least once an hour, because the clock may be set back or forth.
         let left = lasting.state.lock().expires.saturating_sub(store::now()).clamp(1, 3600);
         tokio::select! {
             () = lasting.mailbox.come() => doors.lasting_notices(lasting),
@@ -68,14 +68,14 @@ async fn attend(doors: &Arc<Doors>, lasting: &Arc<Lasting>) {
     doors.close_ways(number);
     doors.login_ended(&lasting.service, lasting.slot, number);
     if lasting.over() == Some(Over::Left) {
-        // Nobody asks for this one any more; what it was told last counts all the same.
+        // No generation has it any more, but notices that have arrived still count.
         lasting.entry.close();
         doors.lasting_notices(lasting);
     }
     doors.forgets(lasting).await;
-    // Only now may it be asked for again.
+    // Only now can it be resumed again.
     doors.lasting.lock().unlist(lasting);
-    // Whoever gave the command waits until the service has heard it: not for long, if that does not come round.
+    // The command waits until the service has processed it, but not for long.
     let by = Instant::now() + HEARS;
     while !lasting.is_left() {
         if tokio::time::timeout_at(by, lasting.told.notified()).await.is_err() {
@@ -92,18 +92,18 @@ async fn attend(doors: &Arc<Doors>, lasting: &Arc<Lasting>) {
 }
 
 impl Doors {
-    /// A login of this service's that no stream has.
+    /// A login of this service without a stream.
     pub(super) fn lasting_of(&self, from: Speaker<'_>, login: u64) -> Option<Arc<Lasting>> {
         self.lasting.lock().by_login.get(&login).filter(|lasting| lasting.service == from.service).cloned()
     }
 
-    /// The same, by its number as a connection.
+    /// As [`lasting_of`](Self::lasting_of), by its number as a connection.
     pub(super) fn lasting_by(&self, from: Speaker<'_>, connection: u64) -> Option<Arc<Lasting>> {
         let lasting = self.lasting.lock();
         lasting.by_connection.get(&connection).filter(|lasting| lasting.service == from.service).cloned()
     }
 
-    /// A service asks whose remembered login a token is.
+    /// A service asks which remembered login a token belongs to.
     pub(super) fn resume(&self, asker: Asker, via: Via, from: Source, token: Token) {
         let (Some(me), request) = (self.me.upgrade(), asker.request) else { return };
         self.spawn(async move {
@@ -116,7 +116,7 @@ impl Doors {
                     if !me.answer(&asker, &frame) {
                         lasting.let_go_by(asker.generation, 1);
                     } else if lasting.is_over() {
-                        // It may have ended between the two: the library hears of it behind the answer.
+                        // If it ends between the two, the library is notified behind the answer.
                         me.login_ended(&lasting.service, lasting.slot, login);
                     }
                 }
@@ -133,7 +133,7 @@ impl Doors {
         token: &Token,
     ) -> Result<Arc<Lasting>, Denied> {
         let around = &self.around;
-        // Who is removed from here on is another, though the name be the same.
+        // An identity that is removed from here on is a different one, even if the name is used again.
         let removals = around.sessions.removals();
         let now = store::now();
         let found = around.login.resume(token, &via.service, now).await.map_err(|_| busy())?;
@@ -153,7 +153,7 @@ impl Doors {
                 None => self.enlist(self.new_lasting(asker, &via, &from, &proven, removals)?),
             };
             if !lasting.is_of(asker.slot) {
-                // Of a service of this name that was here before.
+                // It belongs to an earlier service of this name.
                 lasting.end(Over::Left, None);
                 self.lasting.lock().unlist(&lasting);
                 continue;
@@ -166,14 +166,14 @@ impl Doors {
                 Err(Over::Forgotten) => return Err(OVER.into()),
                 Err(Over::Left | Over::Gone) => {}
             }
-            // It has just ended: for good, or because nobody had it.
+            // It has just ended: for good, or because no generation had it.
             let again = around.login.resume(token, &via.service, store::now()).await.map_err(|_| busy())?;
             proven = again.filter(|again| again.credential == credential).ok_or(OVER)?;
             self.lasting.lock().unlist(&lasting);
         }
     }
 
-    /// One that is not in any list yet.
+    /// Creates a login that is not listed yet.
     fn new_lasting(
         &self,
         asker: &Asker,
@@ -208,7 +208,7 @@ impl Doors {
             from: peer.clone(),
         };
         let (service, slot, source) = (via.service.clone(), asker.slot, from.address);
-        // Who asks for it has it.
+        // The generation that asks for it has it.
         let state = State::of(asker.generation);
         let (state, told, grants) = (Mutex::new(state), Notify::new(), via.grants);
         let lasting = Arc::new(Lasting {
@@ -230,12 +230,12 @@ impl Doors {
         Ok(lasting)
     }
 
-    /// Lists one, and attends to it; another that is there already is answered with instead.
+    /// Lists a login and attends to it. If another one with the same key is listed already, that one is returned.
     fn enlist(self: &Arc<Self>, new: Arc<Lasting>) -> Arc<Lasting> {
-        // From now on it hears of what changes.
+        // From now on it is notified of changes.
         new.entry.enter(&new.login.identity);
         new.entry.attached(&new.door);
-        // Whatever comes of it, it is forgotten.
+        // Whatever happens, it is forgotten.
         let attended = Attended { doors: Arc::clone(self), lasting: Arc::clone(&new) };
         {
             let mut lasting = self.lasting.lock();
@@ -248,11 +248,12 @@ impl Doors {
         new
     }
 
-    /// Looks once more, now that it is listed: whoever takes it away from here on finds it, and whoever has before shows here.
+    /// Checks the identity again, now that the login is listed: a later revocation finds the login, an earlier one
+    /// shows here.
     async fn verify(&self, lasting: &Lasting, asker: &Asker, removals: u64) -> Result<(), Denied> {
         let name = &lasting.login.identity;
         let Ok(found) = self.around.login.identity(name).await else {
-            // Nobody is answered with it.
+            // It will not be in an answer.
             lasting.let_go_by(asker.generation, 1);
             return Err(busy());
         };
@@ -276,14 +277,14 @@ impl Doors {
 
     /// Applies its notices.
     fn lasting_notices(self: &Arc<Self>, lasting: &Arc<Lasting>) {
-        // Frames that go to every connection mean nothing to it.
+        // Frames for every connection do not concern it.
         let mut mail = Vec::new();
         lasting.mailbox.take(&mut mail);
         lasting.mailbox.served(mail.len());
         for (notice, acknowledgement) in lasting.entry.notices() {
             match notice {
                 Notice::Cut => {
-                    // Or else the client would come by it again, at once.
+                    // Otherwise the client would resume it at once.
                     lasting.end(Over::Forgotten, Some(acknowledgement));
                 }
                 Notice::Changed(name, identity) if name == lasting.login.identity => {
@@ -297,7 +298,7 @@ impl Doors {
         }
     }
 
-    /// Its time may have come.
+    /// It may have expired.
     async fn look_at_lasting(&self, lasting: &Arc<Lasting>) {
         let LoggedIn { identity, credential, .. } = &lasting.login;
         let Ok(found) = self.around.login.identity(identity).await else { return };
@@ -307,7 +308,7 @@ impl Doors {
         }
     }
 
-    /// Forgets what is remembered of one, if it is to be.
+    /// Removes a login from the store, if it is to be forgotten.
     async fn forgets(&self, lasting: &Arc<Lasting>) {
         if lasting.over() == Some(Over::Forgotten)
             && let Err(error) = self.forget_remembered(&lasting.key(), "the session was ended").await
@@ -316,26 +317,26 @@ impl Doors {
         }
     }
 
-    /// The one of this key, if some code has it.
+    /// The login with this key, if a generation has it.
     fn live(&self, key: &(String, u64)) -> Option<Arc<Lasting>> {
         self.lasting.lock().by_key.get(key).cloned()
     }
 
-    /// The one of this key ends, if some code has it; false: none has.
+    /// Ends the login with this key, if a generation has it. `false`: none has.
     fn end_lasting(&self, key: &(String, u64)) -> bool {
         self.live(key).is_some_and(|live| live.end(Over::Gone, None))
     }
 
-    /// Ends it, and waits until the service has heard that: whoever asks by it behind that is refused. Not for long, if the service
-    /// does not come round.
+    /// Ends a login, and waits until the service has processed that, so that later requests by it are refused. Waits
+    /// only for a limited time.
     async fn has_ended(&self, live: Option<Arc<Lasting>>) {
         let Some(live) = live else { return };
         let (acknowledgement, heard) = std::sync::mpsc::channel();
         live.end(Over::Gone, Some(acknowledgement));
-        // It may be over already, and go with this.
+        // This may be the last reference, if it is over already.
         drop(live);
         let waited = tokio::task::spawn_blocking(move || {
-            // The other end is dropped when the service has heard it, and nothing is sent.
+            // The other end is dropped, without sending, when the service has processed it.
             let _ = heard.recv_timeout(2 * HEARS);
         });
         if let Err(error) = waited.await {
@@ -343,20 +344,20 @@ impl Doors {
         }
     }
 
-    /// A token is worth nothing any more, and whoever has come by it has. False: there was none.
+    /// Invalidates a token and ends the login by it. `false`: there was none.
     async fn forget_remembered(&self, key: &(String, u64), why: &'static str) -> Result<bool, AuthorizerError> {
         let ends = LoginChange::Ends { credential: key.1, why };
         let ended = self.around.login.remember(&key.0, &ends, store::now()).await?.is_some();
-        // Behind that: whoever asks for it from here on finds that it is over.
+        // In this order: a request from here on finds that it is over.
         Ok(self.end_lasting(key) || ended)
     }
 
-    /// Whether this connection is none, but what a remembered login hears of changes by.
+    /// Whether this connection is only the mailbox of a remembered login.
     pub(super) fn is_lasting(&self, connection: u32) -> bool {
         self.lasting.lock().by_connection.contains_key(&u64::from(connection))
     }
 
-    /// Has it written down, and answers with the token.
+    /// Stores a remembered login, and answers with its token.
     pub(super) fn remember(&self, asker: Asker, login: LoggedIn, label: String, lasts: (u64, u64)) {
         let Some(me) = self.me.upgrade() else { return };
         self.spawn(async move {
@@ -387,7 +388,7 @@ impl Doors {
         });
     }
 
-    /// One is over, because its service says so.
+    /// The service signs a login out.
     pub(super) fn forget_login(&self, asker: Asker, lasting: Arc<Lasting>) {
         let Some(me) = self.me.upgrade() else { return };
         self.spawn(async move {
@@ -395,7 +396,7 @@ impl Doors {
         });
     }
 
-    /// Ends a remembered login, whether any code has it or not, and answers.
+    /// Ends a remembered login, whether a generation has it or not, and answers.
     pub(super) async fn end_remembered(&self, asker: &Asker, key: (String, u64), why: &'static str) {
         let live = self.live(&key);
         match self.forget_remembered(&key, why).await {
@@ -412,7 +413,7 @@ impl Doors {
     }
 }
 
-/// Until when a remembered login goes on, if it is not used, in seconds since 1970.
+/// When a remembered login expires if it is not used, in seconds since 1970.
 fn expires(identity: &Identity, credential: u64, now: u64) -> u64 {
     identity.expires(credential).unwrap_or(now)
 }

@@ -1,5 +1,5 @@
-//! A socket that several listeners share. The first bytes of a connection decide whose it is ([`first`](super::first)); they are peeked
-//! at, not read.
+//! A socket that several listeners share. The first bytes of a connection select its listener
+//! ([`first`](super::first)); they are peeked at, not read.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -32,7 +32,7 @@ const COST: usize = MOST;
 /// How much is peeked at first, in bytes: enough for most ClientHellos.
 const SOME: usize = 2 << 10;
 
-/// A connection whose listener is not known yet. Its place is free again when this is dropped.
+/// A connection whose listener is not known yet. Its place is freed when this is dropped.
 struct Undecided {
     port: Arc<Port>,
     place: Place,
@@ -51,7 +51,7 @@ impl Doors {
         if source.is_some()
             && let Err(error) = keep_alive(&client, &self.limits.read())
         {
-            // It has gone already, which is seen when it is read.
+            // The client has already gone, which shows when the socket is read.
             tracing::debug!(%error, "a client cannot be asked whether it is still there");
         }
         match source {
@@ -60,10 +60,10 @@ impl Doors {
         }
     }
 
-    /// Takes a connection that a proxy passes on: it says first whose it is.
+    /// Takes a connection from a proxy. It begins with a PROXY header that names its source.
     fn passed_on(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, proxy: SocketAddr) {
         let limits = *self.limits.read();
-        // By a proxy everybody comes.
+        // All clients of a proxy come from its address.
         let Some(place) = port.enter(proxy.ip(), true, true, &limits) else {
             return tracing::debug!(%proxy, "too many connections have not shown which listener they are for");
         };
@@ -92,7 +92,7 @@ impl Doors {
         });
     }
 
-    /// Takes a connection of which it is known where it comes from.
+    /// Takes a connection whose source is known.
     fn come_from(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, source: Option<SocketAddr>) {
         if let [listening] = &port.listeners[..] {
             return self.come_by(listening, client, source);
@@ -100,7 +100,7 @@ impl Doors {
         let around = &self.around;
         let address = source.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |source| source.ip());
         let known = source.is_none() || around.gate.is_known(address);
-        // Who passes on others' connections may say first whose they are: to the host's own listeners, which believe it.
+        // A proxy may send a PROXY header first, for the host's own listeners, which trust it.
         let believed = source.is_some_and(|source| {
             let mut entrances = port.listeners.iter().filter_map(|one| self.entrance(one));
             entrances.any(|entrance| entrance.believes(source.ip()))
@@ -184,7 +184,8 @@ impl Client {
         })
     }
 
-    /// Waits until this many bytes have come. `false`: the client ended the stream before. The cost does not grow with what waits.
+    /// Waits until this many bytes have arrived. `false`: the client ended the stream before. The cost does not depend
+    /// on how many bytes are queued.
     async fn arrived(&self, needed: usize) -> io::Result<bool> {
         loop {
             let ready = match self {
@@ -194,11 +195,11 @@ impl Client {
             if rustix::io::ioctl_fionread(self)? >= needed as u64 {
                 return Ok(true);
             }
-            // That stays so: whoever waited for more would wait without a pause.
+            // This state is permanent: waiting for more would loop without a pause.
             if ready.is_read_closed() || ready.is_error() {
                 return Ok(false);
             }
-            // It is not ready until more has come.
+            // Clears the readiness until more arrives.
             let not_yet = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
             let _ = match self {
                 Self::Tcp(socket) => socket.try_io(Interest::READABLE, not_yet),
@@ -234,9 +235,9 @@ async fn decide(client: Client, whose: impl Fn(&[u8], bool) -> Verdict) -> io::R
             more = arrived => (!more?, false),
             () = silent => (false, true),
         };
-        // From the last word on there is silence.
+        // Silence is measured from the last bytes.
         silent_at = (!silent && !last).then(|| Instant::now() + SILENCE);
-        // What is there may be more than was waited for. Nothing at all may have come.
+        // More may have arrived than was needed, or nothing at all.
         let there = usize::try_from(rustix::io::ioctl_fionread(&client)?).unwrap_or(MOST).min(MOST);
         if first.len() < there {
             // A buffer that grows would leave a copy behind.
@@ -248,7 +249,7 @@ async fn decide(client: Client, whose: impl Fn(&[u8], bool) -> Verdict) -> io::R
             Verdict::More(more) => needed = more.max(count + 1),
             Verdict::Is(at) => return Ok((client.into_inner()?, at)),
             Verdict::Nobody(answer) => {
-                // It may have gone.
+                // The client may have gone.
                 let _ = rustix::net::send(&client, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
                 return Err(io::Error::other("it is for none of the listeners at this address"));
             }
@@ -256,7 +257,7 @@ async fn decide(client: Client, whose: impl Fn(&[u8], bool) -> Verdict) -> io::R
     }
 }
 
-/// Peeks at what has come.
+/// Peeks at the bytes that have arrived.
 fn peek(client: impl AsFd, first: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::net::recv(client, first, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0)
 }

@@ -1,4 +1,4 @@
-//! Ways from a login by a door to what its identity has keys for elsewhere: connections within the host.
+//! Connections within the host, from a login by a door to other services that its identity has keys for.
 
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -18,11 +18,11 @@ use crate::multiservice::Speaker;
 use crate::session::login::ProvenBefore;
 use crate::sessions::SessionEntry;
 
-/// What a login came by.
+/// The origin of a login.
 pub(super) enum Owner {
-    /// A stream, which belongs to it.
+    /// A stream that the login belongs to.
     Stream(Arc<Held>),
-    /// Nothing that lasts: it is remembered.
+    /// No stream: the login is remembered.
     Nothing(Arc<Lasting>),
 }
 
@@ -71,7 +71,7 @@ impl Owner {
         }
     }
 
-    /// A descriptor that a frame to this generation is about to name.
+    /// Lends a descriptor that a frame to this generation is about to name.
     fn lend(&self, generation: u32, end: OwnedFd) -> Option<Arc<OwnedFd>> {
         match self {
             Self::Stream(held) => held.lend_way(end),
@@ -88,7 +88,7 @@ impl Owner {
 }
 
 impl Doors {
-    /// What a login of this service's came by, and who it is; `None`: it has ended.
+    /// The owner and the data of a login of this service. `None`: the login has ended.
     pub(super) fn owner(&self, from: Speaker<'_>, login: u64) -> Option<(Owner, LoggedIn)> {
         if let Some(lasting) = self.lasting_of(from, login).filter(|lasting| !lasting.is_over()) {
             let login = lasting.login();
@@ -101,7 +101,7 @@ impl Doors {
         Some((Owner::Stream(whole), login))
     }
 
-    /// The same, where the operator lets the service act for whoever has logged in.
+    /// The same, if the operator lets the service act for users who have logged in by it.
     pub(super) fn owner_for(&self, from: Speaker<'_>, login: u64, what: &str) -> Result<(Owner, LoggedIn), String> {
         let Some((owner, has)) = self.owner(from, login) else { return Err("the login has ended".to_owned()) };
         if owner.grants().attach {
@@ -112,7 +112,7 @@ impl Doors {
         Err(format!("the operator does not let the service {what} whoever logs in by it: [service.{service}] {may}"))
     }
 
-    /// A login of a stream's is to outlive it.
+    /// A service wants a stream's login to outlive the stream.
     pub(super) fn remembers(&self, from: Speaker<'_>, asker: Asker, login: u64, lasts: (u64, u64)) {
         match self.owner(from, login) {
             Some((Owner::Stream(held), login)) => {
@@ -124,7 +124,7 @@ impl Doors {
         }
     }
 
-    /// A service wants a way to what a login has keys for.
+    /// A service asks for a connection to other services for a login.
     pub(super) fn attach(&self, from: Speaker<'_>, asker: Asker, login: u64) {
         let (owner, has) = match self.owner_for(from, login, "attach") {
             Ok(found) => found,
@@ -151,7 +151,7 @@ impl Doors {
         }
     }
 
-    /// Opens a way: the end that the service is to have.
+    /// Opens a connection. Returns the service's end.
     fn way(&self, owner: &Owner, login: &LoggedIn, generation: u32) -> Result<Arc<OwnedFd>, String> {
         let failed = |error: std::io::Error| format!("there is no way: {error}");
         let (own, theirs) = UnixStream::pair().map_err(failed)?;
@@ -160,14 +160,14 @@ impl Doors {
             let mut ways = self.ways.lock();
             let all = ways.entry(login.number).or_default();
             all.retain(|way| !is_over(way));
-            // One of each generation that has the login.
+            // Several generations may have the login, and each needs a connection.
             let most = self.limits.read().elsewhere;
             if all.len() >= most {
                 return Err(format!("a login has {most} connections to other services at most"));
             }
             all.push(own.try_clone().map_err(failed)?);
         }
-        // Whoever ends the login from here on finds it.
+        // A login that ends from here on closes this connection.
         if owner.is_over(login.number) {
             self.over(login.number);
             return Err("the login has ended".to_owned());
@@ -181,17 +181,17 @@ impl Doors {
         end.ok_or_else(|| "the host is ending".to_owned())
     }
 
-    /// A login is over, and with it what was attached by it.
+    /// A login has ended: closes its connections to other services.
     pub(super) fn over(&self, login: u64) {
         self.logins.lock().remove(&login);
         self.close_ways(login);
     }
 
-    /// What is attached by a login ends.
+    /// Closes a login's connections to other services.
     pub(super) fn close_ways(&self, login: u64) {
         let ways = self.ways.lock().remove(&login);
         for way in ways.into_iter().flatten() {
-            // It may have gone.
+            // The peer may have gone.
             let _ = way.shutdown(Shutdown::Both);
         }
     }

@@ -1,31 +1,31 @@
-//! What is said of logins.
+//! Types for logins.
 
 use crate::config::Grants;
 use crate::multiservice::{SlotNo, Speaker};
 
-/// Who has logged in by a stream.
+/// A login by a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LoggedIn {
     pub(super) number: u64,
     pub(super) identity: String,
     pub(super) credential: u64,
     pub(super) perspectives: Vec<String>,
-    /// How many identities had been removed when the proof was asked about.
+    /// How many identities had been removed when the proof was submitted.
     pub(super) removals: u64,
-    /// Where from, for a person to read.
+    /// The source, for a person to read.
     pub(super) from: String,
 }
 
-/// By which door of which service a token is shown.
+/// The service and the settings of the door at which a token is shown.
 #[derive(Debug, Clone)]
 pub(super) struct Via {
     pub(super) service: String,
     pub(super) grants: Grants,
-    /// Whether nobody can listen.
+    /// Whether nobody can eavesdrop.
     pub(super) encrypted: bool,
 }
 
-/// Which generation asks, to be answered later.
+/// The generation that asks, to be answered later.
 #[derive(Debug, Clone)]
 pub(super) struct Asker {
     pub(super) slot: SlotNo,

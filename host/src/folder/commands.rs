@@ -1,4 +1,4 @@
-//! What an operator, or a build, has done at once.
+//! Commands of an operator, or of a build, that take effect at once.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -10,16 +10,16 @@ use crate::multiservice::reload::Reloaded;
 use crate::multiservice::slot::ServiceState;
 
 impl Folder {
-    /// An operator stops a service: its clients are told, its state stays.
+    /// Stops a service. Its clients are notified, and its state is kept.
     ///
     /// # Errors
-    /// When there is no such service in the folder, or it has stopped already.
+    /// If there is no such service in the folder, or it has already stopped.
     pub async fn stop(&self, service: &str) -> Result<(), LibraryFault> {
         let path = self.path_of(service).ok_or_else(|| unknown(service))?;
         let _all = self.exchange.write().await;
         let slot = match self.entries.lock().get_mut(&path) {
             Some(entry) if matches!(entry.library, Library::Loaded { .. }) => {
-                // What was under way for the file is out of date.
+                // Work in progress for the file is out of date.
                 entry.turn += 1;
                 entry.underway = false;
                 entry.passing = None;
@@ -38,10 +38,10 @@ impl Folder {
         Ok(())
     }
 
-    /// An operator starts a service that was stopped, or has ended: from its file, as it is now.
+    /// Starts a service that was stopped or has ended, from the file's present content.
     ///
     /// # Errors
-    /// When there is none, it runs, or its file is refused.
+    /// If there is no such service, it already runs, or its file is refused.
     pub async fn start_again(self: &Rc<Self>, service: &str) -> Result<(), LibraryFault> {
         let path = self.path_of(service).ok_or_else(|| unknown(service))?;
         if let Some(Library::Loaded { slot, .. }) = self.entries.lock().get(&path).map(|entry| &entry.library)
@@ -56,10 +56,10 @@ impl Folder {
         current(served)
     }
 
-    /// A file is in place, and whole: it is vetted and served at once, as it would be a moment later by itself.
+    /// Vets and serves a complete file at once, without waiting for the watcher.
     ///
     /// # Errors
-    /// Why it is refused. What served before serves on.
+    /// If the file is refused. The version before it continues to serve.
     pub async fn place(self: &Rc<Self>, path: &Path) -> Result<Placed, LibraryFault> {
         let before = self.generation(path);
         self.serve_now(path, false).await?;
@@ -75,8 +75,8 @@ impl Folder {
         }
     }
 
-    /// Vets a file and makes it serve, now. The host may see at the same time that the file has changed, and see to it by
-    /// itself: what is there then is what counts.
+    /// Vets a file and makes it serve at once. The watcher may see the same change and handle it: the file's content at the end
+    /// is what counts.
     async fn serve_now(self: &Rc<Self>, path: &Path, even: bool) -> Result<(), LibraryFault> {
         let commands = Arc::clone(self.commands.lock().entry(path.to_owned()).or_default());
         let _command = commands.lock().await;
@@ -94,7 +94,7 @@ impl Folder {
             tries += 1;
             match served? {
                 true => return Ok(()),
-                // An operator has stopped it meanwhile.
+                // An operator stopped it meanwhile.
                 false if self.is_stopped(path) => {
                     return Err(LibraryFault::State("it was stopped meanwhile".to_owned()));
                 }
@@ -115,10 +115,10 @@ impl Folder {
         }
     }
 
-    /// An operator has a service replaced by its file, as it is now, though the file has not changed.
+    /// Replaces a service by its file's present content, even if the file has not changed.
     ///
     /// # Errors
-    /// When there is no such service, or the file is refused: what served goes on.
+    /// If there is no such service, or the file is refused. What served before continues.
     pub async fn reload(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, LibraryFault> {
         let path = self.path_of(service).ok_or_else(|| unknown(service))?;
         if self.is_stopped(&path) {
@@ -134,11 +134,11 @@ impl Folder {
         }
     }
 
-    /// An operator goes back to the library that served before the present one, also after the host's next start, until
-    /// there is another file.
+    /// Goes back to the library that served before the present one. This also holds after a restart of the host, until the file
+    /// changes.
     ///
     /// # Errors
-    /// When there is no such service, nothing to go back to, or that is refused.
+    /// If there is no such service, no earlier library, or the earlier library is refused.
     pub async fn rollback(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, LibraryFault> {
         let path = self.path_of(service).ok_or_else(|| unknown(service))?;
         let previous = self.previous_copy(&path);
@@ -161,7 +161,7 @@ impl Folder {
         })
     }
 
-    /// What serves is another library than the file; or, after going back twice, the same.
+    /// Records that what serves differs from the file; or, after two rollbacks, that it is the same again.
     async fn note_rollback(&self, path: &Path) {
         let (private, file) = (Arc::clone(&self.private), path.to_owned());
         let copied = tokio::task::spawn_blocking(move || private.copy(&file).map(|copy| *copy.hash()));
@@ -186,7 +186,7 @@ fn unknown(service: &str) -> LibraryFault {
     LibraryFault::State(format!("there is no service named {service} in the folder, nor a file"))
 }
 
-/// What an operator is told of a command that was overtaken.
+/// The operator's error for a command that a later change has overtaken.
 fn current(served: Result<bool, LibraryFault>) -> Result<(), LibraryFault> {
     match served? {
         true => Ok(()),

@@ -1,4 +1,4 @@
-//! Services in processes of their own: those that crash too often, and those that are to run elsewhere.
+//! Services in processes of their own: those that crash too often, and those whose isolation has changed.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,13 +10,14 @@ use crate::multiservice::Quarantined;
 use crate::multiservice::slot::{ServiceState, Slot};
 
 impl Folder {
-    /// A service's code has crashed too often: what served before it does again, if it has not done the same.
+    /// Handles a service whose code has crashed too often: the previous version serves again, unless it has crashed too often,
+    /// too.
     pub async fn quarantine(self: &Rc<Self>, quarantined: Quarantined) {
         let Quarantined { service, generation, why } = quarantined;
         let Some(path) = self.path_of(&service) else { return };
         let Some((slot, hash)) = self.loaded_at(&path) else { return };
         if slot.generation() != generation {
-            // Somebody has put other code in its place meanwhile.
+            // Other code has replaced it meanwhile.
             return;
         }
         self.quarantined.lock().insert(hash);
@@ -47,11 +48,11 @@ impl Folder {
         }
     }
 
-    /// Takes up where services are to run: each that runs elsewhere is replaced by itself, there. Answers with what was done, a
-    /// line each.
+    /// Applies the settings for where and how services run: each service that they affect is replaced by its own code, under
+    /// the new settings. Returns one line for each.
     ///
     /// # Errors
-    /// When the settings cannot be.
+    /// If the settings cannot be read.
     pub async fn move_services(self: &Rc<Self>) -> Result<Vec<String>, LibraryFault> {
         self.take_up_sections()?;
         let slots: Vec<Arc<Slot>> = {
@@ -71,7 +72,7 @@ impl Folder {
             }
             let Some(path) = self.path_of(service) else { continue };
             let turn = self.turn(&path);
-            // What serves, which may be another than the file.
+            // The copy that serves, which may differ from the file.
             let copy = self.vet(self.good_copy(&path)).await;
             let copy = copy.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
             let trouble = self.entries.lock().get(&path).and_then(|entry| entry.trouble.clone());

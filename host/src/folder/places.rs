@@ -1,4 +1,4 @@
-//! Where copies of a file are kept, and what an operator has gone back from.
+//! Where copies of a file are kept, and from which file an operator has rolled back.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ impl Folder {
         self.good.join(shown(path))
     }
 
-    /// Where it is written down of which file an operator has gone back: it stays so until there is another file.
+    /// The file that records the content an operator has rolled back from. It applies until the file changes.
     pub(super) fn rolled_back(&self, path: &Path) -> PathBuf {
         self.good.join(shown(path)).with_extension("so.rolled-back")
     }

@@ -1,4 +1,4 @@
-//! From a verdict to what serves: again, in place of its like, or not.
+//! From a verdict to a running service: it starts, replaces its predecessor, or is refused.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use crate::multiservice::reload::Prepared;
 use crate::multiservice::slot::{ServiceState, Slot};
 use crate::store::audit::Event;
 
-/// What is to be done with a vetted library.
+/// The next step for a vetted library.
 enum Next {
-    /// It is what serves.
+    /// It already serves.
     Same(Library),
-    /// It is to replace its like, and is made already.
+    /// It replaces a running version of the same service; its generation is already prepared.
     Prepared { slot: Arc<Slot>, prepared: Prepared, kept: (Kept, [u8; 32]) },
-    /// It comes again, or under another name than before.
+    /// This file does not serve this name now: its service starts.
     Anew(PrivateCopy),
 }
 
-/// Another name for a copy that may come to be the last good one. Without being that, it goes.
+/// A second link to a copy that may become the last good one. If it does not, the link is removed.
 struct Kept {
     path: PathBuf,
     linked: std::io::Result<()>,
@@ -43,13 +43,14 @@ impl Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        // It has another name by now, or is of no use.
+        // By now the copy has another name, or this one is useless.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
 impl Folder {
-    /// Makes a vetted library serve, or wait. False: the file has changed meanwhile, and this is out of date.
+    /// Makes a vetted library serve, or wait for its needs. Returns false if the file has changed meanwhile and this is out of
+    /// date.
     pub(super) async fn serve(
         &self,
         path: &Path,
@@ -59,7 +60,7 @@ impl Folder {
         self.serve_even(path, turn, vetted, false).await
     }
 
-    /// As [`Folder::serve`]. `even`: also if it is what serves.
+    /// As [`Folder::serve`]. `even`: also if the library already serves.
     pub(super) async fn serve_even(
         &self,
         path: &Path,
@@ -71,7 +72,7 @@ impl Folder {
         let one = self.entries.lock().get(path).map(|entry| Arc::clone(&entry.one));
         let Some(one) = one else { return Ok(false) };
         let claimed = vetted.as_ref().ok().map(|(_, vetted)| vetted.manifest.service.clone());
-        // What takes time is done before anybody else has to wait for it.
+        // The slow part comes first, before other files have to wait.
         let mut own = Some(one.lock().await);
         let served = match vetted {
             Err(why) => Err(why),
@@ -102,7 +103,7 @@ impl Folder {
             }
             Ok((Next::Anew(copy), vetted)) => self.exchange(path, copy, vetted).await,
         };
-        // A name that is another file's just now may be free later.
+        // If another file has the name now, it may be free later.
         let taken = claimed.filter(|name| served.is_err() && self.services.service(name).is_some());
         let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(path) else { return Ok(false) };
@@ -112,7 +113,7 @@ impl Folder {
             let times = entry.passing.map_or(0, |(times, _)| times);
             (times + 1, Instant::now() + (RETRY * (1 << times.min(9))).min(RETRY_MOST))
         });
-        // One that is tried again and again is refused once, as long as it is for the same.
+        // Repeated refusals for the same reason are reported once.
         let refused = entry.refused.take();
         entry.refused = served.as_ref().err().cloned();
         match served {
@@ -175,8 +176,8 @@ impl Folder {
         self.entries.lock().get(path).is_some_and(|entry| entry.turn == turn)
     }
 
-    /// What is to be done with a vetted library. If it is to replace one that serves, the next generation is made, beside
-    /// it. `even`: also if it is what serves.
+    /// Decides the next step for a vetted library. If it replaces a running one, the next generation is prepared beside that.
+    /// `even`: also if the library already serves.
     async fn next(
         &self,
         path: &Path,
@@ -195,7 +196,7 @@ impl Folder {
             return Ok(Next::Same(Library::Loaded { slot, hash, notes, reloaded }));
         }
         if !self.is_current(path, turn) {
-            // Not worth the while; it goes no further.
+            // Out of date: the caller goes no further.
             return Ok(Next::Anew(copy));
         }
         let kept = Kept::new(&self.good_copy(path), &copy);
@@ -205,7 +206,7 @@ impl Folder {
         Ok(Next::Prepared { slot, prepared, kept: (kept, hash) })
     }
 
-    /// Replaces a service that serves by the same of other code; its clients stay.
+    /// Replaces the code of a running service. Its clients stay.
     async fn replace(
         &self,
         path: &Path,
@@ -224,7 +225,7 @@ impl Folder {
         Ok(Library::Loaded { slot, hash, notes: vetted.notes, reloaded: Some(reloaded) })
     }
 
-    /// Puts a vetted library in place of what the file was before.
+    /// Starts a vetted library in place of what the file was before.
     async fn exchange(&self, path: &Path, copy: PrivateCopy, vetted: Vetted) -> Result<Library, LibraryFault> {
         let hash = *copy.hash();
         let name = vetted.manifest.service;
@@ -263,7 +264,7 @@ impl Folder {
         Ok(Library::Loaded { slot, hash, notes: vetted.notes, reloaded: None })
     }
 
-    /// What was vetted did not start: what served last does again, if it can.
+    /// The vetted library did not start. The last good copy serves again, if it can.
     async fn back(&self, path: &Path, why: LibraryFault) -> Result<Library, LibraryFault> {
         let was_loaded =
             matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Loaded { .. }));
@@ -301,7 +302,7 @@ impl Folder {
         }
     }
 
-    /// Stops a service, and before it those that need it: they wait for it then.
+    /// Stops a service, after the services that need it. Those then wait for it.
     pub(super) async fn end(&self, slot: &Arc<Slot>) {
         for dependant in self.services.dependants(slot.name().as_str()) {
             if let Some(entry) =
@@ -325,7 +326,7 @@ impl Folder {
         self.note(event.with("library", account.to_string()));
     }
 
-    /// What serves now is the good copy; what was before it, if it differs, is what one can go back to.
+    /// Makes the copy that now serves the good copy. The good copy before it, if it differs, is kept for a rollback.
     fn keep(&self, path: &Path, new: Kept, hash: &[u8; 32]) {
         let good = self.good_copy(path);
         let same = crate::loader::private::hash(&good).is_ok_and(|known| known == *hash);

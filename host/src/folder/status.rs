@@ -1,4 +1,4 @@
-//! What an operator is told of the folder.
+//! What an operator can read about the folder.
 
 use std::path::Path;
 
@@ -10,32 +10,32 @@ use crate::multiservice::ended::Unreleased;
 use crate::multiservice::slot::ServiceState;
 
 impl Folder {
-    /// What holds the libraries of this service that could not be let go of.
+    /// The libraries of this service that could not be unloaded, and what holds them.
     #[must_use]
     pub fn why(&self, service: &str) -> Vec<Unreleased> {
         self.context.ended.held(service)
     }
 
-    /// What holds libraries of any service.
+    /// The libraries of all services that could not be unloaded, and what holds them.
     #[must_use]
     pub fn held(&self) -> Vec<Unreleased> {
         self.context.ended.all_held()
     }
 
-    /// How many generations have ended and were let go of.
+    /// How many generations have ended and left no library in memory.
     #[must_use]
     pub fn retired(&self) -> u64 {
         self.context.ended.retired()
     }
 
-    /// What became of each file.
+    /// The state of each file.
     #[must_use]
     pub fn libraries(&self) -> Vec<LibraryStatus> {
         self.entries.lock().iter().map(|(path, entry)| status(path, entry)).collect()
     }
 }
 
-/// What a service has at most, in words.
+/// A service's limits, in words.
 fn most(confinement: &Confinement) -> Vec<String> {
     let memory = confinement.memory.map(|memory| format!("{} of memory", Unit::Bytes.shown(memory)));
     let files = confinement.files.map(|files| format!("{files} descriptors"));

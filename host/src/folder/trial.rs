@@ -1,4 +1,4 @@
-//! A library that some identities try, before it comes into the folder.
+//! A library that some identities try before it is placed in the folder.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,11 +11,11 @@ use crate::loader::worker::confinement::Isolation;
 use crate::multiservice::slot::{ServiceState, Slot, Trial};
 
 impl Folder {
-    /// Vets a library, and loads it beside what serves under its name, for these identities to try; where the service runs, or
-    /// elsewhere. From now on they attach to it; attaching fails until [`Slot::start_trial`] is done.
+    /// Vets a library and loads it beside the running service, for these identities to try. It runs where the service runs, or
+    /// in `isolation`. From now on these identities attach to it; attaching fails until [`Slot::start_trial`] is done.
     ///
     /// # Errors
-    /// When there is no such service, or the library is refused.
+    /// If there is no such service, or the library is refused.
     pub async fn load_trial(
         self: &Rc<Self>,
         service: &str,
@@ -36,16 +36,16 @@ impl Folder {
         Ok((slot, trial))
     }
 
-    /// Ends a trial. Answers with what it was.
+    /// Ends a trial and returns it.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub async fn end_trial(&self, service: &str) -> Result<Arc<Trial>, LibraryFault> {
         let none = || LibraryFault::State(format!("no other version of {service} is being tried"));
         self.tried(service)?.end_trial().await.ok_or_else(none)
     }
 
-    /// What serves under this name.
+    /// The slot that serves under this name.
     fn tried(&self, service: &str) -> Result<Arc<Slot>, LibraryFault> {
         let serves = |library: &Library| match library {
             Library::Loaded { slot, .. } if slot.name().as_str() == service => Some(Arc::clone(slot)),

@@ -1,4 +1,4 @@
-//! From a file to a copy that was vetted, and to what its service is started from; with the settings as they are now.
+//! From a file to a vetted copy, and to the source that its service starts from, with the present settings.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::loader::vet::{Sections, Vetted};
 use crate::loader::worker::Worker;
 use crate::loader::worker::confinement::{Confinement, Isolation};
 
-/// The sections of a configuration, as services are handed them.
+/// The configuration's sections, as the host hands them to services.
 ///
 /// # Errors
-/// Which cannot be.
+/// If a section cannot be handed to its service; the error names it.
 pub fn sections(settings: &Settings) -> Result<Sections, LibraryFault> {
     let section = |(name, table): (&String, &serde_json::Map<_, _>)| match jelly::to_vec(&config::own(table)) {
         Ok(bytes) => Ok((name.clone(), jelly::Bytes(bytes))),
@@ -27,7 +27,7 @@ pub fn sections(settings: &Settings) -> Result<Sections, LibraryFault> {
     settings.service.iter().map(section).collect()
 }
 
-/// The settings as they stand in the file now.
+/// The settings, as they stand in the file now.
 fn settings_now(config: &Path) -> Result<(Sections, Confinements), LibraryFault> {
     if !config.exists() {
         return Err(LibraryFault::Operator(format!("{} is gone", config.display())));
@@ -46,12 +46,12 @@ impl Folder {
         Ok(())
     }
 
-    /// What a service is started from: where the operator has it run.
+    /// The source that a service starts from, with the isolation that the operator has set.
     pub(super) fn source(&self, service: &str, file: &Path, copy: PrivateCopy) -> Source {
         self.source_in(service, file, copy, None)
     }
 
-    /// The same, elsewhere than the operator has it run, if that is said.
+    /// As [`Folder::source`]. `isolation`, if given, replaces the operator's.
     pub(super) fn source_in(
         &self,
         service: &str,
@@ -70,7 +70,7 @@ impl Folder {
 
     pub(super) fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), LibraryFault>> {
         if let Err(error) = self.take_up_sections() {
-            // Nobody has asked for it by name: a service must not stay away because somebody writes to the file just now.
+            // Only a warning: a service must not be missing because somebody is writing to the configuration.
             tracing::warn!("services keep their previous settings from credhost.toml: {error}");
         }
         let (sections, allowed) = (Arc::clone(&self.sections.lock()), self.confinements.lock().allowed());

@@ -1,5 +1,5 @@
-//! Bytes in, bytes out: as much as there is in one read, all answers that are ready in one write. What they mean is the
-//! session's to say; this has the socket, the clock and the timers.
+//! Moves bytes: as much as there is in one read, all answers that are ready in one write. The session interprets them;
+//! this module has the socket, the clock and the timers.
 
 use std::cell::RefCell;
 use std::io;
@@ -23,39 +23,39 @@ use crate::session::login::{Found, Now, Policy, QuestionNo};
 use crate::session::{Demand, Session, SessionContext};
 use crate::store;
 
-/// How much is read at once, at least.
+/// The least number of bytes to read at once.
 const READ: usize = 16 << 10;
-/// An output buffer that has become larger than this is given back when it is empty.
+/// An output buffer that has grown beyond this is shrunk when it is empty.
 const KEEP: usize = 256 << 10;
-/// So much mail is served before others have their turn: whole frames, and one at least.
+/// The bytes of mail that are served before other connections have their turn. Whole frames, and at least one.
 const MAIL: usize = 64 << 10;
 /// A connection yields to others after this many reads in a row.
 const TURNS: u32 = 8;
-/// How long calls wait for room while nothing is answered.
+/// How long calls wait for room while no call is answered.
 const RESET_WINDOW: std::time::Duration = std::time::Duration::from_millis(20);
-/// Nothing has come or gone for so long: what a busy connection keeps ready is given back.
+/// The time without traffic after which a connection's spare buffers are freed.
 const REST: std::time::Duration = std::time::Duration::from_millis(20);
 /// Stands for a deadline where a connection has none.
 const FAR_FUTURE: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
 
-/// Answers of the store and of password checks, on their way to the session that asked. All are of one thread.
+/// Answers of the store and of password checks, on their way to the session that asked. All on one thread.
 ///
-/// No channel: one keeps room for 32 and costs 800 bytes, of each connection.
+/// Not a channel: a channel allocates room for 32 and costs 800 bytes per connection.
 type Answers = Rc<RefCell<Vec<(QuestionNo, Found)>>>;
 
-/// One connection's session, and what does things for it outside.
+/// One connection's session, and what it needs to carry out its demands.
 pub(super) struct Driver {
-    /// Boxed: tasks hold what they move more than once.
+    /// Boxed, because tasks hold more than one copy of what they move.
     pub(super) session: Box<Session>,
     shared: Arc<EndpointState>,
     pub(super) from: Source,
-    /// Somebody has logged in from there before.
+    /// Whether somebody has logged in from this source before.
     pub(super) known: bool,
-    /// Whether this thread is a lobby's.
+    /// Whether this is a lobby's thread.
     lobby: bool,
     answers: Answers,
     pub(super) mailbox: Arc<Mailbox>,
-    /// How much of the session's output has been sent.
+    /// The number of bytes of the session's output that have been sent.
     pub(super) sent: usize,
 }
 
@@ -92,7 +92,7 @@ impl Driver {
         Ok(Self { session, shared, from, known, lobby, answers, mailbox, sent: 0 })
     }
 
-    /// One that was served elsewhere.
+    /// Continues a connection that another thread has served.
     pub(super) fn moved(
         (session, from, known): (Box<Session>, Source, bool),
         shared: &Arc<EndpointState>,
@@ -103,7 +103,7 @@ impl Driver {
         Self { session, shared, from, known, lobby: false, answers, mailbox, sent }
     }
 
-    /// Whether it goes from the lobby to those inside: somebody has logged in, and no answer is on its way here.
+    /// Whether it moves from the lobby to the other threads: somebody has logged in, and no answer is on its way here.
     fn moves(&self) -> bool {
         self.lobby
             && self.session.logged_in()
@@ -111,7 +111,8 @@ impl Driver {
             && self.answers.borrow().is_empty()
     }
 
-    /// It has ended: calls back to this client fail from here on, and what has come for it is given back.
+    /// The connection has ended: from now on calls of this client's objects fail, and the session returns what is in
+    /// its mail.
     pub(super) fn close(mut self, number: u32) {
         self.shared.context.router.disconnect(number);
         let mut mail = Vec::new();
@@ -120,25 +121,25 @@ impl Driver {
         self.session.close();
     }
 
-    /// Whether it waits for its turn: nobody has logged in, or it is in the lobby still.
+    /// Whether it must wait for its turn: nobody has logged in, or it is still in the lobby.
     fn is_stranger(&self) -> bool {
         self.lobby || !self.session.logged_in()
     }
 
-    /// Waits until it is this connection's turn: at once, once somebody has logged in.
+    /// Waits for this connection's turn. Returns at once if somebody has logged in.
     async fn turn(&self) {
         if self.is_stranger() {
             turns::stranger(self.known).await;
         }
     }
 
-    /// Serves what is there: answers, mail, notices, bytes.
+    /// Serves everything that is there: answers, mail, notices, bytes.
     fn serve(&mut self, mail: &[u8]) -> Result<(), End> {
         for (no, found) in self.answers.take() {
             self.session.found(no, found, now());
             self.perform();
         }
-        // Before the mail: what comes of something that was taken away is for nobody.
+        // Before the mail, so that nothing is delivered by access that was revoked.
         let cut = self.session.notices();
         self.session.mail(mail);
         if cut {
@@ -150,7 +151,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Does what the session wants done outside. Questions are answered beside it.
+    /// Carries out the session's demands. Questions are answered in tasks of their own.
     fn perform(&mut self) {
         for demand in self.session.demands() {
             match demand {
@@ -164,7 +165,7 @@ impl Driver {
                             turns::stranger(known).await;
                         }
                         let found = shared.gate.answer(&shared.login, &from, question).await;
-                        // The client may have gone: then nobody looks.
+                        // The client may have gone. Then nobody reads this.
                         answers.borrow_mut().push((no, found));
                         mailbox.wake();
                     });
@@ -174,12 +175,11 @@ impl Driver {
     }
 }
 
-/// Moves bytes until the connection ends: in, through the session, out.
-/// In the lobby only until somebody has logged in.
+/// Moves bytes through the session until the connection ends. In the lobby, only until somebody has logged in.
 pub(super) async fn run(stream: &mut Stream, driver: &mut Driver, closed: watch::Receiver<bool>) -> End {
     let mailbox = Arc::clone(&driver.mailbox);
     let mailbox = &*mailbox;
-    // Small answers must not wait for each other's acknowledgement.
+    // Small answers must not wait for the acknowledgement of earlier ones.
     if let Err(error) = stream.set_nodelay() {
         return error.into();
     }
@@ -207,15 +207,15 @@ pub(super) async fn run(stream: &mut Stream, driver: &mut Driver, closed: watch:
     }
 }
 
-/// What a connection was woken for.
+/// Why a connection woke up.
 enum Wake {
     /// There is something to do.
     Work,
-    /// There is nothing to do, and was not for a while.
+    /// There has been nothing to do for a while.
     Rest,
 }
 
-/// One connection's bytes on their way.
+/// Moves one connection's bytes.
 struct Pump<'c> {
     stream: &'c mut Stream,
     driver: &'c mut Driver,
@@ -229,21 +229,21 @@ struct Pump<'c> {
 }
 
 impl Pump<'_> {
-    /// Serves what is there, writes what is ready, and reads, until there is nothing left to do at once.
+    /// Serves, writes and reads, until there is nothing left to do at once.
     async fn turn(&mut self, mailbox: &Mailbox, mail: &mut Vec<u8>) -> Result<(), End> {
         loop {
             self.look_for_close();
-            // Put off by each turn; a timer that is not due is only a number.
+            // Postponed in each turn. That costs nothing: the timer is only a number.
             self.timers.rest = Some(Instant::now() + REST);
             let complete = mailbox.take(mail);
-            // What it leaves room for is served in the same turn.
+            // Refusals that are sent make room for messages, which are served in the same turn.
             self.driver.session.refuse_due(now());
             let ahead = self.most_of(mailbox, mail).await?;
             let served = self.driver.serve(&mail[ahead..]);
             let mailed = mail.len() - ahead;
             mail.clear();
             mail.shrink_to(if mailed > 0 { KEEP } else { 0 });
-            // What was answered before a fault is still sent, as far as it goes: see `say_why`.
+            // What was answered before a violation is still sent, as far as possible: see `say_why`.
             self.meter(mailbox, mailed);
             served?;
             if !complete {
@@ -254,7 +254,7 @@ impl Pump<'_> {
             self.write()?;
             self.meter(mailbox, 0);
             if self.driver.moves() {
-                // Also one that never lets up.
+                // Also if the client never stops sending.
                 return Ok(());
             }
             let (messages, unserved) = self.driver.session.received();
@@ -265,7 +265,7 @@ impl Pump<'_> {
             }
             let session = &mut self.driver.session;
             if unread == 0 && session.any_parked() {
-                // What waited for answers to be read can begin.
+                // Calls that waited for answers to be read can begin.
                 session.unpark();
                 session.submit();
             }
@@ -278,8 +278,8 @@ impl Pump<'_> {
         }
     }
 
-    /// Serves mail, if there is much of it: a part after the other, which leaves, and others of this thread have their turn. Answers
-    /// with how much that was; what is left is not much, or one frame.
+    /// Serves large mail in parts. After each part, the output is written and other connections of this thread have
+    /// their turn. Returns how much was served; the rest is small, or one frame.
     async fn most_of(&mut self, mailbox: &Mailbox, mail: &[u8]) -> Result<usize, End> {
         let mut at = 0;
         loop {
@@ -300,7 +300,7 @@ impl Pump<'_> {
             self.meter(mailbox, part);
             let ended = ended.or_else(|| self.write().err());
             if let Some(end) = ended {
-                // Whatever comes with it is given back.
+                // The session returns what is in the rest.
                 self.driver.session.mail(&mail[at..]);
                 self.meter(mailbox, mail.len() - at);
                 return Err(end);
@@ -311,7 +311,7 @@ impl Pump<'_> {
         }
     }
 
-    /// Counts what is kept for this client; so much of its mail has become something else.
+    /// Updates the meter. `mailed` bytes of mail have been served.
     fn meter(&mut self, mailbox: &Mailbox, mailed: usize) {
         self.driver.session.count_held();
         let kept = self.driver.session.kept();
@@ -321,19 +321,19 @@ impl Pump<'_> {
         mailbox.served(mailed);
     }
 
-    /// The listener may have closed: that wakes each connection.
+    /// Checks whether the listener is closing. That wakes every connection.
     fn look_for_close(&mut self) {
         if self.closed.has_changed().unwrap_or(true) {
             self.timers.close();
         }
     }
 
-    /// How many bytes the client has not read.
+    /// The number of bytes that the client has not read.
     fn unread(&mut self) -> usize {
         self.driver.session.output().len() - self.driver.sent + usize::from(self.stream.wants_write())
     }
 
-    /// Whether the client's calls are read: a client that does not read its answers does not get more of them.
+    /// Whether the client's calls are read. A client that does not read its answers must not get more of them.
     fn listens(&mut self) -> bool {
         let unread = self.unread();
         let session = &self.driver.session;
@@ -370,7 +370,7 @@ impl Pump<'_> {
                 self.timers.leaving.rest();
             }
         } else if *sent > KEEP.max(output.len() / 2) {
-            // Half of it at least: each byte is moved once, all in all.
+            // At least half, so that in total each byte is moved at most once.
             output.drain(..*sent);
             *sent = 0;
         }
@@ -380,7 +380,7 @@ impl Pump<'_> {
         Ok(())
     }
 
-    /// Reads once; true: there is something to serve.
+    /// Reads once. `true`: there is something to serve.
     async fn read(&mut self, unread: usize) -> Result<bool, End> {
         self.starved = !self.driver.mailbox.meter().admits(READ);
         if self.starved {
@@ -393,8 +393,8 @@ impl Pump<'_> {
         match self.stream.try_read_buf(buffer) {
             Ok(0) => Err(End::Closed),
             Ok(_) => {
-                // A client that never lets up must not keep the others of this thread waiting, nor its deadlines from being
-                // looked at.
+                // A client that never stops sending must not delay the other connections of this thread, or the check
+                // of its own deadlines.
                 self.reads = self.reads.wrapping_add(1);
                 let inside = !self.driver.is_stranger();
                 if !inside || self.reads.is_multiple_of(TURNS) {
@@ -409,18 +409,18 @@ impl Pump<'_> {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.readable = false;
-                // A handshake's next words.
+                // TLS may have to write its next handshake messages.
                 Ok(unread == 0 && self.stream.wants_write())
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Gives back buffers that are empty: most connections wait, most of the time.
+    /// Frees empty buffers: most connections are idle most of the time.
     fn idle(&mut self) {
         let session = &mut self.driver.session;
         if session.input().is_empty() {
-            // There may have been a password in it.
+            // It may have contained a password.
             session.input().zeroize();
             *session.input() = Vec::new();
         }
@@ -436,15 +436,16 @@ impl Pump<'_> {
         if !listens {
             self.timers.not_listening();
         }
-        // One that is not read is not waited for either: it would be readable for ever.
+        // A socket that is not read is not polled for reading: it would stay readable.
         let reads = listens && !self.starved;
         let interest = match (reads, unread) {
             (true, true) => Interest::READABLE | Interest::WRITABLE,
             (false, true) => Interest::WRITABLE,
-            // One that is closing is still watched for its client's end.
+            // While closing, the end of the client's stream is still of interest.
             (_, false) => Interest::READABLE,
         };
-        // Calls that wait for room, though nothing comes that would make any: those before them wait for something else.
+        // Parked calls may wait although nothing is due that makes room: the calls before them may wait for something
+        // else.
         let parked = !unread && self.driver.session.any_parked();
         let reset = (parked || self.starved).then(|| Instant::now() + RESET_WINDOW);
         self.idle();

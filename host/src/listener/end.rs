@@ -29,7 +29,7 @@ pub(super) enum End {
     TooMany,
     #[error("the host closes")]
     Closing,
-    /// It does not: it goes on elsewhere.
+    /// Not an end: the connection continues on another thread.
     #[error("somebody has logged in")]
     Inside,
 }

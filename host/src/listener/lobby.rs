@@ -1,6 +1,7 @@
-//! Where connections are until somebody has logged in by them: threads of their own, which have less of the processors.
+//! The threads that serve connections until somebody has logged in by them. They have a lower priority.
 //!
-//! However many strangers guess passwords, the calls of those who are inside go past them: the system lets their threads run first.
+//! However many strangers guess passwords, calls of clients that have logged in go first: the system prefers their
+//! threads.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -8,15 +9,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::mpsc::UnboundedSender;
 
-/// How nice a lobby's threads are. A quarter of those inside, where both want all there is: a login has a time to come to its end.
+/// The nice value of a lobby's threads. They get a quarter of the processor time of the other threads if both could use
+/// all of it: a login must complete in time.
 const NICE: i32 = 6;
 
 thread_local! {
-    /// Whether this thread is a lobby's.
+    /// Whether this thread belongs to a lobby.
     static LOBBY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The threads for those who are inside, by what is sent there: to each in turn.
+/// The queues of the threads for clients that have logged in, used in turn.
 pub(super) struct Insiders<C>(Arc<(Vec<UnboundedSender<C>>, AtomicUsize)>);
 
 impl<C> Clone for Insiders<C> {
@@ -30,7 +32,7 @@ impl<C> Insiders<C> {
         Self(Arc::new((threads, AtomicUsize::new(0))))
     }
 
-    /// Hands a connection to one of them. `Some`: they serve nobody any more.
+    /// Sends a connection to one of them. `Some`: they no longer serve.
     pub(super) fn send(&self, coming: C) -> Option<C> {
         let (threads, next) = &*self.0;
         match threads.get(next.fetch_add(1, Ordering::Relaxed) % threads.len().max(1)) {
@@ -40,14 +42,14 @@ impl<C> Insiders<C> {
     }
 }
 
-/// This thread is a lobby's. A system that does not allow it has them share.
+/// Makes this a lobby's thread. If the system does not allow a lower priority, all threads share.
 pub(super) fn yields_to_those_inside() {
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
     LOBBY.set(true);
 }
 
-/// A stranger has been served. In a lobby, threads of those inside that wait for this processor go first: some systems let a
-/// thread go on for milliseconds, however nice it is.
+/// A stranger has been served. In a lobby, the other threads that wait for this processor go first: some systems let a
+/// thread continue for milliseconds, whatever its nice value.
 pub(super) fn served_a_stranger() {
     if LOBBY.get() {
         std::thread::yield_now();

@@ -1,9 +1,9 @@
-//! A listening socket, the threads that its connections live on, and the way from a socket to a session and back.
+//! A listening socket, the threads that serve its connections, and the path from a socket to a session and back.
 //!
-//! [`Endpoint`] is the root of the object hierarchy that clients see, as `twisted.spread.pb.AuthRoot` was: through it they
-//! log in, in either era's words, and attach to perspectives. `connection` moves bytes, and decides nothing: what a
-//! connection knows and decides is a [`Session`](crate::session). A `stream` is a socket, with or without `tls`; `proxy` reads whose
-//! it is, where a proxy passes it on.
+//! [`Endpoint`] is the root of the object hierarchy that clients see, like `twisted.spread.pb.AuthRoot`: through it
+//! they log in, in either era's words, and attach to perspectives. `connection` moves bytes and decides nothing: the
+//! state and decisions of a connection are in a [`Session`](crate::session). A `stream` is a socket with or without
+//! `tls`; `proxy` reads the source of a connection that a proxy passes on.
 
 mod connection;
 mod end;
@@ -48,7 +48,7 @@ use crate::session::Limits;
 use crate::sessions::{SessionEntry, Sessions};
 use crate::store;
 
-/// The memory that checking passwords may take, if nothing else is said, in KiB.
+/// The default for the memory that password checks may use, in KiB.
 const BUDGET: u32 = 128 << 10;
 
 /// The root object that clients log in through.
@@ -65,9 +65,9 @@ struct EndpointState {
     gate: Arc<LoginGate>,
     sessions: Arc<Sessions>,
     sources: Mutex<Sources>,
-    /// Who passes on others' connections, and says whose they are.
+    /// Addresses of proxies, which name the source of each connection.
     proxies: RwLock<Vec<IpNet>>,
-    /// What it gives beside keys.
+    /// The access that the listener gives without keys.
     rules: Arc<CurrentRules>,
 }
 
@@ -78,26 +78,26 @@ impl std::fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    /// A root through which `login`'s identities reach these services.
+    /// Creates a root through which the identities of `login` reach these services.
     #[must_use]
     pub fn new(login: Login, services: Arc<MultiService>, context: HostContext, limits: Limits) -> Self {
         let gate = Self::gate_before(&login, &context);
         Self::with_gate(login, services, context, limits, (gate, Sessions::new()))
     }
 
-    /// A gate of its own, as [`Endpoint::new`] has it.
+    /// Creates a gate with the default rules, as [`Endpoint::new`] does.
     #[must_use]
     pub fn gate_before(login: &Login, context: &HostContext) -> Arc<LoginGate> {
         let mut secret = [0; 32];
         if let Err(error) = getrandom::fill(&mut secret) {
-            // It keeps names apart, no secrets.
+            // The secret only tells names apart; it protects nothing secret.
             tracing::warn!(%error, "no randomness for the throttle");
         }
         let store = Arc::clone(&context.store);
         LoginGate::new(store, StoreSecret::new(secret), login.cost(), BUDGET, LoginRules::default())
     }
 
-    /// The same behind a gate that stands before other listeners, too, and with the sessions of all of them.
+    /// As [`Endpoint::new`], with a gate and sessions that are shared with other listeners.
     #[must_use]
     pub fn with_gate(
         login: Login,
@@ -114,7 +114,7 @@ impl Endpoint {
         endpoint
     }
 
-    /// Those that are the whole host's, and the same for each of its listeners.
+    /// Applies the limits that belong to the whole host and are the same for all its listeners.
     fn take_up_limits(&self) {
         let limits = self.limits();
         self.shared.gate.set_checks(limits.checks, limits.checks_per_source);
@@ -122,42 +122,42 @@ impl Endpoint {
         self.shared.context.limits.set(limits.slots);
     }
 
-    /// Other limits from now on: for connections that are to come, and for how many there may be.
+    /// Replaces the limits: those of new connections, and the number of connections.
     pub fn set_limits(&self, limits: Limits) {
         *self.shared.limits.write() = Arc::new(limits);
         self.take_up_limits();
     }
 
-    /// What its clients may cost.
+    /// The limits of its clients.
     #[must_use]
     pub fn limits(&self) -> Limits {
         *self.shared.limits()
     }
 
-    /// What it gives beside keys, from now on. What connections have by the rules before ends when they hear of it
+    /// Replaces the rules for access without keys. Existing access by the old rules ends when connections are notified
     /// ([`Sessions::rules_changed`]).
     pub fn set_rules(&self, rules: ListenerRules) {
         self.shared.rules.set(rules);
     }
 
-    /// What it gives beside keys.
+    /// The rules for access without keys.
     #[must_use]
     pub fn rules(&self) -> Arc<ListenerRules> {
         self.shared.rules.get()
     }
 
-    /// Connections from these addresses come by a proxy: they begin with a header that says whose they are.
+    /// Sets the addresses of proxies. Connections from these begin with a header that names their source.
     pub fn set_proxies(&self, proxies: Vec<IpNet>) {
         *self.shared.proxies.write() = proxies;
     }
 
-    /// How many connections there are.
+    /// The number of connections.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.sources.lock().all()
     }
 
-    /// What stands before every login.
+    /// The gate that every login passes.
     #[must_use]
     pub fn gate(&self) -> &Arc<LoginGate> {
         &self.shared.gate
@@ -169,19 +169,19 @@ impl Endpoint {
         &self.shared.sessions
     }
 
-    /// Listens on this address, and serves on as many threads as there are processors.
+    /// Listens on this address. Serves on as many threads as there are processors.
     ///
     /// # Errors
-    /// When the address cannot be listened on, or a thread cannot be started.
+    /// Returns an error if the host cannot listen on the address, or a thread cannot be started.
     pub fn listen(&self, address: impl std::net::ToSocketAddrs) -> io::Result<Listener> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         self.listen_on(TcpListener::bind(address)?, threads, None)
     }
 
-    /// Serves on a socket that listens already; with certificates, all that comes through it is TLS.
+    /// Serves on a listening socket. With certificates, all connections use TLS.
     ///
     /// # Errors
-    /// When a thread cannot be started.
+    /// Returns an error if a thread cannot be started.
     pub fn listen_on(
         &self,
         listener: TcpListener,
@@ -192,7 +192,7 @@ impl Endpoint {
         Ok(self.listen_as(listener, threads, tls, Accepts { itself: true, hands_on: true })?.0)
     }
 
-    /// The same. Also answers with a way in for connections that others have accepted.
+    /// As [`Endpoint::listen_on`]. Also returns an entrance for connections that others have accepted.
     pub(crate) fn listen_as(
         &self,
         listener: TcpListener,
@@ -203,7 +203,7 @@ impl Endpoint {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let socket = Mutex::new(accepts.hands_on.then(|| listener.try_clone()).transpose()?);
-        // All that a thread needs is there before the thread: a door of which it is said that it is open, is.
+        // Everything that can fail is done before the threads start: a listener that is reported as open is open.
         let accepting = runtime()?;
         let listener = {
             let _within = accepting.enter();
@@ -218,7 +218,7 @@ impl Endpoint {
                 if inside.is_some() {
                     lobby::yields_to_those_inside();
                 }
-                // What is to come is kept by the thread: whatever serves it ends, another goes on with it.
+                // The queue survives a panic of its thread's loop: the next run continues with it.
                 let connections = Arc::new(AsyncMutex::new(connections));
                 let with = || (closed.clone(), inside.clone());
                 forever("a thread for connections", || work(&runtime, Arc::clone(&connections), with()));
@@ -227,7 +227,7 @@ impl Endpoint {
         };
         let (inside, strangers) = (threads.max(1), threads.div_ceil(2).max(1));
         let inside = (0..inside).map(|index| spawn(format!("io-{index}"), None)).collect::<io::Result<Vec<_>>>()?;
-        // What has logged in already need not come by the lobby.
+        // Connections of clients that have logged in already do not pass through the lobby.
         let within: Vec<_> = inside.iter().map(mpsc::UnboundedSender::downgrade).collect();
         let inside = Insiders::new(inside);
         let senders = (0..strangers).map(|index| spawn(format!("lobby-{index}"), Some(inside.clone())));
@@ -236,7 +236,7 @@ impl Endpoint {
         let shared = Arc::clone(&self.shared);
         let threads: Vec<_> = senders.iter().map(mpsc::UnboundedSender::downgrade).collect();
         let entrance = Entrance::new(Arc::downgrade(&shared), threads, tls.clone());
-        // If it does not accept itself, its threads go on until it is closed all the same.
+        // Even if it does not accept connections itself, its threads continue until it is closed.
         let listener = accepts.itself.then_some(listener);
         workers.push(std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
             forever("the thread that accepts connections", || {
@@ -247,54 +247,54 @@ impl Endpoint {
         Ok((Listener { address, socket, closing, router, within, workers: Mutex::new(workers) }, entrance))
     }
 
-    /// Ways in for those who have logged in by services' own doors: on the threads of this listener.
+    /// Entrances for clients that have logged in by services' own doors, served on the threads of this listener.
     pub(crate) fn ways(&self, listener: &Listener) -> Ways {
         Ways::new(Arc::downgrade(&self.shared), listener.within.clone())
     }
 }
 
-/// How a listener comes by connections.
+/// How connections reach a listener.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Accepts {
-    /// Whether it accepts them; if not, others do, and hand them in by its [`Entrance`].
+    /// Whether it accepts them itself. If not, others accept them and pass them to its [`Entrance`].
     pub(crate) itself: bool,
-    /// Whether the socket is its own, to be handed on to the next host.
+    /// Whether it owns the socket, and hands it on to the next host.
     pub(crate) hands_on: bool,
 }
 
-/// A socket that listens. Closing it lets calls in flight end first, for a while.
+/// A listening socket. When it is closed, calls in flight have until the grace time to end.
 #[derive(Debug)]
 pub struct Listener {
     address: SocketAddr,
-    /// Its socket, as long as it is not closed.
+    /// The socket to hand on, until it is handed on or closed.
     socket: Mutex<Option<TcpListener>>,
     closing: watch::Sender<bool>,
     router: Arc<Router>,
-    /// Where those are served who are inside: for as long as it listens.
+    /// The queues of the threads for clients that have logged in, as long as it listens.
     within: Vec<mpsc::WeakUnboundedSender<Coming>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Listener {
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its socket, for whoever serves it next: it goes on listening when this is closed, and who connects meanwhile waits.
+    /// Takes the socket, for the next host. The socket keeps listening when this is closed; new connections wait.
     #[must_use]
     pub fn hand_on(&self) -> Option<TcpListener> {
         self.socket.lock().take()
     }
 
-    /// Closes it: nobody comes in, calls in flight end, or are given up after the grace time. Blocks until all is
-    /// closed.
+    /// Closes it: accepts nothing more, and lets calls in flight end, up to the grace time. Blocks until all
+    /// connections are closed.
     pub fn close(&self) {
         drop(self.socket.lock().take());
-        // Nobody listens any more if all has ended.
+        // There is no receiver if all threads have ended.
         let _ = self.closing.send(true);
-        // Connections look when they wake: none of them keeps a place in a list for that.
+        // Connections check the flag when they wake, so that none of them needs an entry in a list of waiters.
         self.router.wake_all();
         for worker in self.workers.lock().drain(..) {
             if worker.join().is_err() {
@@ -310,12 +310,13 @@ impl Drop for Listener {
     }
 }
 
-/// Runs until it returns. A fault of the host's own does not end what all connections need.
+/// Runs `run` until it returns, again after each panic: a bug in the host must not end a thread that all connections
+/// need.
 fn forever(what: &str, run: impl Fn()) {
     while std::panic::catch_unwind(std::panic::AssertUnwindSafe(&run)).is_err() {
         health::count(&health::WORKERS_REPLACED);
         tracing::error!("{what} ended by a bug in the host and is replaced; please report it");
-        // One that fails at once must not fill the log.
+        // A run that fails at once must not fill the log.
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
@@ -349,7 +350,7 @@ fn work(
             report(ended);
         }
     };
-    // Not a task of its own: if it panics, so does this thread's turn, and the next begins.
+    // Not a spawned task: a panic ends this run of the thread, and the next one begins.
     runtime.block_on(tasks.run_until(serving));
 }
 
@@ -382,7 +383,7 @@ async fn accept(
         let (stream, source) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, most likely: what is connected goes on; look again in a while.
+                // Most likely out of descriptors: existing connections continue; try again in a while.
                 tracing::warn!(%error, "a connection cannot be accepted");
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
@@ -391,52 +392,52 @@ async fn accept(
         let Some(admitted) = shared.admitted(source, tls.cloned()) else { continue };
         let Ok(stream) = stream.into_std() else { continue };
         next = (next + 1) % workers.len();
-        // If nobody serves any more, the place is given back with it.
+        // If nobody serves any more, the place is freed with it.
         let _ = workers[next].send(Coming::New(Socket::Tcp(stream), admitted));
     }
 }
 
-/// Where a connection comes from.
+/// The socket of a new connection.
 enum Socket {
     Tcp(TcpStream),
-    /// From a service, in this process.
+    /// From a service's connection within this process.
     Within(std::os::unix::net::UnixStream),
 }
 
-/// A connection that is to be served. Boxed: a task that is spawned keeps what it was given twice.
+/// A connection to serve. Boxed, because a spawned task holds its arguments twice.
 struct Arrived {
     coming: Coming,
     closed: watch::Receiver<bool>,
-    /// Where it goes when somebody has logged in, if this is a lobby.
+    /// The threads that it moves to after the login, if this is a lobby.
     inside: Option<Insiders<Coming>>,
 }
 
 /// A connection on its way to the thread that serves it.
 enum Coming {
-    /// It is new.
+    /// A new connection.
     New(Socket, Admitted),
-    /// Somebody has logged in by it.
+    /// A connection that somebody has logged in by.
     Inside(Box<open::Inside>),
 }
 
-/// A connection that was let in: its place is given back however it ends.
+/// An accepted connection. Its place is freed when this is dropped.
 struct Admitted {
     shared: Arc<EndpointState>,
     source: SocketAddr,
-    /// None of its own has what comes from within: the stream has one that it came by.
+    /// `None` for a connection from within: the stream that it belongs to has a place.
     place: Option<Place>,
     tls: Option<Arc<ServerConfig>>,
-    /// Boxed: few have it, and all would have the room for it.
+    /// Boxed, because few connections have it.
     within: Option<Box<Within>>,
 }
 
 impl Admitted {
-    /// Whether a header has to say first whose it is.
+    /// Whether a PROXY header must name its source first.
     fn is_proxied(&self) -> bool {
         self.place.is_some_and(|place| place.source.is_none())
     }
 
-    /// How the operator is to see it.
+    /// Its entry in the list of sessions.
     fn listed(&self, number: u32, mailbox: &Arc<Mailbox>) -> Arc<SessionEntry> {
         let (sessions, mailbox) = (&self.shared.sessions, Arc::clone(mailbox));
         match &self.within {
@@ -445,17 +446,17 @@ impl Admitted {
         }
     }
 
-    /// Whether somebody has logged in from there before.
+    /// Whether somebody has logged in from its source before.
     fn is_known(&self) -> bool {
         self.place.is_none_or(|place| !place.stranger)
     }
 
-    /// Where the client is, for a person to read.
+    /// The client's address, for a person to read.
     fn peer(&self) -> String {
         self.within.as_ref().map_or_else(|| self.source.to_string(), |within| within.peer.clone())
     }
 
-    /// A proxy has said whose it is; false: there are too many of theirs.
+    /// A proxy has named the source. `false`: the source has too many connections.
     fn comes_from(&mut self, source: SocketAddr) -> bool {
         let of = Some(network(source.ip()));
         let counted = self.shared.sources.lock().count_source(of, self.shared.most());
@@ -487,7 +488,7 @@ impl EndpointState {
         Most { connections: limits.connections, per_source: limits.per_source }
     }
 
-    /// A connection, if there is a place for it.
+    /// Admits a connection, if there is a place for it.
     fn admitted(self: &Arc<Self>, source: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Option<Admitted> {
         let place = self.admit(source.ip());
         if place.is_none() {
@@ -504,7 +505,7 @@ impl EndpointState {
 
     fn admit(&self, address: IpAddr) -> Option<Place> {
         let proxied = self.is_proxy(address);
-        // A proxy is named by the operator: it belongs here.
+        // The operator has named the proxy, so it is not a stranger.
         let stranger = !proxied && !self.gate.is_known(address);
         let place = Place { source: (!proxied).then(|| network(address)), stranger };
         self.sources.lock().enter(place, self.most()).then_some(place)

@@ -1,4 +1,4 @@
-//! One connection from when it comes until it has ended: on one thread, or begun in the lobby and gone on inside.
+//! One connection from its beginning to its end: on one thread, or first in the lobby and then on another thread.
 
 use std::io;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::memory::{AccountKey, Meter};
 use crate::multiservice::router::Mailbox;
 use crate::session::Session;
 
-/// A connection that moves to another thread: nothing of it is under way.
+/// A connection on its way to another thread. Nothing of it is under way.
 pub(super) struct Inside {
     stream: Resting,
     session: Box<Session>,
@@ -30,7 +30,7 @@ pub(super) struct Inside {
     number: u32,
 }
 
-/// A connection that is open, and what it belongs to.
+/// An open connection, and everything that belongs to it.
 struct Open {
     stream: Stream,
     driver: Driver,
@@ -38,7 +38,7 @@ struct Open {
     number: u32,
 }
 
-/// Serves one connection to its end, or, in the lobby, until somebody has logged in by it.
+/// Serves one connection until it ends, or, in the lobby, until somebody has logged in by it.
 pub(super) async fn serve(arrived: Box<Arrived>) {
     let Arrived { coming, mut closed, inside } = *arrived;
     let opened = match coming {
@@ -54,7 +54,7 @@ pub(super) async fn serve(arrived: Box<Arrived>) {
 }
 
 impl Open {
-    /// A connection that has come. `None`: it has not come about.
+    /// Opens a new connection. `None`: it could not be opened.
     async fn new(
         socket: Socket,
         mut admitted: Admitted,
@@ -97,14 +97,14 @@ impl Open {
         }
     }
 
-    /// It goes to a thread for those who are inside: nothing of it is under way.
+    /// Moves it to a thread for clients that have logged in. Nothing of it is under way.
     fn moves(self: Box<Self>, inside: &Insiders<Coming>) {
         let Self { stream, driver, admitted, number } = *self;
         let Driver { session, from, known, mailbox, sent, .. } = driver;
         match stream.rest() {
             Ok(stream) => {
                 let moved = Inside { stream, session, from, known, mailbox, sent, admitted, number };
-                // If nobody serves there any more, the host closes.
+                // If nobody serves there any more, the host is closing.
                 let refused = inside.send(Coming::Inside(Box::new(moved)));
                 if let Some(Coming::Inside(moved)) = refused
                     && let Some(open) = Self::moved(*moved)
@@ -119,7 +119,7 @@ impl Open {
         }
     }
 
-    /// It has ended.
+    /// Ends the connection.
     fn ends(self: Box<Self>, end: End) {
         let Self { mut stream, mut driver, admitted, number } = *self;
         say_why(&mut stream, &mut driver, &end);
@@ -129,18 +129,18 @@ impl Open {
     }
 }
 
-/// A connection has ended, for this reason: for the log.
+/// Logs why a connection has ended.
 fn say(admitted: &Admitted, end: End) {
     let peer = admitted.source;
     match end {
         End::Closed | End::Closing => tracing::debug!(%peer, "{end}"),
-        // The service has let go of it: what has come of its client it says itself.
+        // The service has closed its end. It reports by itself what has become of its client.
         End::Io(_) if admitted.within.is_some() => tracing::debug!(%peer, "{end}"),
         end => tracing::info!(%peer, "connection closed: {end}"),
     }
 }
 
-/// Sends an error with the reason to every call that still waits, as far as the socket takes it at once.
+/// Sends an error with the reason to every call that still waits, as far as the socket accepts it at once.
 fn say_why(stream: &mut Stream, driver: &mut Driver, end: &End) {
     if matches!(end, End::Closed | End::Io(_)) {
         return;
@@ -148,7 +148,7 @@ fn say_why(stream: &mut Stream, driver: &mut Driver, end: &End) {
     let why = Failure::new("twisted.spread.pb.PBConnectionLost", format!("the host ends the connection: {end}"));
     driver.session.tell_why(&why);
     let output = driver.session.output();
-    // What it does not take now is lost with the connection.
+    // What the socket does not accept now is lost with the connection.
     if let Ok(sent) = stream.try_write(&output[driver.sent.min(output.len())..]) {
         driver.sent += sent;
     }
@@ -166,7 +166,7 @@ async fn open(
         Socket::Within(socket) => return Ok(Stream::Within(UnixStream::from_std(socket)?)),
     };
     if admitted.is_proxied() {
-        // Boxed: few connections come this way, and all would have the room for it.
+        // Boxed: few connections need it, and otherwise all would reserve the space.
         let header = Box::pin(tokio::time::timeout(shared.limits().login, proxy::header(&mut socket)));
         let source = tokio::select! {
             source = header => source.map_err(|_| End::NoLogin)??,

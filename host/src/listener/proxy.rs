@@ -1,4 +1,4 @@
-//! The PROXY protocol, versions 1 and 2: who passes on somebody's connection says first whose it is
+//! The PROXY protocol, versions 1 and 2: a proxy begins each connection with a header that names its source
 //! (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>).
 
 use ipnet::IpNet;
@@ -8,17 +8,17 @@ use std::net::SocketAddr;
 use proxy_header::{ParseConfig, ProxyHeader};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// What a header of version 2 begins with.
+/// The signature of version 2.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The longest header of version 1, in bytes.
 const LONGEST_1: usize = 107;
-/// The longest header of version 2 that is read, in bytes, beyond its first 16: addresses, and what else is said of them.
+/// The longest accepted header of version 2, in bytes after its first 16: addresses and further fields.
 const LONGEST_2: usize = 4 << 10;
 
-/// Reads the header, and nothing behind it. `None`: the proxy speaks for itself, to see whether we are there.
+/// Reads the header, and nothing behind it. `None`: the proxy connects for itself, to check whether the host is alive.
 ///
 /// # Errors
-/// When the connection does not begin with a header, or the header cannot be parsed.
+/// Returns an error if the connection does not begin with a header, or the header cannot be parsed.
 pub(crate) async fn header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
     read(stream).await.map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => wrong("the connection ends within its PROXY header"),
@@ -47,7 +47,7 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Socket
             if bytes.len() == LONGEST_1 {
                 return Err(wrong("the PROXY header is too long"));
             }
-            // One by one: what is behind it is the client's.
+            // One by one: what follows is the client's.
             bytes.push(stream.read_u8().await?);
         }
     } else {
@@ -60,25 +60,25 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Socket
     }
 }
 
-/// Where a connection comes from that a proxy passes on: what its header says, if it says something. Nobody on the proxy's own machine
-/// is on this one, unless the proxy is: passwords in the clear would go by a network.
+/// The source of a connection from a proxy: the address in the header, if there is one. A loopback address counts only
+/// if the proxy's own address is one: otherwise passwords in the clear would cross a network.
 pub(crate) fn behind(proxy: SocketAddr, said: Option<SocketAddr>) -> SocketAddr {
     let near = |source: &SocketAddr| source.ip().to_canonical().is_loopback();
     said.filter(|said| !near(said) || near(&proxy)).unwrap_or(proxy)
 }
 
-/// What the first bytes of a connection say of a header.
+/// What the first bytes of a connection say about a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Header {
     /// There is none.
     None,
-    /// This many bytes are needed in all to know.
+    /// This many bytes are needed in all to decide.
     More(usize),
-    /// It has this many bytes, and all are there.
+    /// There is one, with this many bytes, and all have arrived.
     Is(usize),
 }
 
-/// Finds the end of the header in the first bytes of a connection, whatever it says.
+/// Finds the end of the header in the first bytes of a connection, whatever the header says.
 pub(crate) fn find_header(first: &[u8]) -> Header {
     const WORD: &[u8] = b"PROXY ";
     let begins = |with: &[u8]| first.len() < with.len() && with.starts_with(first);
@@ -104,10 +104,10 @@ pub(crate) fn find_header(first: &[u8]) -> Header {
     }
 }
 
-/// The addresses and networks of proxies, as `[pb] proxies` names them.
+/// Parses the addresses and networks of proxies in `[pb] proxies`.
 ///
 /// # Errors
-/// Which is neither.
+/// Returns an error for a text that is neither, and names it.
 pub fn proxies(named: &[String]) -> Result<Vec<IpNet>, String> {
     crate::config::networks(named).map_err(|why| format!("[pb] proxies: {why}"))
 }
@@ -133,7 +133,7 @@ mod tests {
         }
     }
 
-    /// What is read of some bytes, and what is left of them.
+    /// The result of reading some bytes, and the bytes that are left.
     fn read_all(bytes: &[u8]) -> (Result<Option<String>, String>, Vec<u8>) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut rest = bytes;
@@ -152,7 +152,7 @@ mod tests {
         let four = [10, 1, 2, 3, 192, 168, 0, 1, 0x30, 0x39, 0x22, 0x53];
         let mut six = [0; 36];
         (six[15], six[31], six[33], six[35]) = (7, 1, 80, 81);
-        // With something else behind the addresses: a unique id.
+        // With another field behind the addresses: a unique id.
         let more = [&four[..], &[0x05, 0, 2, b'i', b'd']].concat();
         let whose = |text: &str| Ok(Some(text.to_owned()));
         for (bytes, expected) in [
@@ -168,7 +168,7 @@ mod tests {
         }
     }
 
-    /// However many bytes are there, what is found agrees with what is read.
+    /// With any number of bytes, `find_header` agrees with `header`.
     #[test]
     fn the_end_of_a_header_is_found_where_it_is_read_to() {
         let four = [10, 1, 2, 3, 192, 168, 0, 1, 0x30, 0x39, 0x22, 0x53];

@@ -1,13 +1,13 @@
-//! How many connections there are, and from where.
+//! The numbers of connections, in all and by source.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// How many connections there are, and from where.
+/// The numbers of connections, in all and by source.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     all: usize,
-    /// Of sources that nobody had logged in from when they came.
+    /// Those from sources that nobody had logged in from when they arrived.
     strangers: usize,
     by_source: HashMap<IpAddr, usize>,
 }
@@ -15,13 +15,13 @@ pub(crate) struct Sources {
 /// A connection's place among all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Where it comes from; none is known yet of one that comes by a proxy.
+    /// The source. `None`: not known yet, because the connection comes from a proxy.
     pub(crate) source: Option<IpAddr>,
-    /// Whether it is counted among strangers.
+    /// Whether it counts as a stranger.
     pub(crate) stranger: bool,
 }
 
-/// How many there may be.
+/// The limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Most {
     pub(crate) connections: usize,
@@ -29,12 +29,12 @@ pub(crate) struct Most {
 }
 
 impl Sources {
-    /// How many there are.
+    /// The number of connections.
     pub(crate) fn all(&self) -> usize {
         self.all
     }
 
-    /// Counts one more, if there is room: strangers leave a quarter of it to those who belong here.
+    /// Counts one more, if there is room. A quarter of the room is reserved for connections that are not strangers.
     pub(crate) fn enter(&mut self, place: Place, most: Most) -> bool {
         let strangers = most.connections - most.connections / 4;
         if self.all >= most.connections || place.stranger && self.strangers >= strangers {
@@ -48,7 +48,7 @@ impl Sources {
         true
     }
 
-    /// Where it comes from is known now.
+    /// Counts a connection for its source, which is known now.
     pub(crate) fn count_source(&mut self, source: Option<IpAddr>, most: Most) -> bool {
         let Some(source) = source else { return true };
         let count = self.by_source.get(&source).copied().unwrap_or(0);

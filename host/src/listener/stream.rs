@@ -1,4 +1,4 @@
-//! A client's socket, with TLS on it or without: read and written as far as it goes, without waiting.
+//! A client's socket, with or without TLS. Reads and writes as far as possible, without blocking.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -11,14 +11,14 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::session::Limits;
 
-/// How much is taken out of TLS at once.
+/// How many bytes are taken out of TLS at once.
 const CHUNK: usize = 16 << 10;
 
 /// A client's socket.
 pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<Tls>),
-    /// The other end is a service's, in this process.
+    /// The other end belongs to a service, in this process.
     Within(UnixStream),
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Tls {
     connection: ServerConnection,
 }
 
-/// The socket as rustls wants it.
+/// The socket, as rustls needs it.
 struct Raw<'s>(&'s TcpStream);
 
 impl Read for Raw<'_> {
@@ -46,21 +46,21 @@ impl Write for Raw<'_> {
     }
 }
 
-/// The same, of no thread.
+/// The same, registered with no thread.
 pub(super) enum Resting {
     Plain(std::net::TcpStream),
     Tls(Box<(std::net::TcpStream, ServerConnection)>),
     Within(std::os::unix::net::UnixStream),
 }
 
-/// How often a peer that is silent is asked whether it is still there.
+/// How many probes a silent peer gets.
 const ASKED: u32 = 4;
 
-/// Notices a peer that is not there any more, though it has not said goodbye (a cable was pulled): after so long a silence, in which
-/// it is asked and does not answer. In seconds: the system knows no less.
+/// Lets the system detect a peer that is gone without having closed the connection (a pulled cable): after this
+/// silence, during which it is probed and does not answer. The system counts in whole seconds.
 ///
 /// # Errors
-/// What the system says; it is a connection all the same.
+/// Returns the system's error. The connection can be used all the same.
 pub(crate) fn keep_alive(socket: impl AsFd, limits: &Limits) -> io::Result<()> {
     let silence = limits.silence;
     let socket = socket.as_fd();
@@ -69,8 +69,9 @@ pub(crate) fn keep_alive(socket: impl AsFd, limits: &Limits) -> io::Result<()> {
     sockopt::set_tcp_keepidle(socket, (silence / 2).max(second))?;
     sockopt::set_tcp_keepintvl(socket, (silence / 2 / ASKED).max(second))?;
     sockopt::set_tcp_keepcnt(socket, ASKED)?;
-    // Nobody is asked to whom something is on its way: that is sent again and again, for a quarter of an hour if nothing is said.
-    // It also ends a client that is there and takes nothing for so long: no sooner than `stalled` does.
+    // A peer with unacknowledged data is not probed: TCP retransmits, by default for a quarter of an hour. This timeout
+    // also ends the connection of a client that is alive and accepts nothing for so long, but no sooner than `stalled`
+    // does.
     let unread = silence.max(limits.stalled);
     sockopt::set_tcp_user_timeout(socket, u32::try_from(unread.as_millis()).unwrap_or(u32::MAX))?;
     Ok(())
@@ -81,10 +82,10 @@ impl Stream {
         Self::Tls(Box::new(Tls { socket, connection }))
     }
 
-    /// Takes it from its thread.
+    /// Deregisters it from its thread.
     ///
     /// # Errors
-    /// When the system does not let go of it.
+    /// Returns an error if the system does not release it.
     pub(super) fn rest(self) -> io::Result<Resting> {
         Ok(match self {
             Self::Plain(socket) => Resting::Plain(socket.into_std()?),
@@ -96,10 +97,10 @@ impl Stream {
         })
     }
 
-    /// Goes on on this thread.
+    /// Registers it with this thread.
     ///
     /// # Errors
-    /// When the system has no room for it.
+    /// Returns an error if the system has no room for it.
     pub(super) fn resume(resting: Resting) -> io::Result<Self> {
         Ok(match resting {
             Resting::Plain(socket) => Self::Plain(TcpStream::from_std(socket)?),
@@ -111,7 +112,7 @@ impl Stream {
         })
     }
 
-    /// The socket, where it is one of TCP's.
+    /// The socket, if it is a TCP socket.
     fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(socket) => Some(socket),
@@ -129,7 +130,7 @@ impl Stream {
         self.tcp().map_or(Ok(()), |socket| keep_alive(socket, limits))
     }
 
-    /// Waits until something can be tried.
+    /// Waits until it may be readable or writable.
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         match self {
             Self::Plain(socket) => socket.ready(interest).await,
@@ -138,10 +139,10 @@ impl Stream {
         }
     }
 
-    /// Appends what there is. 0: the other side has closed it.
+    /// Appends what has arrived. 0: the other side has closed the connection.
     ///
     /// # Errors
-    /// `WouldBlock`, when there is nothing just now; `InvalidData`, when it is no TLS.
+    /// `WouldBlock` if nothing has arrived; `InvalidData` if it is not TLS.
     pub(super) fn try_read_buf(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.try_read_buf(buffer),
@@ -150,10 +151,10 @@ impl Stream {
         }
     }
 
-    /// Writes what goes, and says how much that was.
+    /// Writes as much as possible. Returns how much that was.
     ///
     /// # Errors
-    /// `WouldBlock`, when nothing goes just now.
+    /// `WouldBlock` if nothing can be written at present.
     pub(super) fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.try_write(bytes),
@@ -162,7 +163,7 @@ impl Stream {
         }
     }
 
-    /// Whether there is something to write that nobody but TLS knows of.
+    /// Whether TLS has bytes of its own to write.
     pub(super) fn wants_write(&self) -> bool {
         match self {
             Self::Plain(_) | Self::Within(_) => false,
@@ -170,10 +171,10 @@ impl Stream {
         }
     }
 
-    /// Writes what TLS has to write.
+    /// Writes the bytes that TLS has.
     ///
     /// # Errors
-    /// `WouldBlock`, when not all of it goes just now.
+    /// `WouldBlock` if not all of them can be written at present.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(_) | Self::Within(_) => Ok(()),
@@ -181,16 +182,16 @@ impl Stream {
         }
     }
 
-    /// Says goodbye, as far as it goes.
+    /// Closes the connection, with TLS's `close_notify` as far as it can be written.
     pub(super) fn close(&mut self) {
         match self {
             Self::Plain(_) => {}
             Self::Tls(tls) => {
                 tls.connection.send_close_notify();
-                // It may have gone.
+                // The peer may have gone.
                 let _ = tls.flush();
             }
-            // The door has this end, too, to close it by.
+            // The door has a descriptor of this end, too, and closes it by that.
             Self::Within(socket) => drop(rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both)),
         }
     }
@@ -205,12 +206,12 @@ impl Tls {
     }
 
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // What was encrypted before goes first, so that no more of it is kept than one write.
+        // Earlier encrypted bytes go first, so that no more than one write is buffered.
         self.flush()?;
         let taken = self.connection.writer().write(bytes)?;
         match self.flush() {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            // rustls keeps nothing before the handshake is done: not yet.
+            // rustls buffers nothing before the handshake is complete.
             _ if taken == 0 && !bytes.is_empty() => Err(io::ErrorKind::WouldBlock.into()),
             _ => Ok(taken),
         }
@@ -224,7 +225,7 @@ impl Tls {
                     buffer.extend_from_slice(&chunk[..count]);
                     return Ok(count);
                 }
-                // It has gone without a goodbye.
+                // The peer has closed without a close_notify.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
                 Err(_) => {}
@@ -233,7 +234,7 @@ impl Tls {
                 return Ok(0);
             }
             if let Err(error) = self.connection.process_new_packets() {
-                // It is told what was wrong, as far as that goes.
+                // Sends the alert to the peer, as far as possible.
                 let _ = self.flush();
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }

@@ -1,4 +1,4 @@
-//! When what of a connection is overdue.
+//! The deadlines of a connection.
 
 use std::sync::Arc;
 
@@ -10,27 +10,27 @@ use crate::session::Limits;
 
 /// A message that has begun.
 struct Coming {
-    /// How many came whole before it.
+    /// The number of complete messages before it.
     before: u64,
-    /// How much of it is there.
+    /// The number of its bytes that have arrived.
     bytes: usize,
 }
 
-/// When what is overdue.
+/// The deadlines of a connection.
 pub(super) struct Timers {
     limits: Arc<Limits>,
-    /// Until when somebody has to log in.
+    /// When somebody must have logged in.
     pub(super) login: Option<Instant>,
-    /// When the next refusal leaves.
+    /// When the next refusal is due.
     pub(super) refusal: Option<Instant>,
-    /// How fast the client takes what is there for it.
+    /// How fast the client reads its output.
     pub(super) leaving: Pace,
-    /// How fast the message comes that has begun.
+    /// How fast the incoming message arrives.
     coming: Pace,
     message: Option<Coming>,
-    /// When buffers are given back, if nothing comes or goes by then.
+    /// When buffers are freed, unless there is traffic before.
     pub(super) rest: Option<Instant>,
-    /// When calls under way are given up, once the listener closes.
+    /// When calls in flight are given up, once the listener closes.
     pub(super) closing: Option<Instant>,
 }
 
@@ -71,13 +71,13 @@ impl Timers {
         self.coming.begin(now);
     }
 
-    /// The host does not read: nobody is late.
+    /// The host does not read, so no message can be late.
     pub(super) fn not_listening(&mut self) {
         self.message = None;
         self.coming.rest();
     }
 
-    /// Whoever was sent away has as long as one who comes.
+    /// A client whose login has ended has as long as a new one.
     pub(super) fn logged_in(&mut self, logged_in: bool) {
         self.login =
             if logged_in { None } else { Some(self.login.unwrap_or_else(|| Instant::now() + self.limits.login)) };

@@ -1,4 +1,4 @@
-//! TLS for doors: certificates from files, read again when they change; and certificates of one's own.
+//! TLS for doors: certificates from files, which are read again when they change; and a private authority.
 
 mod make;
 
@@ -26,13 +26,13 @@ use crate::fingerprint::Fingerprint;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {why}")]
 pub struct TlsError {
-    /// Which file.
+    /// The file.
     pub path: PathBuf,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
-/// Two files: a certificate and those between it and its root, and its key. In PEM.
+/// Two files in PEM: a certificate with its intermediate certificates, and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFiles {
     /// The certificate.
@@ -41,15 +41,15 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// What TLS is spoken with: one certificate, or several for different names.
+/// The certificates for TLS: one, or several for different names.
 pub struct Certificates {
     config: Arc<ServerConfig>,
-    /// The same, for listeners whose clients are asked for a certificate.
+    /// The same, for listeners that ask clients for a certificate.
     asking: Arc<ServerConfig>,
     all: Arc<ByName>,
 }
 
-/// The first is for whoever asks for no name, or for one that none of them has.
+/// The first is used if the client asks for no name, or if none of them matches.
 #[derive(Debug)]
 struct ByName(Vec<Pair>);
 
@@ -58,26 +58,26 @@ struct ByName(Vec<Pair>);
 struct Pair {
     files: CertificateFiles,
     current: RwLock<Arc<Named>>,
-    /// What the files were when they were read last.
+    /// The fingerprints of the files when they were last read.
     stamps: Mutex<(Option<Fingerprint>, Option<Fingerprint>)>,
 }
 
 #[derive(Debug)]
 struct Named {
     key: Arc<CertifiedKey>,
-    /// The names of hosts that the certificate is for. `*.example.org` stands for any one label in front.
+    /// The host names that the certificate is for. `*.example.org` stands for any one label in front.
     names: Vec<String>,
 }
 
 impl ByName {
-    /// The certificate for this name: one that has it, or else one with a wildcard for it, or else the first.
+    /// The certificate for this name: one with the name, or else one with a wildcard that matches, or else the first.
     fn find(&self, asked: Option<&str>) -> Option<Arc<CertifiedKey>> {
         let fits = |named: &Named| {
             let asked = asked?;
             named.names.iter().filter_map(|name| name_fits(name, asked)).max()
         };
         let all = || self.0.iter().map(|pair| pair.current.read());
-        // The first of those that fit as well.
+        // The first of those that fit equally well.
         let best =
             all().rev().filter_map(|named| Some((fits(&named)?, Arc::clone(&named.key)))).max_by_key(|(fit, _)| *fit);
         best.map(|(_, key)| key).or_else(|| all().next().map(|named| Arc::clone(&named.key)))
@@ -90,8 +90,8 @@ impl ResolvesServerCert for ByName {
     }
 }
 
-/// Clients may show a certificate, whoever has signed it: what counts is the key that it is for, and that they have the private
-/// one, which their signature of the greeting shows.
+/// Clients may present a certificate by any issuer. Only its key counts: the signature in the handshake proves that the
+/// client has the private key.
 #[derive(Debug)]
 struct AnyClient(WebPkiSupportedAlgorithms);
 
@@ -151,7 +151,7 @@ fn read(files: &CertificateFiles) -> Result<Named, TlsError> {
     let Some(first) = chain.first() else {
         return Err(wrong(certificate, &"there is no certificate in it (-----BEGIN CERTIFICATE-----)"));
     };
-    // What is in it beside its key is for clients to judge.
+    // Clients judge everything in it but its key.
     let names = x509_cert::Certificate::from_der(first).and_then(|parsed| names_in(&parsed)).unwrap_or_else(|error| {
         tracing::warn!("{}: the names in it cannot be read: {error}", certificate.display());
         Vec::new()
@@ -162,7 +162,7 @@ fn read(files: &CertificateFiles) -> Result<Named, TlsError> {
     Ok(Named { key: Arc::new(certified), names })
 }
 
-/// The names of hosts that a certificate is for (RFC 5280, 4.2.1.6).
+/// The host names that a certificate is for (RFC 5280, 4.2.1.6).
 fn names_in(certificate: &x509_cert::Certificate) -> x509_cert::der::Result<Vec<String>> {
     let found = certificate.tbs_certificate().get_extension::<SubjectAltName>()?;
     let names = found.into_iter().flat_map(|(_, names)| names.0);
@@ -173,7 +173,7 @@ fn names_in(certificate: &x509_cert::Certificate) -> x509_cert::der::Result<Vec<
     Ok(of_hosts.collect())
 }
 
-/// The names of hosts that the certificate in this file is for. None, if it cannot be read.
+/// The host names that the certificate in this file is for. Empty if it cannot be read.
 #[must_use]
 pub fn names(certificate: &Path) -> Vec<String> {
     let bytes = CertificateDer::from_pem_file(certificate).ok();
@@ -181,10 +181,10 @@ pub fn names(certificate: &Path) -> Vec<String> {
     parsed.and_then(|parsed| names_in(&parsed).ok()).unwrap_or_default()
 }
 
-/// Until when the certificate in this file is valid, in seconds since 1970.
+/// When the certificate in this file expires, in seconds since 1970.
 ///
 /// # Errors
-/// When it cannot be read.
+/// Returns an error if it cannot be read.
 pub fn until(certificate: &Path) -> Result<u64, TlsError> {
     let wrong = |why: String| TlsError { path: certificate.to_owned(), why };
     let bytes = CertificateDer::from_pem_file(certificate).map_err(|error| wrong(error.to_string()))?;
@@ -196,16 +196,16 @@ impl Certificates {
     /// Reads both files, in PEM.
     ///
     /// # Errors
-    /// When they cannot be read, or do not belong together.
+    /// Returns an error if they cannot be read, or do not belong together.
     pub fn load(certificate: &Path, key: &Path) -> Result<Arc<Self>, TlsError> {
         Self::load_all(vec![CertificateFiles { certificate: certificate.to_owned(), key: key.to_owned() }])
     }
 
-    /// Reads the files of several. A client gets the one that is for the name that it asks for; the first, if it asks for no name, or
-    /// none of them is for that.
+    /// Reads several certificates. A client gets the one for the name that it asks for; the first, if it asks for no
+    /// name or none of them matches.
     ///
     /// # Errors
-    /// When some cannot be read, or do not belong together.
+    /// Returns an error if some cannot be read, or do not belong together.
     pub fn load_all(files: Vec<CertificateFiles>) -> Result<Arc<Self>, TlsError> {
         let pair = |files: CertificateFiles| {
             let stamps = Mutex::new(files.stamps());
@@ -225,14 +225,14 @@ impl Certificates {
         let config = builder()?.with_no_client_auth().with_cert_resolver(Arc::clone(&all) as Arc<_>);
         let clients = Arc::new(AnyClient(provider.signature_verification_algorithms));
         let mut asking = builder()?.with_client_cert_verifier(clients).with_cert_resolver(Arc::clone(&all) as Arc<_>);
-        // A session that could be resumed would be kept with the client's certificates, by whom nobody counts that.
+        // A resumable session would keep the client's certificates, in memory that is not counted.
         asking.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         asking.send_tls13_tickets = 0;
         Ok(Arc::new(Self { config: Arc::new(config), asking: Arc::new(asking), all }))
     }
 
-    /// Reads the files again that have changed: who connects from now on gets the new certificates. Answers with how many are new, and
-    /// with what cannot be used as it is now: in its place the one that there was stays.
+    /// Reads changed files again; new connections get the new certificates. Returns how many certificates are new, and
+    /// errors for those that cannot be used: the previous ones stay in use.
     pub fn refresh(&self) -> (usize, Vec<TlsError>) {
         let (mut new, mut wrong) = (0, Vec::new());
         for pair in &self.all.0 {
@@ -244,9 +244,8 @@ impl Certificates {
         (new, wrong)
     }
 
-    /// What a connection of TLS is accepted with.
-    /// `alpn`: the protocols that may be agreed on, the best first; none: nothing is agreed on. `asks`: clients are asked for a
-    /// certificate, and need not have one.
+    /// The TLS configuration for accepting connections. `alpn`: the protocols that may be agreed on, the best first;
+    /// empty: none is agreed on. `asks`: clients are asked for a certificate, but need not have one.
     pub(crate) fn config_for(&self, alpn: &[String], asks: bool) -> Arc<ServerConfig> {
         if alpn.is_empty() && !asks {
             return Arc::clone(&self.config);
@@ -270,7 +269,7 @@ impl Pair {
         if *known == stamps {
             return Ok(false);
         }
-        // Both are written one after the other: until they fit, the next look tries again.
+        // The two files are written one after the other. Until they fit, the next refresh tries again.
         let new = read(&self.files)?;
         *self.current.write() = Arc::new(new);
         *known = stamps;
@@ -296,7 +295,7 @@ mod tests {
         assert_eq!(loaded.refresh(), (0, vec![]));
         let next = make(&names, Some((&made.authority, &made.authority_key)), 1_790_000_000).unwrap();
         assert_eq!(next.authority, made.authority);
-        // A change within the clock's step must be seen, too.
+        // A change within the clock's resolution must be seen, too.
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
         fs::write(&certificate, &next.certificate).unwrap();
         fs::File::options().append(true).open(&certificate).unwrap().set_modified(later).unwrap();
@@ -341,7 +340,7 @@ mod tests {
             let found = loaded.all.find(asked).unwrap();
             assert_eq!(found.cert.first(), Some(&first(expected)), "{asked:?}");
         }
-        // One that cannot be used any more keeps nobody else's from being renewed.
+        // One that can no longer be used does not prevent the renewal of others.
         fs::write(&all[1].certificate, "nonsense").unwrap();
         let renewed = made(2, &["new.example.org"]);
         let (new, wrong) = loaded.refresh();

@@ -1,7 +1,7 @@
-//! Clients that have logged in go first: in each pass of a thread over its sockets, one stranger from a source that is known
+//! Clients that have logged in go first: in each pass of a thread over its sockets, one stranger from a known source
 //! and one from elsewhere are served.
 //!
-//! However many strangers guess passwords, a call of a client that has logged in waits for two of them at most.
+//! However many strangers guess passwords, a call of a client that has logged in waits for at most two of them.
 
 use std::rc::Rc;
 
@@ -10,18 +10,18 @@ use tokio::sync::Semaphore;
 use super::lobby::served_a_stranger;
 
 thread_local! {
-    /// Held by the stranger who is next, of those from sources that somebody has logged in from before, and of all others.
-    /// Of this thread alone: nobody waits for another thread's.
+    /// Held by the stranger who is next: one for sources that somebody has logged in from before, one for all others.
+    /// Per thread: nobody waits for another thread.
     static NEXT: [Rc<Semaphore>; 2] = [Rc::new(Semaphore::new(1)), Rc::new(Semaphore::new(1))];
 }
 
-/// Waits until it is this stranger's turn. Strangers are served in the order in which they asked; those from a known source
-/// have a line of their own, so that an owner does not wait for a crowd.
+/// Waits for this stranger's turn. Strangers are served in the order in which they asked. Those from a known source
+/// have a queue of their own, so that an owner does not wait for a crowd.
 pub(super) async fn stranger(known: bool) {
     let next = NEXT.with(|[of_known, of_others]| Rc::clone(if known { of_known } else { of_others }));
-    // It is never closed.
+    // The semaphore is never closed.
     let _held = next.acquire().await;
-    // The runtime looks at all sockets before it goes on here: what has come to those inside is before it.
+    // The runtime polls all sockets before it continues here: clients that have logged in go first.
     tokio::task::yield_now().await;
     served_a_stranger();
 }
@@ -35,7 +35,7 @@ mod tests {
 
     use super::stranger;
 
-    /// Who was served, in order: nine strangers, and one who is inside and has something in each pass.
+    /// Who was served, in order: nine strangers, and one client that has logged in and has something in each pass.
     async fn served(turns: bool) -> String {
         let said = Rc::new(RefCell::new(String::new()));
         let all = LocalSet::new();

@@ -1,4 +1,4 @@
-//! Connections from within: of whoever has logged in by a service's own door, to be attached elsewhere.
+//! Connections from within: for clients that have logged in by a service's own door, to attach to other services.
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -11,22 +11,22 @@ use super::{Admitted, Coming, EndpointState, Socket};
 use crate::session::login::ProvenBefore;
 use crate::sessions::SessionEntry;
 
-/// Who has logged in, and how.
+/// A client that has logged in by a door.
 #[derive(Debug, Clone)]
 pub(crate) struct Within {
-    /// Who.
+    /// Its identity.
     pub(crate) proven: ProvenBefore,
-    /// The connection that they have come by, as the operator sees it.
+    /// The connection that it logged in by, as the operator sees it.
     pub(crate) entry: Arc<SessionEntry>,
-    /// The door, as the trail has it: "ssh:ssh".
+    /// The door, as in the trail: "ssh:ssh".
     pub(crate) door: Arc<str>,
-    /// Where the client is, for a person to read.
+    /// The client's address, for a person to read.
     pub(crate) peer: String,
 }
 
-/// Ways in, on the threads of a listener: for as long as that listens.
+/// Entrances on the threads of a listener, as long as that listens.
 pub(crate) struct Ways {
-    /// It leads to services, and they to the doors that have this: these do not keep it.
+    /// Weak: it leads to services, which own the doors, which own this.
     shared: Weak<EndpointState>,
     threads: Vec<mpsc::WeakUnboundedSender<Coming>>,
     next: AtomicUsize,
@@ -37,7 +37,7 @@ impl Ways {
         Self { shared, threads, next: AtomicUsize::new(0) }
     }
 
-    /// Serves Perspective Broker on this end, to nobody else. False: the listener has closed.
+    /// Serves Perspective Broker on this end, for this client only. `false`: the listener has closed.
     pub(crate) fn serve(&self, end: UnixStream, source: SocketAddr, within: Within) -> bool {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len().max(1);
         let Some(thread) = self.threads.get(next).and_then(mpsc::WeakUnboundedSender::upgrade) else { return false };

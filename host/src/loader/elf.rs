@@ -1,9 +1,9 @@
-//! Is this file a whole library for this machine? Said before anything opens it: a truncated library does not fail to
-//! open, it crashes who opens it.
+//! Checks whether a file is a complete library for this machine, before anything opens it: a truncated library does not fail to
+//! open, it crashes the process that opens it.
 
 use super::fault::LibraryFault;
 
-/// The library's extent, up to the end of what is loaded of it: what follows are symbols for debuggers.
+/// The extent of a library, up to the end of its loaded part. Symbols for debuggers follow that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// Bytes to copy.
@@ -23,7 +23,7 @@ const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
 /// Checks the head of a file that has `length` bytes.
 ///
 /// # Errors
-/// One sentence that says what is wrong with it.
+/// If the file cannot be such a library; the error is one sentence.
 pub fn check(file: &[u8], length: u64) -> Result<Extent, LibraryFault> {
     if length == 0 {
         return Err(file_fault("it is empty"));
@@ -76,7 +76,7 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, LibraryFault> {
         }
         loaded = loaded.max((header as u64).saturating_add(u64::from(size)));
     }
-    // The section table ends the file: a copy that lacks it is not finished, though all that is loaded be there.
+    // The section table ends the file: a copy without it is incomplete, even if it has everything that is loaded.
     if let (Some(sections), Some(size), Some(count)) = (u64_at(40), u16_at(58), u16_at(60))
         && sections.saturating_add(u64::from(size) * u64::from(count)) > length
     {
@@ -85,8 +85,8 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, LibraryFault> {
     Ok(Extent { loaded })
 }
 
-/// Where in a file its flags for the dynamic linker say that it is never to be unloaded, and what they are without that; for
-/// a library whose head was checked. `read` reads from a place in the file.
+/// Returns where in a file the flags for the dynamic linker forbid unloading it, and the flags without that. The library's head
+/// must have been checked. `read` reads from a place in the file.
 ///
 /// In the gABI: `DT_FLAGS_1`, `DF_1_NODELETE`. Some linkers set it by themselves.
 pub fn without_nodelete(
@@ -121,7 +121,7 @@ pub fn without_nodelete(
         let entries = section.chunks_exact(16).map(|entry| (at_place(entry, 0), at_place(entry, 8)));
         let entries = entries.map_while(|(tag, flags)| Some((u64::from_le_bytes(tag?), u64::from_le_bytes(flags?))));
         let entries = (0u64..).zip(entries).take_while(|(_, (tag, _))| *tag != 0);
-        // Of several the linker takes the last.
+        // If there are several, the linker takes the last.
         let last = entries.filter(|(_, (tag, _))| *tag == DT_FLAGS_1).last();
         return Ok(last.filter(|(_, (_, flags))| flags & DF_1_NODELETE != 0).and_then(|(index, (_, flags))| {
             let at = offset.checked_add(index * 16 + 8)?;
@@ -135,7 +135,7 @@ fn file_fault(what: &str) -> LibraryFault {
     LibraryFault::File(what.to_owned())
 }
 
-/// Bytes at a place that the file itself names, which may be anywhere.
+/// Bytes at a place that the file itself names. It may lie anywhere.
 fn at_place<const N: usize>(file: &[u8], at: usize) -> Option<[u8; N]> {
     file.get(at..at.checked_add(N)?)?.try_into().ok()
 }

@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-/// How a process has ended that a library ran in.
+/// How a process in which a library ran has ended.
 pub(crate) fn ended(status: ExitStatus) -> String {
     let name = |signal| match signal {
         libc::SIGSEGV => "SIGSEGV".to_owned(),

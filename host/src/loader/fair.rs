@@ -1,38 +1,38 @@
-//! Who is served next, of all connections whose frames wait for one generation: whoever has cost it least.
+//! Decides which connection a generation serves next: of all whose frames wait, the one that has cost it least.
 //!
-//! Each connection has a lane, in which its frames keep their order. A lane has a clock of its own, which runs on by what its
-//! calls cost; the lane whose clock is furthest behind is next, and one that comes again starts with those that are there
-//! (start-time fair queueing). What a call will cost is taken to be what the lane's calls have cost before. A batch is
-//! short, so that nobody waits for more than the call that is under way and a few short ones. Connections of one owner
-//! share one place: each of their clocks runs faster by their number.
+//! Each connection has a lane, in which its frames keep their order. Each lane has a clock that advances by the cost of its
+//! calls. The lane whose clock is furthest behind is next; a lane that was idle starts level with the others (start-time fair
+//! queueing). The cost of a call is estimated from the lane's earlier calls. A batch is short, so that nobody waits for more
+//! than the call in progress and a few short ones. Connections of one owner share one place: each of their clocks runs faster
+//! by their number.
 //!
-//! The host's own frames go before all, but for a barrier, which is behind all that came before it. Reads no clock.
+//! The host's own frames go first, except for barriers, which stay behind everything that came before them. Reads no clock.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-/// What a batch may cost, in nanoseconds, as far as can be told beforehand.
+/// How much a batch may cost, in nanoseconds, by estimate.
 const BATCH_COST: u64 = 1_000_000;
 /// The most frames of a batch.
 const BATCH_CALLS: u32 = 256;
-/// The most bytes of a batch, beyond its first call.
+/// A batch that has reached this many bytes takes no more frames.
 const BATCH_BYTES: usize = 256 << 10;
-/// What the first call of a lane is taken to cost, in nanoseconds.
+/// The estimated cost of a lane's first call, in nanoseconds.
 const FIRST_COST: u64 = 20_000;
-/// What no call costs less than, in nanoseconds.
+/// The least cost of a call, in nanoseconds.
 const LEAST_COST: u64 = 500;
-/// What a byte of a call costs, in nanoseconds.
+/// The cost of a byte of a call, in nanoseconds.
 const BYTE_COST: u64 = 1;
-/// So many lanes without frames are remembered before they are looked through.
+/// The least number of lanes at which idle ones are removed.
 const IDLE_LANES: usize = 256;
 
-/// A connection, and whose it is.
+/// A connection and its owner.
 #[derive(Debug, Clone)]
 pub(super) struct Lane<M> {
     /// Its number.
     pub(super) connection: u32,
     /// Lanes of one owner share one place.
     pub(super) owner: usize,
-    /// What says whether its calls may begin.
+    /// Decides whether its calls may begin.
     pub(super) meter: M,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Lane<M> {
 struct Record {
     length: u32,
     is_call: bool,
-    /// How many barriers had come before it.
+    /// How many barriers came before it.
     epoch: u64,
 }
 
@@ -50,29 +50,29 @@ struct Waiting<M> {
     bytes: VecDeque<u8>,
     records: VecDeque<Record>,
     clock: u64,
-    /// What one of its calls costs, in nanoseconds.
+    /// The estimated cost of one of its calls, in nanoseconds.
     cost: u64,
     paused: bool,
 }
 
-/// A frame that comes behind all that was there before it, and what the host has said since.
+/// A frame that stays behind everything that came before it, and the host's later frames.
 #[derive(Debug)]
 struct Barrier {
     frames: Vec<u8>,
-    /// How many frames of lanes are still before it, and behind the barrier before.
+    /// How many frames of lanes are still ahead of it, and behind the barrier before it.
     left: usize,
 }
 
-/// What a lane had in the last batch.
+/// A lane's part of the last batch.
 #[derive(Debug)]
 struct Share {
     connection: u32,
     calls: u32,
-    /// What they were taken to cost, in nanoseconds.
+    /// Their estimated cost, in nanoseconds.
     estimate: u64,
 }
 
-/// What waits of one owner's.
+/// What one owner has waiting.
 #[derive(Debug, Default)]
 struct Owner {
     /// How many of its lanes have frames.
@@ -89,12 +89,12 @@ pub(super) struct FairQueue<M> {
     epoch: u64,
     lanes: HashMap<u32, Waiting<M>>,
     owners: HashMap<usize, Owner>,
-    /// Lanes whose next frame may be popped, by their clocks.
+    /// Lanes whose next frame can be popped, by their clocks.
     ready: BTreeSet<(u64, u32)>,
-    /// The clock of the lane that was served last; when nobody waits, of the lane that is furthest ahead.
+    /// The clock of the lane that was served last; if nothing waits, of the lane that is furthest ahead.
     clock: u64,
     furthest: u64,
-    /// With so many lanes, those that need not be remembered are looked for.
+    /// With this many lanes, idle ones are removed.
     sweep_at: usize,
     bytes: usize,
     batch: Vec<Share>,
@@ -124,17 +124,18 @@ impl<M> Default for FairQueue<M> {
 #[allow(unreachable_pub, reason = "the model of the gate is a test that has this file alone")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GateLimits {
-    /// Of all owners; of one, a quarter of that.
+    /// For all owners. One owner may have a quarter of it.
     pub all: usize,
-    /// Of each owner, also when the gate is full.
+    /// For each owner, even when the gate is full.
     pub each: usize,
 }
 
 impl GateLimits {
-    /// As many as there are.
+    /// No limit.
     pub(crate) const NONE: Self = Self { all: usize::MAX, each: usize::MAX };
 
-    /// Whether this many bytes more may wait of an owner's, of whose `own` wait and of all others' `all` with them.
+    /// Whether `more` bytes of an owner may wait in addition to its `own`, if `all` bytes of all owners, this one included,
+    /// wait already.
     pub(crate) fn admit(self, own: usize, all: usize, more: usize) -> bool {
         let own = own.saturating_add(more);
         own <= self.each || own <= self.all / 4 && all.saturating_add(more) <= self.all
@@ -154,17 +155,17 @@ impl<M: Clone> FairQueue<M> {
         self.bytes
     }
 
-    /// Whether this many bytes more may wait of an owner's.
+    /// Whether this many more bytes of an owner may wait.
     pub(super) fn admits(&self, owner: usize, more: usize, limits: GateLimits) -> bool {
         limits.admit(self.owners.get(&owner).map_or(0, |owner| owner.bytes), self.bytes, more)
     }
 
-    /// Whether nothing can be popped just now.
+    /// Whether nothing can be popped now.
     pub(super) fn is_idle(&self) -> bool {
         self.host.is_empty() && self.ready.is_empty() && self.barriers.front().is_none_or(|barrier| barrier.left > 0)
     }
 
-    /// The host says something: before all calls, and behind barriers.
+    /// Adds frames of the host: ahead of all calls, and behind barriers.
     pub(super) fn host(&mut self, frames: &[u8]) {
         self.bytes += frames.len();
         match self.barriers.back_mut() {
@@ -173,8 +174,8 @@ impl<M: Clone> FairQueue<M> {
         }
     }
 
-    /// The host says something that comes before all, and before barriers, too. `barred`: only if there is a barrier, which
-    /// is what it is to come before.
+    /// Adds frames of the host ahead of everything, including barriers. `barred`: only if there is a barrier, ahead of which
+    /// they must go.
     pub(super) fn ahead(&mut self, frames: &[u8], barred: bool) {
         if !barred || !self.barriers.is_empty() {
             self.bytes += frames.len();
@@ -182,7 +183,7 @@ impl<M: Clone> FairQueue<M> {
         }
     }
 
-    /// The host says something that comes behind all that waits now.
+    /// Adds a frame of the host behind everything that waits now.
     pub(super) fn barrier(&mut self, frame: &[u8]) {
         self.bytes += frame.len();
         let epoch = self.epoch + self.barriers.len() as u64;
@@ -190,15 +191,15 @@ impl<M: Clone> FairQueue<M> {
             |waiting: &Waiting<M>| waiting.records.iter().rev().take_while(|record| record.epoch == epoch).count();
         let left = self.lanes.values().map(of_this).sum();
         self.barriers.push_back(Barrier { frames: frame.to_vec(), left });
-        // Nobody is spared now: what has to come before the barrier comes.
+        // Nobody is paused now: everything ahead of the barrier must come.
         let paused: Vec<u32> = self.lanes.iter().filter(|(_, waiting)| waiting.paused).map(|(no, _)| *no).collect();
         paused.into_iter().for_each(|connection| self.resume(connection));
     }
 
-    /// Frames of a connection: `is_call` tells which are calls.
+    /// Adds frames of a connection. `is_call` says which kinds are calls.
     pub(super) fn push(&mut self, lane: &Lane<M>, frames: &[u8], is_call: impl Fn(u8) -> bool) {
         if self.ready.is_empty() {
-            // Nobody waits: nobody is owed anything.
+            // Nobody waits, so nobody is owed anything.
             self.clock = self.furthest;
         }
         self.sweep();
@@ -222,7 +223,7 @@ impl<M: Clone> FairQueue<M> {
         waiting.bytes.extend(&frames[..taken]);
         self.bytes += taken;
         if was_empty && !waiting.records.is_empty() {
-            // Who was away does not come back with what it has saved up.
+            // An idle lane does not accumulate credit.
             waiting.clock = waiting.clock.max(clock);
             waiting.lane = lane.clone();
             self.ready.insert((waiting.clock, lane.connection));
@@ -233,7 +234,7 @@ impl<M: Clone> FairQueue<M> {
         }
     }
 
-    /// A connection has room again.
+    /// The calls of a connection may begin again.
     pub(super) fn resume(&mut self, connection: u32) {
         if let Some(waiting) = self.lanes.get_mut(&connection)
             && std::mem::replace(&mut waiting.paused, false)
@@ -244,7 +245,7 @@ impl<M: Clone> FairQueue<M> {
         }
     }
 
-    /// A connection has cost so much more, in nanoseconds.
+    /// Charges a connection this additional cost, in nanoseconds.
     pub(super) fn charge(&mut self, connection: u32, cost: u64) {
         let Some(waiting) = self.lanes.get_mut(&connection) else { return };
         let sharing = self.owners.get(&waiting.lane.owner).map_or(1, |owner| owner.lanes.max(1));
@@ -256,8 +257,8 @@ impl<M: Clone> FairQueue<M> {
         }
     }
 
-    /// What was not known of a batch when it was popped: it has cost so much more than time, in nanoseconds. It is
-    /// charged to those whose calls were in it.
+    /// Charges the last batch a cost beyond its time, in nanoseconds, that was unknown when it was popped. The connections
+    /// whose calls were in the batch share it.
     pub(super) fn charge_batch(&mut self, cost: u64) {
         let all: u64 = self.batch.iter().map(|share| share.estimate).sum();
         let shares: Vec<(u32, u64)> =
@@ -265,9 +266,9 @@ impl<M: Clone> FairQueue<M> {
         shares.into_iter().for_each(|(connection, cost)| self.charge(connection, cost));
     }
 
-    /// The next frames, at a time in nanoseconds: what the batch before has cost is the time that has passed since.
-    /// `may` says whether a connection's calls may begin; if not, it waits until it is resumed.
-    /// `popped` is told what has left a lane, in bytes.
+    /// Pops the next frames at the time `now`, in nanoseconds. The batch before has cost the time that has passed since. `may`
+    /// says whether a connection's calls may begin; if not, they wait until the connection is resumed. `popped` is told how
+    /// many bytes have left a lane.
     pub(super) fn pop(
         &mut self,
         into: &mut Vec<u8>,
@@ -290,7 +291,7 @@ impl<M: Clone> FairQueue<M> {
             let Some(next) = waiting.records.front() else { break };
             let before_barrier = !self.barriers.is_empty();
             if before_barrier && next.epoch != self.epoch {
-                // Behind the barrier: those before it first.
+                // It is behind the barrier: lanes ahead of that come first.
                 self.ready.remove(&(clock, connection));
                 waiting.paused = true;
                 continue;
@@ -301,18 +302,18 @@ impl<M: Clone> FairQueue<M> {
                 continue;
             }
             if calls > 0 && waiting.cost > BATCH_COST {
-                // One that takes long is alone in its batch: so it is known what it takes.
+                // A long call is alone in its batch, so that its cost becomes known.
                 break;
             }
             popped(&waiting.lane, next.length as usize);
             let bytes = self.take_front(connection, into);
-            // Whatever it is: coming and going runs an author's code, too.
+            // Frames of all kinds: attaching and detaching runs an author's code, too.
             cost += self.begin(connection, bytes);
             calls += 1;
         }
     }
 
-    /// Empties all lanes; `each` is told how many bytes were in one.
+    /// Empties all lanes. `each` is told how many bytes each one had.
     pub(super) fn drain(&mut self, mut each: impl FnMut(&Lane<M>, usize)) {
         for (_, waiting) in self.lanes.drain() {
             self.bytes -= waiting.bytes.len();
@@ -323,12 +324,12 @@ impl<M: Clone> FairQueue<M> {
         self.owners.clear();
     }
 
-    /// How many bytes of the host's own wait.
+    /// How many bytes of the host's own frames wait.
     pub(super) fn of_host(&self) -> usize {
         self.host.len() + self.barriers.iter().map(|barrier| barrier.frames.len()).sum::<usize>()
     }
 
-    /// Takes everything out, whoever may not begin: what the host has said, what is in each lane, and last what stands behind
+    /// Takes everything out, regardless of what may begin: the host's frames, the frames in each lane, and last those of
     /// barriers.
     pub(super) fn take_all(&mut self, mut each: impl FnMut(Option<&Lane<M>>, &[u8])) {
         each(None, &std::mem::take(&mut self.host));
@@ -346,7 +347,7 @@ impl<M: Clone> FairQueue<M> {
         self.bytes = 0;
     }
 
-    /// Pops the barrier that is next, if nothing is before it any more.
+    /// Pops the next barrier, if nothing is ahead of it any more.
     fn pop_barrier(&mut self, into: &mut Vec<u8>) -> bool {
         if self.barriers.front().is_none_or(|barrier| barrier.left > 0) {
             return false;
@@ -355,18 +356,18 @@ impl<M: Clone> FairQueue<M> {
         self.epoch += 1;
         self.bytes -= barrier.frames.len();
         into.append(&mut barrier.frames);
-        // What waited behind it.
+        // Lanes that waited behind it.
         let paused: Vec<u32> = self.lanes.iter().filter(|(_, waiting)| waiting.paused).map(|(no, _)| *no).collect();
         paused.into_iter().for_each(|connection| self.resume(connection));
         true
     }
 
-    /// Moves a lane's first frame; answers with its length.
+    /// Moves out a lane's first frame; returns its length.
     fn take_front(&mut self, connection: u32, into: &mut Vec<u8>) -> usize {
         let Some(waiting) = self.lanes.get_mut(&connection) else { return 0 };
         let Some(record) = waiting.records.pop_front() else { return 0 };
         let length = record.length as usize;
-        // In slices: what drains a deque goes byte by byte.
+        // In slices: draining a deque goes byte by byte.
         let (first, second) = waiting.bytes.as_slices();
         let split = first.len().min(length);
         into.extend_from_slice(&first[..split]);
@@ -395,7 +396,7 @@ impl<M: Clone> FairQueue<M> {
         length
     }
 
-    /// A lane's call is in this batch; answers with what it is taken to cost.
+    /// Adds a lane's call to this batch; returns its estimated cost.
     fn begin(&mut self, connection: u32, bytes: usize) -> u64 {
         let cost = self.lanes.get(&connection).map_or(FIRST_COST, |waiting| waiting.cost);
         let estimate = cost.saturating_add(bytes as u64 * BYTE_COST);
@@ -410,7 +411,7 @@ impl<M: Clone> FairQueue<M> {
         estimate
     }
 
-    /// The last batch has taken this long: what was taken for its cost is put right, for its lanes in proportion.
+    /// The last batch has taken this long: corrects the estimated costs of its lanes in proportion.
     fn account(&mut self, took: u64) {
         let batch = std::mem::take(&mut self.batch);
         let all: u64 = batch.iter().map(|share| share.estimate).sum();
@@ -427,14 +428,14 @@ impl<M: Clone> FairQueue<M> {
         self.batch.clear();
     }
 
-    /// Lanes in which nothing waits, and whose clocks are not ahead, need not be remembered.
+    /// Forgets lanes in which nothing waits and whose clocks are not ahead.
     fn sweep(&mut self) {
         if self.lanes.len() < self.sweep_at {
             return;
         }
         let clock = self.clock;
         self.lanes.retain(|_, waiting| !waiting.records.is_empty() || waiting.clock > clock);
-        // Twice as many as are left: each is looked at a few times, however many come and go.
+        // Twice as many as are left: so each lane is examined only a few times, however many come and go.
         self.sweep_at = IDLE_LANES.max(self.lanes.len() * 2);
         self.lanes.shrink_to(self.sweep_at);
     }
@@ -453,7 +454,7 @@ fn frame(bytes: &[u8]) -> Option<(u32, u8)> {
     (bytes.len() >= length as usize).then_some((length, kind))
 }
 
-// By its path: a model of the gate has this file as a part of its own.
+// By its path: a model of the gate includes this file.
 #[cfg(test)]
 #[path = "fair/tests.rs"]
 mod tests;

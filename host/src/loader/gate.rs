@@ -1,8 +1,8 @@
 //! The queue between the host and one generation, in the host's memory.
 //!
-//! The host pushes frames; the generation's main thread pops them in short batches, in the order that `fair` makes, and
-//! sleeps on an eventfd when there are none. A busy generation is not woken: it looks again before it sleeps. Calls of a
-//! connection whose client does not take its answers wait here, and those of others go on.
+//! The host pushes frames; the generation's main thread pops them in short batches, in the order that `fair` determines, and
+//! sleeps on an eventfd when there are none. A busy generation is not woken: it looks again before it sleeps. If a client does
+//! not read its answers, its calls wait here, and those of others continue.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -20,24 +20,24 @@ pub use super::fair::GateLimits;
 use super::queue::{Over, Queue};
 use crate::memory::{Kept, Meter, Resume};
 
-/// What a byte that a service answers with, or wants saved, counts for, in nanoseconds of its thread.
+/// The cost of a byte that a service answers with, or saves, in nanoseconds of its thread.
 const ANSWER_COST: u64 = 1;
 const SAVE_COST: u64 = 10;
 
-/// What is not larger costs less than to count it, in bytes.
+/// Up to this many bytes, a frame costs less than counting it would.
 const LARGE: usize = 16 << 10;
 
 /// A connection's place in gates.
 #[derive(Debug, Clone)]
 pub struct Lane {
-    /// Its number; 0 is no client's.
+    /// The connection's number; 0 belongs to no client.
     pub connection: u32,
-    /// What is kept for it.
+    /// Counts what is kept for it.
     pub meter: Arc<Meter>,
 }
 
 impl Lane {
-    /// A place that nothing bounds, for what is no client's connection. All that comes by it comes by this one or a clone:
+    /// A lane without limits, for something other than a client's connection. All its frames use this lane or a clone, so that
     /// what is kept is counted once.
     #[must_use]
     pub fn unbounded(connection: u32) -> Self {
@@ -55,7 +55,7 @@ impl Lane {
     }
 }
 
-/// Frames of a lane that wait until they can be handed to a gate. Dropped, they are not counted any more.
+/// Frames of a lane that wait until they can be handed to a gate. They are counted until this is dropped.
 #[derive(Debug)]
 pub struct WaitingLane {
     lane: Lane,
@@ -63,7 +63,8 @@ pub struct WaitingLane {
 }
 
 impl WaitingLane {
-    /// This many bytes of this lane wait, if they may: `own` bytes wait already of its owner's, `all` in all.
+    /// Counts this many bytes of a lane as waiting, if the limits allow it: `own` bytes of its owner and `all` bytes in total
+    /// wait already.
     #[must_use]
     pub fn of(lane: &Lane, bytes: usize, (own, all): (usize, usize), limits: GateLimits) -> Option<Self> {
         if !limits.admit(own, all, bytes) {
@@ -73,7 +74,7 @@ impl WaitingLane {
         Some(Self { lane: lane.clone(), bytes })
     }
 
-    /// Whose they are.
+    /// The lane of the frames.
     #[must_use]
     pub fn lane(&self) -> &Lane {
         &self.lane
@@ -90,31 +91,31 @@ impl Drop for WaitingLane {
 pub trait Outlet: Send + Sync + 'static {
     /// Whole frames, in order.
     fn frames(&self, frames: &[u8]);
-    /// A line for the log; may come from any thread of the library's.
+    /// A line for the log. It may come from any thread of the library.
     fn log(&self, level: u8, target: &str, text: &str);
-    /// Its process has died, and was not told to end: how, as the rest of a sentence; and where, in its library. What it owed is
-    /// answered.
+    /// The generation's process has died without being told to end: how, as the rest of a sentence; and where, in its library.
+    /// What it owed has been answered.
     fn crashed(&self, _how: &str, _at: &[u64]) {}
-    /// How many bytes may wait in the gate. Connections bound what each of them has in flight; this bounds them all.
+    /// How many bytes may wait in the gate. Connections limit what each of them has in flight; this limits all together.
     fn most_waiting(&self) -> GateLimits {
         GateLimits::default()
     }
-    /// What a worker may say, and ask.
+    /// What a worker may send and ask.
     fn worker_limits(&self) -> WorkerLimits {
         WorkerLimits::default()
     }
-    /// Whether so much of what was said waits to be written down that no more should be said just now.
+    /// Whether so much waits to be written that the generation should not say more for now.
     fn is_full(&self) -> bool {
         false
     }
 }
 
-/// What a service's own process may say, and ask.
+/// What a service's own process may send and ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerLimits {
-    /// How many bytes a message may have.
+    /// The most bytes of a message.
     pub message: usize,
-    /// How many questions it may have open. What it asks for is kept until it has taken the answer.
+    /// The most open questions. What a worker asks for is kept until it has taken the answer.
     pub questions: usize,
 }
 
@@ -132,9 +133,9 @@ pub struct Full;
 /// One generation's gate.
 pub struct Gate {
     queue: Queue<Arc<Meter>>,
-    /// What was popped last: the library reads it until it pops again.
+    /// The last batch: the library reads it until it pops again.
     popped: Mutex<Vec<u8>>,
-    /// Since when it has been busy with that.
+    /// Since when the generation has been busy with it.
     busy: Mutex<Option<Instant>>,
     reader: Reader,
     outlet: Arc<dyn Outlet>,
@@ -142,30 +143,30 @@ pub struct Gate {
     me: Weak<Self>,
 }
 
-/// Who pops.
+/// The reader of a gate.
 enum Reader {
-    /// A library's thread in this process, which sleeps on this descriptor.
+    /// A library's thread in this process. It sleeps on this descriptor.
     Thread(OwnedFd),
-    /// A process.
+    /// A worker.
     Worker(Arc<dyn Elsewhere>),
 }
 
-/// Whoever gives a process what waits in its gate.
+/// Gives a worker what waits in its gate.
 pub trait Elsewhere: Send + Sync {
-    /// There may be something in the gate.
+    /// The gate may have frames.
     fn more(&self, gate: &Gate);
-    /// How many bytes of it were taken out, and wait all the same.
+    /// How many bytes were taken out of the gate and still wait.
     fn left_bytes(&self) -> usize;
-    /// It does not take what it asks for: so much waits that it must not go on.
+    /// The worker does not take what it asks for, and so much waits that it must not continue.
     fn overrun(&self);
 }
 
-/// The most bytes of the host's own that may wait in a process's gate: answers to what it has asked for.
+/// The most bytes of the host's own frames that may wait in a worker's gate: answers to what it asked for.
 const ANSWERS: usize = 256 << 20;
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        // What nobody has read is not kept any more.
+        // What nobody has read is no longer counted.
         self.give_up();
     }
 }
@@ -188,7 +189,7 @@ impl Gate {
     /// A gate whose generation's frames go to `outlet`.
     ///
     /// # Errors
-    /// When the machine has no descriptor left.
+    /// If the machine has no descriptor left.
     pub fn new(outlet: Arc<dyn Outlet>) -> std::io::Result<Arc<Self>> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self::read_by(Reader::Thread(eventfd), outlet))
@@ -204,17 +205,17 @@ impl Gate {
         Arc::new_cyclic(|me: &Weak<Self>| Self { queue, popped, busy, reader, outlet, began, me: Weak::clone(me) })
     }
 
-    /// Hands whole frames of a connection's to the generation.
+    /// Hands whole frames of a connection to the generation.
     ///
     /// # Errors
-    /// When too much waits already; nothing is handed over then.
+    /// If too much waits already; then nothing is handed over.
     pub fn push(&self, lane: &Lane, frames: &[u8]) -> Result<(), Full> {
         self.push_within(lane, frames, self.outlet.most_waiting())
     }
 
-    /// Hands over what must not be lost, however much waits.
+    /// Hands over frames that must not be lost, however much waits.
     pub fn push_anyway(&self, lane: &Lane, frames: &[u8]) {
-        // Nothing is over this limit.
+        // Nothing exceeds this limit.
         let _ = self.push_within(lane, frames, GateLimits::NONE);
     }
 
@@ -238,7 +239,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Hands over what the host itself says: before all calls that wait.
+    /// Hands over the host's own frames: ahead of all calls that wait.
     pub fn push_host(&self, frames: &[u8]) {
         if self.queue.host(frames) {
             self.ring();
@@ -251,22 +252,22 @@ impl Gate {
         }
     }
 
-    /// Hands over what the host itself says: before all that waits, also before a word to stand still or to stop. `barred`:
-    /// only if there is such a word.
+    /// Hands over the host's own frames: ahead of everything that waits, including a freeze or a stop. `barred`: only if one of
+    /// these waits.
     pub fn push_ahead(&self, frames: &[u8], barred: bool) {
         if self.queue.ahead(frames, barred) {
             self.ring();
         }
     }
 
-    /// Hands over a frame that comes behind all that waits.
+    /// Hands over a frame behind everything that waits.
     pub fn push_last(&self, frame: &[u8]) {
         if self.queue.barrier(frame) {
             self.ring();
         }
     }
 
-    /// Nobody reads it any more, and it stays: what waits in it is not kept.
+    /// Nobody reads the gate any more, but it stays: the frames that wait in it are discarded.
     pub(super) fn give_up(&self) {
         self.queue.drain(|lane, bytes| lane.meter.sub(Kept::Gate, bytes));
     }
@@ -287,7 +288,7 @@ impl Gate {
         Span::new(&popped)
     }
 
-    /// Pops the next batch and hands it to `send`, which may change it. Answers with whether there was one.
+    /// Pops the next batch and passes it to `send`, which may change it. Returns whether there was one.
     pub(super) fn take(&self, send: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut popped = self.popped.lock();
         self.pop_into(&mut popped);
@@ -300,7 +301,7 @@ impl Gate {
 
     fn pop_into(&self, popped: &mut Vec<u8>) {
         popped.clear();
-        // A burst must not be kept for ever.
+        // The memory of a burst must not be kept for ever.
         if popped.capacity() > 1 << 20 {
             *popped = Vec::new();
         }
@@ -315,7 +316,8 @@ impl Gate {
         *self.busy.lock() = if popped.is_empty() { None } else { Some(Instant::now()) };
     }
 
-    /// Takes everything out, for a reader that has died; `each` is given what the host has said, or with the lane it was in.
+    /// Takes everything out, for a reader that has died. `each` is given the host's frames, and each lane's frames with the
+    /// lane.
     pub(super) fn drain(&self, mut each: impl FnMut(Option<&Lane>, &[u8])) {
         self.queue.take_all(|lane, frames| {
             let lane = lane.map(|lane| Lane { connection: lane.connection, meter: Arc::clone(&lane.meter) });
@@ -326,12 +328,13 @@ impl Gate {
         });
     }
 
-    /// Nobody is busy with what was popped any more.
+    /// The reader is no longer busy with the last batch.
     pub(super) fn rests(&self) {
         *self.busy.lock() = None;
     }
 
-    /// For how long its generation has been busy with what it was given last, and with which methods that may be; if for so long.
+    /// For how long the generation has been busy with its last batch, and with which methods that may be. `None` if for less
+    /// than `long`.
     pub(super) fn busy_for(&self, long: Duration) -> Option<(Duration, Vec<String>)> {
         let since = (*self.busy.lock())?.elapsed();
         if since < long {
@@ -353,7 +356,7 @@ impl Gate {
         self.queue.arm()
     }
 
-    /// The generation has said something: who made it say much is served later.
+    /// The generation has sent frames. Connections for which it sent much are served later.
     pub(super) fn said(&self, frames: &[u8]) {
         if frames.len() <= LARGE {
             return self.outlet.frames(frames);
@@ -369,7 +372,7 @@ impl Gate {
             }
         }
         if saved > LARGE as u64 {
-            // Whose calls run just now.
+            // Charged to the connections whose calls are running.
             self.queue.charge(None, saved * SAVE_COST);
         }
         self.outlet.frames(frames);
@@ -381,12 +384,12 @@ impl Gate {
         let _ = rustix::io::read(eventfd, &mut [0; 8]);
         if self.queue.arm() {
             let mut ready = [rustix::event::PollFd::new(eventfd, rustix::event::PollFlags::IN)];
-            // Who waits looks again anyway.
+            // The timeout is harmless: the caller looks again anyway.
             let _ = rustix::event::poll(&mut ready, Some(&rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 }));
         }
     }
 
-    /// The number by which a library's calls come back to this gate. Valid for as long as the `Arc` is held.
+    /// The number by which a library's calls reach this gate. It is valid while the `Arc` is held.
     pub(super) fn number(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self) as usize
     }
@@ -398,7 +401,7 @@ pub(super) fn host() -> HostRef {
     *TABLE.get_or_init(|| import::host(Host { descriptor, pop, arm, push, log, wait }))
 }
 
-/// The gate behind a number.
+/// The gate with this number.
 fn gate<'a>(number: usize) -> &'a Gate {
     // SAFETY: the number was made by `Gate::number` and given to one library, which hands it back as it came. That
     // library's thread holds the `Arc` until `run` has returned, and a library lives no longer in a way that could
@@ -449,7 +452,7 @@ extern "C" fn log(number: usize, level: u8, target: Span, text: Span) {
     });
 }
 
-/// A descriptor of one's own of one that a frame names.
+/// Duplicates a descriptor that a frame names.
 pub(super) fn descriptor_of(number: u64) -> io::Result<OwnedFd> {
     let raw = RawFd::try_from(number).ok().filter(|raw| *raw >= 0);
     let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;

@@ -1,7 +1,7 @@
 //! One loaded library, or one service linked into this program, on a thread of its own.
 //!
-//! No code of a library's runs on any other thread of the host's: a library that blocks, spins or panics stalls itself
-//! alone, and what it leaves behind in its thread goes with the thread.
+//! A library's code runs on no other thread of the host: a library that blocks, spins or panics stalls only itself, and what it
+//! leaves in its thread ends with the thread.
 
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub enum Source {
     Copy(PrivateCopy),
     /// A service that is linked into this program.
     Linked(Linked),
-    /// A library, in a process of its own.
+    /// A library that runs in a process of its own.
     Worker(Worker),
 }
 
@@ -38,7 +38,7 @@ pub enum Source {
 pub struct Linked(ModuleRef);
 
 impl Linked {
-    /// This one.
+    /// The service `S`.
     #[must_use]
     pub fn new<S: Service>() -> Self {
         Self(linked::<S>())
@@ -58,24 +58,24 @@ pub struct Generation {
     place: RunsIn,
 }
 
-/// Where it runs.
+/// Where a generation runs.
 #[derive(Debug)]
 enum RunsIn {
     /// On a thread of this process.
     Thread(Mutex<Option<JoinHandle<Option<Left>>>>),
-    /// In a process of its own, which this thread talks to.
+    /// In a process of its own. This thread talks to it.
     Worker { worker: Worker, process: Arc<Process>, link: Arc<Link>, thread: Mutex<Option<JoinHandle<()>>> },
 }
 
-/// What a thread leaves. Dropped by nobody: a library whose thread was given up, and came back after all, is not closed
-/// without its account.
+/// What a thread leaves. It is not dropped: if a thread was given up and returns after all, its library must not be closed
+/// without an account.
 type Left = ManuallyDrop<(OpenLibrary, Option<Place>)>;
 
 impl Generation {
-    /// Starts the thread. What it says goes to `outlet`: first its manifest, or why there is none.
+    /// Starts the thread. The generation's frames go to `outlet`: first its manifest, or the reason why there is none.
     ///
     /// # Errors
-    /// When the machine has no thread or descriptor left.
+    /// If the machine has no thread or descriptor left.
     pub fn start(source: Source, outlet: Arc<dyn Outlet>) -> std::io::Result<Self> {
         let source = match source {
             Source::Worker(worker) => return Self::start_worker(worker, outlet),
@@ -117,14 +117,15 @@ impl Generation {
         let gate = Gate::of_worker(Arc::clone(&link) as Arc<_>, Arc::clone(&outlet));
         let (own, of_link, of_process, running) =
             (Arc::clone(&gate), Arc::clone(&link), Arc::clone(&process), of.clone());
-        // The process is started on the thread that lives as long as it does: it dies with that, if the host does.
+        // The process is started on a thread that lives as long as it does: it dies with that thread, so also when the host
+        // dies.
         let thread = Builder::new()
             .name("worker".to_owned())
             .spawn(move || running.run(&of_link, theirs, &own, &outlet, &of_process))?;
         Ok(Self { gate, place: RunsIn::Worker { worker: of, process, link, thread: Mutex::new(Some(thread)) } })
     }
 
-    /// What another one like it is started from, if it runs in a process of its own.
+    /// What it runs, if it has a process of its own. Another one like it can be started from this.
     #[must_use]
     pub fn worker(&self) -> Option<&Worker> {
         match &self.place {
@@ -133,7 +134,7 @@ impl Generation {
         }
     }
 
-    /// What the system says of its process, if it has one of its own.
+    /// What the system reports of its process, if it has one of its own.
     #[must_use]
     pub fn facts(&self) -> Option<Facts> {
         match &self.place {
@@ -142,20 +143,20 @@ impl Generation {
         }
     }
 
-    /// Ends its process, if it has one of its own, as if it had crashed. False: it has none.
+    /// Kills its process, if it has one of its own, as if that had crashed. Returns false if it has none.
     pub fn kill(&self, why: &str) -> bool {
         let RunsIn::Worker { process, .. } = &self.place else { return false };
         process.kill(why);
         true
     }
 
-    /// For how long it has been busy with what it was given last, and with which methods that may be; if for so long.
+    /// For how long it has been busy with its last batch, and with which methods that may be. `None` if for less than `long`.
     #[must_use]
     pub fn busy_for(&self, long: Duration) -> Option<(Duration, Vec<String>)> {
         self.gate.busy_for(long)
     }
 
-    /// The calls that were not given to its process before that died, with their lanes: another's from now on.
+    /// The calls that its process was not given before it died, with their lanes. They now belong to another generation.
     #[must_use]
     pub fn left(&self) -> Vec<(Lane, Vec<u8>)> {
         match &self.place {
@@ -164,10 +165,10 @@ impl Generation {
         }
     }
 
-    /// Hands whole frames of a connection's to it.
+    /// Hands whole frames of a connection to it.
     ///
     /// # Errors
-    /// When it does not keep up.
+    /// If it does not keep up.
     pub fn push(&self, lane: &Lane, frames: &[u8]) -> Result<(), Full> {
         self.gate.push(lane, frames)
     }
@@ -177,13 +178,12 @@ impl Generation {
         self.gate.push_anyway(lane, frames);
     }
 
-    /// Hands over frames of the host's own: before all calls that wait.
+    /// Hands over the host's own frames: ahead of all calls that wait.
     pub fn push_host(&self, frames: &[u8]) {
         self.gate.push_host(frames);
     }
 
-    /// Calls by these attachments that wait do not begin any more. `barred`: those alone that come before the word to stand
-    /// still, if that waits.
+    /// Calls by these attachments that wait must not begin. `barred`: only those ahead of a freeze, if one waits.
     pub fn revoke(&self, attachments: &[u64], barred: bool) {
         let mut frames = Vec::new();
         attachments.iter().for_each(|attachment| ToLibrary::Revoke { attachment: *attachment }.write(&mut frames));
@@ -192,26 +192,26 @@ impl Generation {
         }
     }
 
-    /// Hands one frame of the host's to it: before all calls that wait.
+    /// Hands over one frame of the host: ahead of all calls that wait.
     pub fn send(&self, frame: &ToLibrary<'_>) {
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
         self.gate.push_host(&bytes);
     }
 
-    /// Hands one frame to it that comes behind all that waits: the word to stand still, or to stop.
+    /// Hands over one frame behind everything that waits: a freeze or a stop.
     pub fn send_last(&self, frame: &ToLibrary<'_>) {
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
         self.gate.push_last(&bytes);
     }
 
-    /// Joins its thread, which has said that it has stopped, and lets go of its library. Waits: not for a thread that
-    /// serves.
+    /// Joins its thread, which has reported that it has stopped, and unloads its library. It blocks: do not call it on a thread
+    /// that serves.
     pub fn join(&self) -> UnloadOutcome {
         let thread = match &self.place {
             RunsIn::Worker { thread, .. } => {
-                // A panic there is the host's own fault, and in the log; the process has ended with its socket.
+                // A panic there is the host's own fault and is in the log. The process has ended with its socket.
                 let ended = thread.lock().take().map(JoinHandle::join);
                 return if ended.is_some() { UnloadOutcome::Retired { left: 0 } } else { UnloadOutcome::Nothing };
             }
@@ -229,15 +229,15 @@ impl Generation {
             Err(_) => UnloadOutcome::Condemned,
         };
         if matches!(account, UnloadOutcome::Pinned(_) | UnloadOutcome::Condemned) {
-            // What stays mapped may still call its gate.
+            // A library that stays mapped may still call its gate.
             self.gate.give_up();
             std::mem::forget(Arc::clone(&self.gate));
         }
         account
     }
 
-    /// Gives up on a thread that does not come back: it and its library stay for as long as the process does. A process of its
-    /// own is ended.
+    /// Gives up on a thread that does not return: the thread and its library stay for as long as the process lives. A process
+    /// of its own is killed.
     pub fn condemn(&self) -> UnloadOutcome {
         let thread = match &self.place {
             RunsIn::Worker { process, .. } => {

@@ -1,12 +1,12 @@
 //! What libraries leave in the process: threads, keys of thread-local storage, destructors of thread-locals.
 //!
-//! Four functions of the system's, in front of it: a library that is opened finds these first, for the program exports
-//! them (`build.rs`). Each forwards, and keeps an entry by the address of the code it was given, which says whose it is.
-//! Without them every copy of Rust's standard library leaks a key, and the 1,023rd library ends the process.
+//! Interposes four functions of the system: the program exports them (`build.rs`), so a library that is opened finds these
+//! first. Each forwards the call, and records it by the address of the code that it was given, which shows whose it is. Without
+//! them, every copy of Rust's standard library leaks a key, and the 1,023rd library ends the process.
 //!
-//! A fuzz target is the one program that leaves them to the system: the address sanitizer puts its own there.
+//! A fuzz target is the only program that leaves them to the system: the address sanitizer defines its own.
 //!
-//! Nothing here may use a thread-local with a destructor, or a lock that does: it would come back here.
+//! Nothing here may use a thread-local with a destructor, or a lock that does: it would re-enter this module.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ops::Range;
@@ -18,9 +18,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 struct Thread {
     number: u64,
     start: usize,
-    /// Who made it: code of others, of a library that this library uses, may run there for it.
+    /// The thread that created it. The new thread may run another library's code, on behalf of this one.
     maker: i32,
-    /// The system's number for it; 0 until it runs.
+    /// The system's id for it; 0 until it runs.
     tid: i32,
     /// Its function has returned; destructors may still run.
     ending: bool,
@@ -30,15 +30,15 @@ struct Thread {
 struct Ledger {
     next: u64,
     threads: Vec<Thread>,
-    /// A key, and where its destructor is.
+    /// Keys, each with the address of its destructor.
     keys: Vec<(libc::pthread_key_t, usize)>,
-    /// A destructor of a thread-local, and the thread it is to run on.
+    /// Destructors of thread-locals, each with the thread that it will run on.
     pins: Vec<(usize, i32)>,
 }
 
 static LEDGER: Mutex<Ledger> = Mutex::new(Ledger { next: 0, threads: Vec::new(), keys: Vec::new(), pins: Vec::new() });
 
-/// Entries of threads that have ended are looked for when there are this many.
+/// With more entries than this, those of ended threads are removed.
 const MANY: usize = 64;
 
 fn ledger() -> MutexGuard<'static, Ledger> {
@@ -50,9 +50,9 @@ fn ledger() -> MutexGuard<'static, Ledger> {
 pub enum Holder {
     /// A thread that the library started, by its name.
     Thread(String),
-    /// A thread-local of the library's on a thread that lives.
+    /// A thread-local of the library on a thread that still lives.
     ThreadLocal(String),
-    /// A signal that the library handles: its number.
+    /// A signal that the library handles, by its number.
     Signal(i32),
 }
 
@@ -66,7 +66,7 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Whether libraries of this process find these functions: where not, none may ever be closed.
+/// Whether libraries of this process find these functions. If not, no library may ever be closed.
 #[must_use]
 pub fn works() -> bool {
     // SAFETY: the name is a C string; the answer is only compared.
@@ -74,8 +74,8 @@ pub fn works() -> bool {
     std::ptr::eq(found, pthread_key_create as *const c_void)
 }
 
-/// Who holds code in this range of addresses, whose own thread was `main`: threads that run it, and threads that it, or
-/// those, have made.
+/// What holds code in this range of addresses. `main` is the library's own thread. Threads count that run this code, or that it
+/// or they have created.
 #[must_use]
 pub fn holders(code: &Range<usize>, main: i32) -> Vec<Holder> {
     let mut ledger = ledger();
@@ -83,7 +83,7 @@ pub fn holders(code: &Range<usize>, main: i32) -> Vec<Holder> {
     let mut holders: Vec<Holder> = Vec::new();
     let mut makers = vec![main];
     let mut left: Vec<&Thread> = ledger.threads.iter().collect();
-    // One that was made later may have made another that stands before it.
+    // A thread that was created later may have created another that is listed before it.
     while let Some(at) = left.iter().position(|thread| code.contains(&thread.start) || makers.contains(&thread.maker)) {
         let thread = left.swap_remove(at);
         makers.push(thread.tid);
@@ -100,7 +100,7 @@ pub fn holders(code: &Range<usize>, main: i32) -> Vec<Holder> {
     holders
 }
 
-/// The signals whose handler is in this range of addresses. Without its code, the process ends when one of them comes.
+/// The signals whose handler is in this range of addresses. If one arrives after the code is gone, the process ends.
 fn signals(code: &Range<usize>) -> Vec<i32> {
     let handles = |signal: &i32| {
         let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
@@ -115,7 +115,7 @@ fn signals(code: &Range<usize>) -> Vec<i32> {
     (1..=libc::SIGRTMAX()).filter(handles).collect()
 }
 
-/// Deletes the keys whose destructors are in this range: nobody will. Answers with how many there were.
+/// Deletes the keys whose destructors are in this range, because nobody else will. Returns their number.
 pub fn delete_keys(code: &Range<usize>) -> usize {
     let keys: Vec<libc::pthread_key_t> = {
         let mut ledger = ledger();
@@ -131,7 +131,7 @@ pub fn delete_keys(code: &Range<usize>) -> usize {
     keys.len()
 }
 
-/// How many entries there are, of every kind: they must not grow without end.
+/// The number of entries of all kinds. It must not grow without bound.
 #[must_use]
 pub fn entries() -> usize {
     let mut ledger = ledger();
@@ -139,7 +139,7 @@ pub fn entries() -> usize {
     ledger.threads.len() + ledger.keys.len() + ledger.pins.len()
 }
 
-/// How many of the system's keys of thread-local storage are in use in this process, whoever made them: they are 1,024.
+/// How many of the system's 1,024 keys for thread-local storage are in use in this process, whoever created them.
 #[must_use]
 pub fn keys_in_use() -> usize {
     const ALL: usize = 1024;
@@ -175,19 +175,19 @@ fn name(tid: i32) -> String {
     name.map_or_else(|_| tid.to_string(), |name| format!("{} ({tid})", name.trim()))
 }
 
-/// Whether an address is this program's own: nothing of it is ever closed.
+/// Whether an address is in this program itself, which is never closed.
 fn own(address: usize) -> bool {
     unsafe extern "C" {
         // Where the linker puts the program.
         static __executable_start: c_char;
         static _end: c_char;
     }
-    // Only their addresses are taken, which every program has.
+    // This takes only their addresses, which every program has.
     let range = (&raw const __executable_start) as usize..(&raw const _end) as usize;
     range.contains(&address)
 }
 
-/// The system's function of this name, behind ours.
+/// The system's function of this name, behind this module's.
 fn system(known: &AtomicUsize, name: &std::ffi::CStr) -> usize {
     let address = known.load(Ordering::Relaxed);
     if address != 0 {
@@ -196,7 +196,7 @@ fn system(known: &AtomicUsize, name: &std::ffi::CStr) -> usize {
     // SAFETY: the name is a C string, and this is called from the program, after which the system's libraries come.
     let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) } as usize;
     if found == 0 {
-        // There is no process without these four functions, and nothing could go on.
+        // Every process has these four functions. Without them, nothing can continue.
         std::process::abort();
     }
     known.store(found, Ordering::Relaxed);
@@ -212,7 +212,7 @@ struct Begin {
     number: u64,
 }
 
-/// Says at its end, however that comes, that a thread is ending.
+/// Records that a thread is ending, however that comes about.
 struct End(u64);
 
 impl Drop for End {
@@ -304,7 +304,7 @@ pub unsafe extern "C" fn pthread_key_create(key: *mut libc::pthread_key_t, destr
     result
 }
 
-/// The system's `pthread_key_delete`; the entry goes.
+/// The system's `pthread_key_delete`; it also removes the entry.
 ///
 /// # Safety
 /// As the system's.
@@ -315,7 +315,7 @@ pub unsafe extern "C" fn pthread_key_delete(key: libc::pthread_key_t) -> c_int {
     let address = system(&KNOWN, c"pthread_key_delete");
     // SAFETY: the system's function of that name has this type.
     let delete = unsafe { std::mem::transmute::<usize, Delete>(address) };
-    // Before: once it is deleted, another thread may be given the same key.
+    // First: once the key is deleted, another thread may get the same one.
     ledger().keys.retain(|(known, _)| *known != key);
     // SAFETY: the caller's promises are handed on.
     unsafe { delete(key) }

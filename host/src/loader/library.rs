@@ -11,27 +11,27 @@ use plugin_api::abi::types::SYMBOL;
 use super::fault::LibraryFault;
 use super::mapping;
 
-/// A library that is open, and found to be a service.
+/// An open library that is known to be a service.
 #[derive(Debug)]
 pub struct OpenLibrary {
     pub(in crate::loader) library: Library,
-    /// Closed by `unload` alone.
+    /// Only `unload` closes it.
     pub(super) opened: Opened,
-    /// The private copy that it was opened from; the file has gone, its name in the list of mappings stays.
+    /// The private copy that it was opened from. The file may be gone; its name stays in the list of mappings.
     pub(super) file: PathBuf,
     /// Where it is mapped.
     pub(in crate::loader) code: Option<Range<usize>>,
-    /// The system's number of its own thread.
+    /// The system's id of its own thread.
     pub(super) main: i32,
-    /// Whether its file is to be removed when it is closed.
+    /// Whether its file must be removed when it is closed.
     pub(super) owned: bool,
 }
 
-/// Opens the private copy of a library and checks that it can be talked to. Runs code of the library's: only on a
-/// thread made for it.
+/// Opens the private copy of a library and checks that the host can talk to it. This runs code of the library: call it only on
+/// a thread made for that.
 ///
 /// # Errors
-/// One sentence that says what is wrong with it.
+/// If it cannot be opened, or is no service for this host; the error is one sentence.
 pub fn open(copy: &Path) -> Result<OpenLibrary, LibraryFault> {
     // SAFETY: opening runs the library's initialisers, with the host's rights: that is what a folder of libraries
     // means (SECURITY.md). The file is a private copy under a name of its own, which nobody truncates or replaces
@@ -60,11 +60,11 @@ pub fn open(copy: &Path) -> Result<OpenLibrary, LibraryFault> {
     })
 }
 
-/// The dynamic linker's complaint, in one sentence.
+/// The dynamic linker's error, in one sentence.
 fn explain(error: &libloading::Error, copy: &Path) -> String {
-    // What the system said is behind libloading's own words.
+    // The system's message is behind libloading's own.
     let text = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
-    // "/path/to/copy: undefined symbol: x": the path is our private copy's, which nobody knows.
+    // "/path/to/copy: undefined symbol: x": the path is the private copy's, which means nothing to anybody.
     let text = match text.split_once(": ") {
         Some((path, rest)) if path.starts_with('/') => rest,
         _ => text.as_str(),

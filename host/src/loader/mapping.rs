@@ -4,10 +4,10 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-/// From a file's lowest address to its highest. `None`: it is not mapped.
+/// The addresses at which a file is mapped, from the lowest to the highest. `None`: it is not mapped.
 ///
 /// # Errors
-/// When the system does not say.
+/// If the system does not say.
 pub fn of(file: &Path) -> io::Result<Option<Range<usize>>> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
     let name = file.to_string_lossy();

@@ -1,10 +1,11 @@
 //! From a file in a folder to a generation that serves.
 //!
-//! `fault` says why one does not serve. `watch` sees files come; `elf` finds what cannot be a library before it is opened; `private` makes the copy that is
-//! opened; `vet` tries it in a process of its own; `library` opens it; `generation` is the thread that a library runs on, behind a `gate`, a queue in the
-//! host's memory; `unload` lets go of a library, by what `ledger` knows of the threads and keys it has left. The host's
-//! `unsafe` lives here: `gate` (the host's function table, called by the library), `library` (dlopen), `unload` (its
-//! memory) and `ledger` (four of the system's functions).
+//! `fault` says why a library does not serve. `watch` sees new files; `elf` refuses what cannot be a library before it is
+//! opened; `private` makes the copy that is opened; `vet` tries it in a process of its own; `library` opens it; `generation` is
+//! the thread that a library runs on, behind a `gate`, a queue in the host's memory; `unload` closes a library, if `ledger`
+//! knows of no threads or thread-locals that still need it. The host's `unsafe` lives here: among others in `gate` (the host's
+//! function table, called by the library), `library` (dlopen), `unload` (its memory) and `ledger` (four of the system's
+//! functions).
 
 pub mod allocator;
 pub mod elf;
@@ -25,7 +26,7 @@ pub mod vet;
 pub mod watch;
 pub mod worker;
 
-/// The locks of `queue`; its model has others.
+/// The locks of `queue`; its model uses others.
 mod sync {
     pub(super) use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,4 +1,4 @@
-//! A folder for what a process of a service's writes. Whatever is in it, it goes.
+//! A folder for what a service's process writes. It is removed whatever is in it.
 
 use std::ffi::CString;
 use std::io;
@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, fchmod, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
-/// A folder that nobody else has, removed when it is dropped.
+/// A folder that nobody else uses. It is removed when dropped.
 #[derive(Debug)]
 pub(crate) struct OwnFolder(PathBuf);
 
 impl OwnFolder {
-    /// One beside the copy of a library.
+    /// A folder beside the copy of a library.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// If it cannot be made.
     pub(crate) fn beside(copy: &Path) -> io::Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -40,14 +40,14 @@ impl Drop for OwnFolder {
     }
 }
 
-/// The most entries of a folder that are read at once: a folder may have millions.
+/// The most entries of a folder that are read at once: it may have millions.
 const PORTION: usize = 4_096;
 
-/// Removes a folder with all that is in it, however deep: nothing of it is gone down into. What is in a folder is moved up beside
-/// it, until that is empty.
+/// Removes a folder with everything in it, however deep. It does not descend: folders in a folder are moved up beside that,
+/// until it is empty.
 ///
 /// # Errors
-/// When it is not there, or the system does not let go of something in it.
+/// If it is not there, or the system does not remove something in it.
 pub(crate) fn remove(folder: &Path) -> io::Result<()> {
     let (top, mut next) = (open(CWD, folder)?, 0);
     loop {
@@ -66,7 +66,7 @@ pub(crate) fn remove(folder: &Path) -> io::Result<()> {
     std::fs::remove_dir(folder)
 }
 
-/// Removes a folder in the top one; what is a folder in it goes up beside it, by the next free name.
+/// Removes a folder in the top one. Folders in it are moved up beside it, under the next free names.
 fn remove_folder(top: &OwnedFd, name: &CString, next: &mut u64) -> io::Result<()> {
     match unlinkat(top, name, AtFlags::REMOVEDIR) {
         Err(Errno::NOTEMPTY | Errno::EXIST) => {}
@@ -83,7 +83,7 @@ fn remove_folder(top: &OwnedFd, name: &CString, next: &mut u64) -> io::Result<()
                 unlinkat(&inner, &name, AtFlags::empty())?;
                 continue;
             }
-            // To be moved, a folder has to be writable: where it is, is in it.
+            // A folder must be writable to be moved, because its place is recorded in it.
             drop(open(&inner, &name)?);
             let free = loop {
                 let free = format!("up-{next}");
@@ -98,12 +98,12 @@ fn remove_folder(top: &OwnedFd, name: &CString, next: &mut u64) -> io::Result<()
     Ok(unlinkat(top, name, AtFlags::REMOVEDIR)?)
 }
 
-/// Opens a folder, whatever its mode is, and makes it one that can be emptied.
+/// Opens a folder, whatever its mode is, and changes the mode so that it can be emptied.
 fn open<P: rustix::path::Arg + Copy>(at: impl AsFd, path: P) -> Result<OwnedFd, Errno> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
     let opened = match openat(&at, path, flags, Mode::empty()) {
         Err(Errno::ACCESS) => {
-            // Whoever could put a link in its place has ended.
+            // Whatever could put a link in its place has ended.
             chmodat(&at, path, Mode::RWXU, AtFlags::empty())?;
             openat(&at, path, flags, Mode::empty())?
         }
@@ -113,7 +113,7 @@ fn open<P: rustix::path::Arg + Copy>(at: impl AsFd, path: P) -> Result<OwnedFd, 
     Ok(opened)
 }
 
-/// Some of what is in a folder, and whether each is one; nothing, when it is empty.
+/// Some entries of a folder, and whether each is a folder. Empty if the folder is.
 fn names(folder: &OwnedFd) -> io::Result<Vec<(CString, bool)>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(folder)? {

@@ -1,5 +1,5 @@
-//! The host's own copy of a library: nobody can change it under the host's feet, and its name is new each time, for
-//! the dynamic linker answers with the old library to a path that it knows.
+//! The host's own copy of a library. Nobody can change it while the host uses it, and its name is new each time: for a path
+//! that it knows, the dynamic linker returns the old library.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -13,45 +13,45 @@ use super::elf;
 use super::fault::LibraryFault;
 use super::own_folder;
 
-/// What is read of a library to see its headers; they stand at its start.
+/// How much of a library is read for its headers, which are at its start.
 const HEAD: u64 = 64 << 10;
 
-/// A folder of private copies, which belongs to this process; emptied when it is made.
+/// A folder of private copies, which belongs to this process. It is emptied when created.
 #[derive(Debug)]
 pub struct PrivateFolder {
     folder: PathBuf,
     whole: bool,
 }
 
-/// A private copy. Its file is removed at once when it is opened or dropped.
+/// A private copy. Its file is removed when it is opened or dropped, except as described at [`PrivateFolder::whole`].
 #[derive(Debug)]
 pub struct PrivateCopy {
     path: PathBuf,
     hash: [u8; 32],
-    /// The same of the file that it was copied from, as far as that is loaded.
+    /// The hash of the loaded part of the file that it was copied from.
     original: [u8; 32],
-    /// The file says that it is never to be unloaded; the copy does not.
+    /// The file is marked as never to be unloaded; the copy is not.
     was_nodelete: bool,
-    /// Its file is somebody else's to remove.
+    /// Somebody else removes its file.
     borrowed: bool,
-    /// With all that a debugger looks for.
+    /// It has everything that a debugger looks for.
     whole: bool,
 }
 
-/// What tells one library from another: of what is loaded of it.
+/// The hash of a copy. It tells one library from another, by their loaded parts.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn hash(copy: &Path) -> io::Result<[u8; 32]> {
     let mut hasher = Blake2s256::new();
     io::copy(&mut File::open(copy)?, &mut Hashing(&mut hasher, io::sink()))?;
     Ok(hasher.finalize().into())
 }
 
-/// The hash of what is loaded of a library's file: see [`PrivateCopy::original`].
+/// The hash of the loaded part of a library's file: see [`PrivateCopy::original`].
 ///
 /// # Errors
-/// One sentence that says what is wrong with it.
+/// If it cannot be read or is no library; the error is one sentence.
 pub fn original(file: &Path) -> Result<[u8; 32], LibraryFault> {
     let mut file = File::open(file).map_err(unreadable)?;
     let mut head = Vec::new();
@@ -65,7 +65,7 @@ pub fn original(file: &Path) -> Result<[u8; 32], LibraryFault> {
     Ok(hasher.finalize().into())
 }
 
-/// Passes bytes on, and takes note of them.
+/// Passes bytes on and hashes them.
 struct Hashing<'h, W>(&'h mut Blake2s256, W);
 
 impl<W: Write> Write for Hashing<'_, W> {
@@ -80,12 +80,12 @@ impl<W: Write> Write for Hashing<'_, W> {
     }
 }
 
-/// Passes bytes on, others in the place of some.
+/// Passes bytes on, and replaces some of them.
 struct Patching<W> {
     out: W,
-    /// How many have been passed on.
+    /// How many bytes have been passed on.
     at: u64,
-    /// From which place on what is to stand.
+    /// The replacements, each with its place.
     patches: Vec<(u64, Vec<u8>)>,
 }
 
@@ -113,15 +113,15 @@ impl<W: Write> Write for Patching<W> {
 }
 
 impl PrivateFolder {
-    /// Makes the folder, or empties it of what a killed process has left.
+    /// Creates the folder, or empties it of what a killed process has left.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// If it cannot be created or emptied.
     pub fn new(folder: PathBuf) -> io::Result<Self> {
         match own_folder::remove(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                // Whatever a service has left there keeps nobody from starting.
+                // What a service has left there must not keep the host from starting.
                 let aside = folder.with_extension(format!("left-{}", std::process::id()));
                 tracing::warn!(%error, "what was left in {} is put aside: {}", folder.display(), aside.display());
                 fs::rename(&folder, aside)?;
@@ -129,23 +129,23 @@ impl PrivateFolder {
             Ok(()) => {}
         }
         fs::create_dir_all(&folder)?;
-        // As the list of mappings names it.
+        // In the form in which the list of mappings has it.
         Ok(Self { folder: folder.canonicalize()?, whole: false })
     }
 
-    /// Copies are whole, with symbols and lines, and stay for as long as they are loaded: a debugger looks for them there.
+    /// Makes copies whole, with symbols and lines. They stay while they are loaded, because debuggers look for them there.
     #[must_use]
     pub fn whole(self) -> Self {
         Self { whole: true, ..self }
     }
 
-    /// Checks a library and copies what is loaded of it.
+    /// Checks a library and copies its loaded part.
     ///
     /// # Errors
-    /// One sentence that says what is wrong with it.
+    /// If it is no library for this host, or cannot be copied; the error is one sentence.
     pub fn copy(&self, source: &Path) -> Result<PrivateCopy, LibraryFault> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        // What is no file may have nobody at its other end: it is not waited for.
+        // What is no file may have nobody at its other end: opening it must not block.
         let mut open = fs::OpenOptions::new();
         let mut file = open.read(true).custom_flags(libc::O_NONBLOCK).open(source).map_err(unreadable)?;
         let about = file.metadata().map_err(unreadable)?;
@@ -168,7 +168,7 @@ impl PrivateFolder {
         let mut copy = PrivateCopy { path, hash, original: hash, was_nodelete, borrowed: false, whole: self.whole };
         let mut patches: Vec<(u64, Vec<u8>)> = nodelete.map(|(at, flags)| (at, flags.to_vec())).into_iter().collect();
         if !self.whole {
-            // What is cut off must not be looked for: where the section table is, how many sections there are.
+            // What is cut off must not be looked for: clears the place of the section table and the number of sections.
             patches.extend([(40, vec![0; 8]), (60, vec![0; 4])]);
         }
         copy.fill(&head, &mut file, length, patches).map_err(|error| match error.kind() {
@@ -197,15 +197,15 @@ impl PrivateCopy {
         if copied == wanted { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
-    /// One that was made by another process, which also removes it.
+    /// A copy that another process has made, and removes.
     #[must_use]
     pub fn borrowed(path: &Path) -> Self {
         let hash = [0; 32];
         Self { path: path.to_owned(), hash, original: hash, was_nodelete: false, borrowed: true, whole: false }
     }
 
-    /// It is opened, and mapped: its name is not needed any more, but by a debugger. Answers with whether whoever closes
-    /// it is to remove the file.
+    /// The copy is opened and mapped: only a debugger still needs its name. Returns whether its file must be removed when the
+    /// library is closed.
     #[must_use]
     pub fn opened(mut self) -> bool {
         let stays = self.whole && !self.borrowed;
@@ -213,25 +213,25 @@ impl PrivateCopy {
         stays
     }
 
-    /// What tells it from others: of its own bytes.
+    /// Its identity: the hash of its own bytes.
     #[must_use]
     pub fn hash(&self) -> &[u8; 32] {
         &self.hash
     }
 
-    /// The hash of what is loaded of the file that it was copied from, as it stands there.
+    /// The hash of the loaded part of the file that it was copied from, as it stands there.
     #[must_use]
     pub fn original(&self) -> &[u8; 32] {
         &self.original
     }
 
-    /// Whether the file says that it is never to be unloaded, which the copy does not.
+    /// Whether the file is marked as never to be unloaded. The copy is not.
     #[must_use]
     pub fn was_nodelete(&self) -> bool {
         self.was_nodelete
     }
 
-    /// Where it is.
+    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -241,7 +241,7 @@ impl PrivateCopy {
 impl Drop for PrivateCopy {
     fn drop(&mut self) {
         if !self.borrowed {
-            // Once it is mapped its name is not needed; a leftover is removed at the next start.
+            // Once it is mapped, its name is not needed. The next start removes leftovers.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -1,5 +1,5 @@
-//! What waits in a gate, and whether its reader sleeps: the part of it that two threads meet in. A test walks all of
-//! their interleavings (`tests/tests/gate_model.rs`), which is why its locks come from `super::sync`.
+//! What waits in a gate, and whether its reader sleeps: the part that two threads share. A test walks all of their
+//! interleavings (`tests/tests/gate_model.rs`); that is why its locks come from `super::sync`.
 
 use super::fair::{FairQueue, GateLimits, Lane};
 use super::sync::{AtomicBool, Mutex, Ordering};
@@ -17,7 +17,7 @@ impl<M: Clone> Default for Queue<M> {
     }
 }
 
-/// More would wait than may.
+/// More would wait than is allowed.
 #[derive(Debug)]
 pub(super) struct Over;
 
@@ -30,7 +30,7 @@ impl<M: Clone> Queue<M> {
         (result, wakes && self.asleep.swap(false, Ordering::SeqCst))
     }
 
-    /// Appends a connection's frames; true if the reader sleeps, and who writes is to wake it.
+    /// Appends a connection's frames. Returns true if the reader sleeps and the caller must wake it.
     pub(super) fn push(
         &self,
         lane: &Lane<M>,
@@ -48,28 +48,28 @@ impl<M: Clone> Queue<M> {
         pushed.map(|()| wakes)
     }
 
-    /// Appends frames of the host's own, which go before calls; true as with [`Queue::push`].
+    /// Appends the host's own frames, ahead of calls. Returns true as [`Queue::push`] does.
     pub(super) fn host(&self, frames: &[u8]) -> bool {
         self.change(|queue| queue.host(frames)).1
     }
 
-    /// Appends frames of the host's own, which go before all; true as with [`Queue::push`]. `barred`: only if there is a
+    /// Appends the host's own frames, ahead of everything. Returns true as [`Queue::push`] does. `barred`: only if there is a
     /// barrier.
     pub(super) fn ahead(&self, frames: &[u8], barred: bool) -> bool {
         self.change(|queue| queue.ahead(frames, barred)).1
     }
 
-    /// Appends a frame of the host's that comes behind all that waits; true as with [`Queue::push`].
+    /// Appends a frame of the host behind everything that waits. Returns true as [`Queue::push`] does.
     pub(super) fn barrier(&self, frame: &[u8]) -> bool {
         self.change(|queue| queue.barrier(frame)).1
     }
 
-    /// A connection's calls may begin again; true as with [`Queue::push`].
+    /// A connection's calls may begin again. Returns true as [`Queue::push`] does.
     pub(super) fn resume(&self, connection: u32) -> bool {
         self.change(|queue| queue.resume(connection)).1
     }
 
-    /// Something has come to light of what a connection costs; or, without one, those whose calls run just now.
+    /// Charges a connection a cost that has become known; without a connection, those whose calls are running.
     pub(super) fn charge(&self, connection: Option<u32>, cost: u64) {
         let mut frames = self.frames.lock();
         match connection {
@@ -78,8 +78,8 @@ impl<M: Clone> Queue<M> {
         }
     }
 
-    /// Appends the next batch to what is read, at this time in nanoseconds. `may` says whether a lane's calls may begin,
-    /// `popped` is told how many bytes have left one.
+    /// Appends the next batch to `into`, at the time `now` in nanoseconds. `may` says whether a lane's calls may begin;
+    /// `popped` is told how many bytes have left a lane.
     pub(super) fn take(
         &self,
         into: &mut Vec<u8>,
@@ -90,12 +90,12 @@ impl<M: Clone> Queue<M> {
         self.frames.lock().pop(into, now, may, popped);
     }
 
-    /// What waits in each lane, in bytes.
+    /// Empties all lanes. `each` is told how many bytes each one had.
     pub(super) fn drain(&self, each: impl FnMut(&Lane<M>, usize)) {
         self.frames.lock().drain(each);
     }
 
-    /// How many bytes of the host's own wait.
+    /// How many bytes of the host's own frames wait.
     pub(super) fn of_host(&self) -> usize {
         self.frames.lock().of_host()
     }
@@ -105,7 +105,7 @@ impl<M: Clone> Queue<M> {
         self.frames.lock().take_all(each);
     }
 
-    /// The reader will sleep; false: something has come, and it must not.
+    /// The reader is about to sleep. Returns false if something has arrived, and it must not.
     pub(super) fn arm(&self) -> bool {
         self.asleep.swap(true, Ordering::SeqCst);
         // A push that came before the swap saw no sleeper: look once more, now that the next one will see it.

@@ -1,6 +1,6 @@
-//! Does a library tell the dynamic linker to write into itself alone? The linker believes what it is told: a damaged
-//! relocation that points out of the library crashes a program or changes something of it unnoticed, as chance has it. It
-//! is the one damage of which the child's good experience says nothing about the host's.
+//! Checks that a library tells the dynamic linker to write only into itself. The linker trusts what it is told: a damaged
+//! relocation that points outside the library crashes a program or changes something in it unnoticed, as chance has it. It is
+//! the only damage for which success in the vetting process says nothing about the host.
 
 use object::LittleEndian;
 use object::elf::{self, FileHeader64, Rela64, Sym64};
@@ -15,13 +15,13 @@ const ENDIAN: LittleEndian = LittleEndian;
 /// copy of one.
 ///
 /// # Errors
-/// One sentence that says what is wrong with it.
+/// If it is damaged; the error is one sentence.
 pub fn check(file: &[u8]) -> Result<(), LibraryFault> {
     let checked = Image::new(file).and_then(|image| image.check());
     checked.map_err(|Damage(what)| LibraryFault::File(format!("it is damaged: {what}")))
 }
 
-/// What is wrong with it.
+/// What is damaged.
 #[derive(Debug)]
 struct Damage(String);
 
@@ -31,7 +31,7 @@ impl<T: Into<String>> From<T> for Damage {
     }
 }
 
-/// A library as it would lie in memory, from 0 on.
+/// A library as it would lie in memory, from address 0 on.
 struct Image<'f> {
     file: &'f [u8],
     segments: &'f [elf::ProgramHeader64<LittleEndian>],
@@ -63,7 +63,7 @@ impl<'f> Image<'f> {
         self.segments()?;
         for entry in self.dynamic {
             let (tag, address) = (entry.d_tag(ENDIAN), entry.d_val(ENDIAN));
-            // The linker itself writes DT_DEBUG; what its own extensions mean by an address is not known here.
+            // The linker itself writes DT_DEBUG. What its own extensions mean by an address is unknown here.
             let known = object::read::elf::Dynamic { tag, val: address }.is_address() && tag != elf::DT_DEBUG;
             if known && !self.has(address, 0) {
                 return Err(format!("the table {:#x} for the dynamic linker lies outside of it", tag.0).into());
@@ -85,7 +85,7 @@ impl<'f> Image<'f> {
         (1..hashed.unwrap_or(0).max(last.saturating_add(1))).try_for_each(|index| self.symbol(index))
     }
 
-    /// Checks a relocation; answers with the symbol that it is about, 0 for none.
+    /// Checks a relocation; returns the symbol that it refers to, 0 for none.
     fn relocation(&self, relocation: &Rela64<LittleEndian>) -> Result<u32, Damage> {
         let place = relocation.r_offset.get(ENDIAN);
         if !self.has(place, 8) {
@@ -99,15 +99,15 @@ impl<'f> Image<'f> {
             _ => false,
         };
         let target = relocation.r_addend.get(ENDIAN).cast_unsigned();
-        // One past the end is a place that programs point to, too.
+        // Programs may also point to one past the end.
         if relative && !self.has(target, 0) {
             return Err(format!("a relocation of it points to {target:#x}, which is outside of it").into());
         }
         Ok((relocation.r_info.get(ENDIAN) >> 32) as u32)
     }
 
-    /// What the linker does with whole segments: they come one after the other, and what it protects or copies for
-    /// threads is in them.
+    /// Checks what the linker does with whole segments: they follow one another, and what it protects, or copies for threads,
+    /// lies within them.
     fn segments(&self) -> Result<(), Damage> {
         const PAGE: u64 = 64 << 10;
         let mut last = 0;
@@ -137,8 +137,8 @@ impl<'f> Image<'f> {
         Ok(())
     }
 
-    /// Relative relocations in their packed form (DT_RELR): an address, then words whose bits say which of the next 63 words
-    /// are relocated, too.
+    /// Checks relative relocations in their packed form (DT_RELR): an address, then words whose bits say which of the next 63
+    /// words are relocated, too.
     fn packed(&self) -> Result<(), Damage> {
         let Some(bytes) = self.table(elf::DT_RELR, elf::DT_RELRSZ)? else { return Ok(()) };
         let all = object::slice_from_all_bytes::<object::U64<LittleEndian>>(bytes);
@@ -174,7 +174,7 @@ impl<'f> Image<'f> {
         if self.value(elf::DT_STRSZ).is_none_or(|names| name >= names) {
             return Err(outside("the name"));
         }
-        // Of others the value is no address (thread-locals, absolute ones), or one that nobody reads (linkers' own marks).
+        // The values of others are no addresses (thread-locals, absolute ones), or nobody reads them (linkers' own marks).
         let code_or_data = matches!(symbol.st_type(), elf::STT_FUNC | elf::STT_OBJECT | elf::STT_GNU_IFUNC);
         let section = symbol.st_shndx.get(ENDIAN);
         let elsewhere = section == elf::SHN_UNDEF || section == elf::SHN_ABS;
@@ -189,7 +189,7 @@ impl<'f> Image<'f> {
         self.dynamic.iter().rfind(|entry| entry.d_tag(ENDIAN) == tag).map(|entry| entry.d_val(ENDIAN))
     }
 
-    /// The bytes of a table that one entry has the place of and another the size; nothing if there is neither.
+    /// The bytes of a table, whose place is in one entry and whose size is in another. `None` if there is neither.
     fn table(&self, place: elf::DynamicTag, size: elf::DynamicTag) -> Result<Option<&'f [u8]>, Damage> {
         match (self.value(place), self.value(size)) {
             (None, None) => Ok(None),
@@ -205,7 +205,7 @@ impl<'f> Image<'f> {
         self.segments.iter().filter(|segment| segment.p_type(ENDIAN) == elf::PT_LOAD)
     }
 
-    /// Whether this many bytes from here on are its own memory.
+    /// Whether this many bytes from this address on are the library's own memory.
     fn has(&self, address: u64, bytes: u64) -> bool {
         address.checked_add(bytes).is_some_and(|end| {
             self.loaded().any(|segment| {
@@ -215,12 +215,12 @@ impl<'f> Image<'f> {
         })
     }
 
-    /// What the file has for that memory.
+    /// The file's bytes for that memory.
     fn bytes(&self, address: u64, size: u64) -> Option<&'f [u8]> {
         self.loaded().find_map(|segment| segment.data_range(ENDIAN, self.file, address, size).ok().flatten())
     }
 
-    /// All that the file has from there to the end of the segment.
+    /// All bytes of the file from that address to the end of the segment.
     fn from(&self, address: u64) -> Option<&'f [u8]> {
         self.loaded().find_map(|segment| {
             let at = usize::try_from(address.checked_sub(segment.p_vaddr(ENDIAN))?).ok()?;

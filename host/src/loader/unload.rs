@@ -1,4 +1,4 @@
-//! Letting go of a library: the account of what still holds it.
+//! Unloads a library, or reports what still holds it.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -8,23 +8,23 @@ use plugin_api::abi::import::Place;
 use super::library::OpenLibrary;
 use super::{ledger, mapping};
 
-/// How long threads that are ending may take to be gone.
+/// How long to wait for threads that are ending.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// What became of a generation's library.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnloadOutcome {
-    /// It was linked into the program, or never opened: there is nothing to let go of.
+    /// It was linked into the program, or never opened: there is nothing to unload.
     Nothing,
-    /// It is closed and unmapped, and its memory is given back: this many bytes that it had left.
+    /// It is closed and unmapped, and the memory that it had left is freed.
     Retired {
-        /// Bytes that its statics held.
+        /// The bytes that its statics held.
         left: usize,
     },
-    /// It is mapped for as long as the process lives; why.
+    /// It stays mapped for as long as the process lives; the reasons.
     Pinned(Vec<String>),
-    /// Its thread did not come back: it and its library stay.
+    /// Its thread did not return: the thread and its library stay.
     Condemned,
 }
 
@@ -39,13 +39,13 @@ impl fmt::Display for UnloadOutcome {
     }
 }
 
-/// Lets go of a library whose own thread has ended, and which was told where to keep the chain of its memory.
+/// Unloads a library whose own thread has ended, and which was told where to keep the chain of its memory.
 ///
-/// May take up to a second, if threads are just ending: not for a thread that serves.
+/// Takes up to a second if threads are just ending: do not call it on a thread that serves.
 #[must_use]
 pub fn unload(library: OpenLibrary, place: Option<Place>) -> UnloadOutcome {
     let pinned = |library: OpenLibrary, place, why| {
-        // It may be called and written to for ever.
+        // It may be called, and written to, at any time.
         std::mem::forget((library, place));
         UnloadOutcome::Pinned(why)
     };

@@ -1,14 +1,13 @@
-//! Tries a library in a process of its own, which may crash, hang or end as it likes: what it would do to the host, it
-//! does there first.
+//! Tries a library in a process of its own, which may crash, hang or end: what the library would do to the host, it does there
+//! first.
 //!
-//! The host runs its own program again with the private copy's path; the child opens the library, makes the service,
-//! starts it with nothing saved, asks whether it is well, stops it, and lets go of it, and says before each step what
-//! comes next. The bytes that were vetted are the bytes that are loaded: both open the same private copy, and a verdict
-//! is known again by its hash; so is the section of the configuration that it is made with.
+//! The host runs its own program again with the private copy's path. The child opens the library, initialises the service,
+//! starts it without saved state, checks its health, stops it, and unloads it; it reports each step before it takes it. The
+//! vetted bytes are the loaded bytes: both open the same private copy. A verdict is cached by the hash of that copy and of the
+//! configuration.
 //!
-//! The child is in a sandbox from before it opens the library, wherever the service is to run: what is not known yet may do nothing
-//! but compute. When it has said which service it is, and the operator
-//! allows that service something, it is tried again with that.
+//! The child enters a sandbox before it opens the library, wherever the service will run: unknown code may only compute. If the
+//! operator allows the service something, the library is tried again with that, once the child has said which service it is.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -36,41 +35,41 @@ use super::unload::UnloadOutcome;
 use super::worker::confinement::{Confinement, Isolation, LACKS, Permission};
 use super::worker::{ARENAS, confine, may_be_known};
 
-/// The word by which a program that hosts services is run again, to vet a library. See [`child`].
+/// The argument with which a program that hosts services is run again, to vet a library. See [`child`].
 pub const WORD: &str = "vet-in-child";
 
-/// Verdicts that are remembered.
+/// How many verdicts are cached.
 const REMEMBERED: usize = 256;
 
-/// What was found out about a library that can be loaded.
+/// What is known about a library that can be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vetted {
-    /// What it says of itself.
+    /// Its manifest.
     pub manifest: Manifest,
-    /// What does not keep it from being loaded.
+    /// Findings that do not keep it from being loaded.
     pub notes: Vec<String>,
-    /// BLAKE2s of the file, as far as it is loaded, and of the host's copy of that, in hexadecimal.
+    /// The BLAKE2s hashes of the loaded part of the file, and of the host's copy of that, in hexadecimal.
     #[serde(default)]
     pub hashes: (String, String),
-    /// The section of the configuration that it was vetted with, in Jelly, and is to be made with; empty if it has none.
-    /// May have secrets: not for showing.
+    /// The configuration section that it was vetted with, and must be initialised with, in Jelly; empty if it has none. It may
+    /// contain secrets: do not show it.
     #[serde(skip)]
     pub section: Vec<u8>,
-    /// What it says that it needs in a sandbox, and is not allowed.
+    /// The permissions that it says it needs in a sandbox, and does not have.
     #[serde(default)]
     pub lacks: Vec<String>,
 }
 
-/// A verdict: one sentence, if it is refused.
+/// A verdict. If the library is refused, the error is one sentence.
 pub type Verdict = Result<Vetted, LibraryFault>;
 
-/// The sections of the configuration, each a dictionary in Jelly, by the name of the service it is for.
+/// The sections of the configuration, each a dictionary in Jelly, by the name of the service.
 pub type Sections = BTreeMap<String, jelly::Bytes>;
 
 /// What services are allowed in a sandbox, by their names.
 pub type Allowed = BTreeMap<String, Vec<Permission>>;
 
-/// How a child is kept apart.
+/// How a child is confined.
 #[derive(Debug, Serialize, Deserialize)]
 struct Apart {
     confinement: Confinement,
@@ -78,7 +77,7 @@ struct Apart {
     folder: PathBuf,
 }
 
-/// Where a child is. What follows from the next step is told by what was said last.
+/// The steps of a child. A crash or a hang is attributed to the step that it reported last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Step {
@@ -120,32 +119,32 @@ impl Step {
 enum Said {
     At(Step),
     Manifest(Box<Manifest>),
-    /// The system does not keep it apart; why.
+    /// The system cannot confine it; the reason.
     Open(String),
     Note(String),
     Refused(String),
     Done,
 }
 
-/// Vets libraries, and remembers what it has found.
+/// Vets libraries and caches the verdicts.
 #[derive(Debug)]
 pub struct Vet {
     program: PathBuf,
-    /// For each step.
+    /// The timeout for each step.
     patience: Duration,
-    /// Where libraries are tried: in a sandbox, or in a process alone.
+    /// Where libraries are tried: in a sandbox, or only in a process.
     isolation: Isolation,
     known: Mutex<HashMap<[u8; 32], Verdict>>,
 }
 
 impl Vet {
-    /// Vets by this program, which calls [`child`] when its first argument is [`WORD`].
+    /// Vets with this program, which calls [`child`] when its first argument is [`WORD`].
     #[must_use]
     pub fn new(program: PathBuf, patience: Duration) -> Self {
         Self { program, patience, isolation: Isolation::Sandbox, known: Mutex::default() }
     }
 
-    /// The same in a process that is kept apart like this, where the machine has no sandbox.
+    /// Vets with this isolation, for a machine without a sandbox.
     #[must_use]
     pub fn within(self, isolation: Isolation) -> Self {
         Self { isolation, ..self }
@@ -157,10 +156,10 @@ impl Vet {
         &self.program
     }
 
-    /// The verdict on a library. Takes milliseconds, or as long as there is patience: not for a thread that serves.
+    /// The verdict on a library. It takes milliseconds, or until a timeout: do not call it on a thread that serves.
     ///
     /// # Errors
-    /// One sentence: why it must not be loaded.
+    /// If the library must not be loaded; the error is one sentence.
     pub fn vet(&self, copy: &PrivateCopy, sections: &Sections, allowed: &Allowed) -> Verdict {
         let mut vetted = self.verdict(copy, sections, allowed)?;
         let hex = |hash| data_encoding::HEXLOWER.encode(hash);
@@ -190,7 +189,7 @@ impl Vet {
         }
         let (mut verdict, lasting) = match self.run(copy.path(), &all, allowed) {
             Ok(done) => done,
-            // Of the machine, not of the library.
+            // The machine's fault, not the library's.
             Err(error) => return Err(LibraryFault::machine("it cannot be vetted", error)),
         };
         if let Ok(vetted) = &mut verdict {
@@ -207,7 +206,7 @@ impl Vet {
         verdict
     }
 
-    /// The verdict, and whether it would be the same again.
+    /// Returns the verdict, and whether another run would give the same.
     fn run(&self, copy: &Path, sections: &[u8], allowed: &Allowed) -> io::Result<(Verdict, bool)> {
         let done = self.run_with(copy, sections, Vec::new(), allowed)?;
         let done = match done {
@@ -222,7 +221,7 @@ impl Vet {
                 }
                 Ok((*verdict, lasting))
             }
-            // It is not held against anything the second time.
+            // The second run has no permissions to ask for, so this does not happen.
             Heard::IsAllowed(_) => Err(io::ErrorKind::Other.into()),
         }
     }
@@ -248,7 +247,7 @@ impl Vet {
                 .spawn()?,
         );
         if let Some(mut stdin) = child.0.stdin.take() {
-            // A child that has ended already says why by its end.
+            // A child that has already ended shows why by its exit status.
             let _ = stdin.write_all(&told);
         }
         let (said, heard) = channel();
@@ -264,7 +263,8 @@ impl Vet {
             }
         })?;
         let found = self.listen(&heard, &mut child, allowed);
-        // The reader ends with the last who holds the pipe, which may be one that the library started: nobody waits.
+        // The reader ends with the last holder of the pipe, which may be a process that the library started: nothing waits for
+        // it.
         drop((child, reader));
         found
     }
@@ -288,7 +288,7 @@ impl Vet {
                     return verdict(Err(LibraryFault::Operator(why)), false);
                 }
                 Ok(Said::Note(note)) => notes.push(note),
-                // What it says once it runs may be of its surroundings, which change.
+                // What it says once it runs may depend on its environment, which changes.
                 Ok(Said::Refused(why)) => return verdict(Err(LibraryFault::Library(why)), step == Step::Open),
                 Ok(Said::Done) => {
                     let found = match manifest {
@@ -300,7 +300,7 @@ impl Vet {
                     };
                     return verdict(found, true);
                 }
-                // A busy machine may make it slow: next time may be better.
+                // A busy machine may have slowed it down: the next attempt may succeed.
                 Err(RecvTimeoutError::Timeout) => {
                     return verdict(Err(LibraryFault::Library(step.hangs(self.patience))), false);
                 }
@@ -316,25 +316,25 @@ impl Vet {
     }
 }
 
-/// What has come of a child.
+/// The result of a child.
 enum Heard {
-    /// The verdict, and whether it would be the same again.
+    /// The verdict, and whether another run would give the same.
     Verdict(Box<Verdict>, bool),
     /// It is a service that is allowed more than it had.
     IsAllowed(Vec<Permission>),
 }
 
-/// What a service says that it needs, and is not allowed.
+/// The permissions that a service says it needs, and does not have.
 fn lacks(manifest: &Manifest, allow: &[Permission]) -> Vec<String> {
     let is_allowed = |wanted: &&String| wanted.parse::<Permission>().is_ok_and(|wanted| wanted.is_within(allow));
     manifest.permissions.iter().filter(|wanted| !is_allowed(wanted)).cloned().collect()
 }
 
-/// A child that is ended with who waits for it, with whatever it has started.
+/// A child that is killed when dropped, with everything that it has started.
 struct Killed(Child);
 
 impl Killed {
-    /// How it has ended, which it has said no word about; `None` if it has not.
+    /// How it has ended, if it did not report that; `None` if it has not ended.
     fn end(&mut self, patience: Duration) -> io::Result<Option<ExitStatus>> {
         let deadline = std::time::Instant::now() + patience;
         loop {
@@ -349,7 +349,7 @@ impl Killed {
 impl Drop for Killed {
     fn drop(&mut self) {
         if let Some(group) = rustix::process::Pid::from_raw(self.0.id().cast_signed()) {
-            // It leads its own group; when all of it has ended there is nobody to tell.
+            // It leads its own group. If all of that has ended, there is nothing to kill.
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
         // It may have left its group.
@@ -358,16 +358,16 @@ impl Drop for Killed {
     }
 }
 
-/// The child's side: vets the private copy whose path follows the [`WORD`]. To be called by a program as the first thing
-/// it does; does not come back.
+/// The child's side: vets the private copy whose path follows the [`WORD`]. A program must call it before anything else. It
+/// does not return.
 pub fn child(copy: &Path) -> ! {
-    // An orphan must not stay.
+    // The child must not outlive the host.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let done = own_stdout().and_then(|out| try_out(copy, out));
     std::process::exit(i32::from(done.is_err()));
 }
 
-/// Standard output for our words alone: what the library prints goes nowhere.
+/// Reserves standard output for the child's reports: what the library prints is discarded.
 pub(crate) fn own_stdout() -> io::Result<std::fs::File> {
     let own = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3)?;
     let null = std::fs::File::options().write(true).open("/dev/null")?;
@@ -377,11 +377,11 @@ pub(crate) fn own_stdout() -> io::Result<std::fs::File> {
 
 struct Words {
     frames: Sender<Vec<u8>>,
-    /// The last error that it has logged: of a panic, with file and line.
+    /// The last error that the library has logged; of a panic, with file and line.
     error: Mutex<Option<String>>,
 }
 
-/// Of what a library logs, this many characters are shown with a verdict.
+/// How many characters of what a library logs are shown with a verdict.
 const SHOWN: usize = 500;
 
 impl Outlet for Words {

@@ -1,8 +1,7 @@
-//! Sees files come into the folder.
+//! Watches for files that come into the folder.
 //!
-//! Events only say where to look; what counts is what is there. A file is taken when its fingerprint
-//! has stood still for a moment: copies are written bit by bit. Where a file system tells nothing, looking now and
-//! then does.
+//! Events only say where to look; what counts is what is there. A file is accepted when its fingerprint has been stable for a
+//! moment, because copies are written bit by bit. If a file system sends no events, the folder is polled.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
@@ -19,19 +18,19 @@ use tokio::sync::mpsc;
 
 use crate::fingerprint::Fingerprint;
 
-/// How long a file must stand still.
+/// How long a file must be stable.
 const REST: Duration = Duration::from_millis(60);
-/// The same of one that was moved into place whole, or that its writer has closed.
+/// The same for a file that was moved into place whole, or that its writer has closed.
 const CLOSED: Duration = Duration::from_millis(8);
-/// How often a folder is looked at though nothing was told.
+/// How often the folder is looked at without an event.
 const LOOK: Duration = Duration::from_secs(2);
-/// The same where nothing is told at all.
+/// The same if there are no events at all.
 const POLL: Duration = Duration::from_millis(250);
 
 /// What has happened in the folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A file has come, or has been replaced, and stands still.
+    /// A file has come or has been replaced, and is stable.
     Came(PathBuf),
     /// A file has gone.
     Gone(PathBuf),
@@ -43,8 +42,8 @@ struct Seen {
     told: bool,
 }
 
-/// The libraries that were moved into place, or closed by who wrote them, and not written since: by their names, for
-/// the folder's own path may be told in another way than it was asked for.
+/// The libraries that were moved into place or closed by their writers, and not written since. By name, because events may have
+/// the folder's path in another form than it was given.
 type Whole = Arc<Mutex<HashSet<OsString>>>;
 
 /// Watches a folder for libraries: files whose names end in `.so`.
@@ -55,14 +54,14 @@ pub struct Watch {
     events: mpsc::Receiver<()>,
     watcher: Option<RecommendedWatcher>,
     whole: Whole,
-    /// Which folder has the path.
+    /// The device and inode of the folder at the path.
     inode: Option<(u64, u64)>,
     poll: bool,
-    /// What could not be done at the last look: it is said once, and tried again at each.
+    /// What failed at the last look. It is reported once, and tried again at each look.
     failing: Failing,
 }
 
-/// What of a folder cannot be had at the moment.
+/// What fails at the moment.
 #[derive(Default)]
 struct Failing {
     watched: bool,
@@ -70,7 +69,7 @@ struct Failing {
 }
 
 impl Failing {
-    /// Whether this failure is news.
+    /// Whether this failure is new.
     fn begins(failing: &mut bool) -> bool {
         !std::mem::replace(failing, true)
     }
@@ -83,8 +82,8 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Watches this folder. It may go, and come again. `poll`: looks now and then, and waits for no word of the file
-    /// system's.
+    /// Watches this folder, which may disappear and come back. `poll`: looks at intervals instead of waiting for events of the
+    /// file system.
     #[must_use]
     pub fn new(folder: &Path, poll: bool) -> Self {
         let (told, events) = mpsc::channel(1);
@@ -96,7 +95,7 @@ impl Watch {
         watch
     }
 
-    /// Watches the folder that has the path now, if it is another than before.
+    /// Watches the folder that has the path now, if that has changed.
     fn arm(&mut self) {
         let inode = fs::metadata(&self.folder).ok().map(|about| (about.dev(), about.ino()));
         if self.poll || inode == self.inode {
@@ -104,7 +103,7 @@ impl Watch {
         }
         let (told, whole) = (self.told.clone(), Arc::clone(&self.whole));
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            // Looking at the folder is an event, too, and must not lead to another look.
+            // Looking at the folder is an event, too, and must not cause another look.
             let read =
                 |kind| matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write));
             if let Ok(event) = &event {
@@ -124,7 +123,7 @@ impl Watch {
                 }
             }
             if !event.is_ok_and(|event| read(event.kind)) {
-                // One event that waits is as good as many; so is the news that some were lost.
+                // One queued event is as good as many. A report of lost events counts as one, too.
                 let _ = told.try_send(());
             }
         })
@@ -135,7 +134,7 @@ impl Watch {
                 self.failing.watched = false;
             }
             Err(error) => {
-                // What kept it from that may pass: the next look tries again.
+                // The cause may be temporary: the next look tries again.
                 (self.watcher, self.inode) = (None, None);
                 if Failing::begins(&mut self.failing.watched) {
                     tracing::warn!(
@@ -147,7 +146,7 @@ impl Watch {
         }
     }
 
-    /// The libraries that are there now, in the order of their names; they are not told of again until they change.
+    /// The libraries that are present now, by name. They are not reported again until they change.
     pub fn present(&mut self) -> Vec<PathBuf> {
         self.look(Instant::now());
         for seen in self.seen.values_mut() {
@@ -156,7 +155,7 @@ impl Watch {
         self.seen.keys().cloned().collect()
     }
 
-    /// Waits for what happens next.
+    /// Waits for the next changes.
     pub async fn next(&mut self) -> Vec<Change> {
         loop {
             let look = if self.watcher.is_some() { LOOK } else { POLL };
@@ -191,7 +190,7 @@ impl Watch {
         if is_whole { CLOSED } else { REST }
     }
 
-    /// Compares the folder with what was seen of it; answers with what has gone.
+    /// Compares the folder with what was seen of it; returns what has gone.
     fn look(&mut self, now: Instant) -> Vec<Change> {
         self.arm();
         let there = match libraries(&self.folder, &self.seen) {
@@ -200,7 +199,7 @@ impl Watch {
                 there
             }
             Err(error) => {
-                // It cannot be told what is there: nothing has changed.
+                // It is unknown what is there: nothing counts as changed.
                 if Failing::begins(&mut self.failing.read) {
                     tracing::warn!(
                         %error,
@@ -229,8 +228,8 @@ impl Watch {
     }
 }
 
-/// The libraries in a folder; none if there is no such folder. An error if it cannot be told what is there: half of
-/// a listing would end the services of the other half. A file that cannot be looked at is as it was `seen` last.
+/// The libraries in a folder; none if there is no such folder. Returns an error if the listing fails: half of a listing would
+/// end the services of the other half. A file that cannot be examined counts as it was last `seen`.
 fn libraries(folder: &Path, seen: &BTreeMap<PathBuf, Seen>) -> std::io::Result<BTreeMap<PathBuf, Fingerprint>> {
     let none = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let entries = match fs::read_dir(folder) {
@@ -249,7 +248,7 @@ fn libraries(folder: &Path, seen: &BTreeMap<PathBuf, Seen>) -> std::io::Result<B
                 there.insert(path, Fingerprint::from(&about));
             }
             Ok(_) => {}
-            // It went meanwhile, or is a link to what is not there.
+            // It has gone meanwhile, or is a dangling link.
             Err(error) if none(&error) => {}
             Err(_) => {
                 if let Some(before) = seen.get(&path) {
@@ -261,7 +260,7 @@ fn libraries(folder: &Path, seen: &BTreeMap<PathBuf, Seen>) -> std::io::Result<B
     Ok(there)
 }
 
-/// Whether a file of this name may be one.
+/// Whether a file of this name may be a library.
 fn is_library(path: &Path) -> bool {
     let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
     !hidden && path.extension().is_some_and(|extension| extension == "so")

@@ -1,5 +1,5 @@
-//! Logins that are being checked at the moment, and logins that wait for one of them to end. An owner whose windows all log in at once is
-//! not somebody who guesses.
+//! Logins that are being checked, and logins that wait for one of them to end. An owner whose programs all log in at
+//! once is not guessing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 
 use crate::cred::throttle::{Counter, Digest, Held};
 
-/// The most logins that wait for the same counter: as many as one source may have checked at once.
+/// The most logins that wait for the same counter: as many as may be checked at once for one source.
 const WAITING: u32 = 20;
 
-/// See the file's page.
+/// See the module's page.
 #[derive(Debug, Default)]
 pub(super) struct Checking(Mutex<HashMap<Held, Place>>);
 
@@ -20,7 +20,7 @@ pub(super) struct Checking(Mutex<HashMap<Held, Place>>);
 struct Place {
     checking: u32,
     waiting: u32,
-    /// Wakes one of those that wait.
+    /// Wakes one of the waiting logins.
     ended: Arc<Notify>,
 }
 
@@ -29,14 +29,14 @@ impl Checking {
         Arc::default()
     }
 
-    /// How many of a counter's, and of a source's, are being checked.
+    /// The number of attempts that are being checked, on a counter and from a source.
     pub(super) fn of(&self, counter: Counter, source: Digest) -> [u32; 2] {
         let places = self.0.lock();
         let checking = |held| places.get(&held).map_or(0, |place: &Place| place.checking);
         [checking(Held::ByName(counter)), checking(Held::BySource(source))]
     }
 
-    /// One more, until it is dropped.
+    /// Counts one more attempt, until the result is dropped.
     pub(super) fn begins(self: &Arc<Self>, counter: Counter, source: Digest) -> Begun {
         let of = [Held::ByName(counter), Held::BySource(source)];
         let mut places = self.0.lock();
@@ -46,7 +46,7 @@ impl Checking {
         Begun { all: Arc::clone(self), of }
     }
 
-    /// One more login waits, until this is dropped; `None`: [`WAITING`] others do.
+    /// Counts one more waiting login, until the result is dropped. `None` if [`WAITING`] others wait already.
     pub(super) fn waits(self: &Arc<Self>, held: Held) -> Option<Waits> {
         let mut places = self.0.lock();
         let place = places.entry(held).or_default();
@@ -69,7 +69,7 @@ impl Checking {
     }
 }
 
-/// A try that is being checked.
+/// An attempt that is being checked.
 #[derive(Debug)]
 pub(super) struct Begun {
     all: Arc<Checking>,
@@ -84,10 +84,10 @@ impl Drop for Begun {
     }
 }
 
-/// A login that waits. When it goes on or gives up, the next one looks whether it may go on.
+/// A waiting login. When it continues or gives up, the next one checks whether it may continue.
 #[derive(Debug)]
 pub(super) struct Waits {
-    /// Says that it may have its turn.
+    /// Notified when it may be its turn.
     pub(super) ended: Arc<Notify>,
     all: Arc<Checking>,
     pub(super) held: Held,

@@ -1,8 +1,8 @@
-//! Passwords are checked here, and nowhere that serves: on a few threads of a low priority, as many at once as the
-//! budget of memory has room for, fair between sources, and with an end to what waits. Sources that somebody has logged in
-//! from before have a queue and threads of their own (or every second turn, where there is memory for one check alone), and a
-//! quarter of the room: strangers cannot keep those out who belong here. Strangers' threads have the lowest priority, and rest
-//! between two checks as long as one takes.
+//! Password checks run here, and never on threads that serve: on a few threads with a low priority, as many at once as
+//! the memory budget allows, fair between sources, and with a limit on the queue. Sources of earlier logins have a
+//! queue and threads of their own (or every second turn, if the memory suffices for only one check), and a quarter of
+//! the queue is reserved for them, so that strangers cannot keep them out. Strangers' threads have the lowest priority,
+//! and pause after each check for as long as it took.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -12,20 +12,20 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-/// How many may wait in all, three quarters of them of sources that nobody has logged in from; if nothing else is said.
+/// The default limit of waiting checks. Three quarters of them may be of sources that nobody has logged in from.
 const WAITING: usize = 256;
-/// How many of one source, if nothing else is said.
+/// The default limit for one source.
 const PER_SOURCE: usize = 8;
-/// The same for a source that somebody has logged in from before, at least: as many as the throttle lets one source have checked at once.
+/// The minimum for a source of earlier logins: as many as the throttle lets one source check at once.
 const PER_KNOWN_SOURCE: usize = 20;
 
-/// Something to be done, and how much memory that takes, in KiB.
+/// A job, and the memory that it takes, in KiB.
 struct Work {
     memory: u32,
     run: Box<dyn FnOnce() + Send>,
 }
 
-/// The threads that check passwords. Dropped, they end, and what waits is not done.
+/// The threads that check passwords. When this is dropped, they end, and waiting jobs are discarded.
 pub(super) struct Hashing {
     shared: Arc<Pool>,
 }
@@ -33,29 +33,29 @@ pub(super) struct Hashing {
 struct Pool {
     queue: Mutex<Queue>,
     come: Condvar,
-    /// In KiB.
+    /// The memory budget, in KiB.
     budget: u32,
-    /// So much memory each thread keeps for the next check.
+    /// The memory that each thread keeps for its next check, in KiB.
     kept: u32,
-    /// How many may wait, in all and of one source.
+    /// The limits of waiting jobs, in all and of one source.
     most: AtomicUsize,
     most_of_source: AtomicUsize,
 }
 
-/// Whose passwords a thread checks.
+/// The sources whose passwords a thread checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Serves {
-    /// Of sources that somebody has logged in from before.
+    /// Sources of earlier logins.
     Known,
-    /// Of all others.
+    /// All other sources.
     Strangers,
-    /// Of both, in turns: there is memory for one check alone.
+    /// Both, in turns, if the memory suffices for only one check.
     All,
 }
 
 impl Serves {
-    /// How nice its thread is. Beside other programs that keep every processor busy, 10 is a tenth of one, and 19 a hundredth: then a
-    /// check takes a second, which strangers can wait for.
+    /// The niceness of its thread. While other programs keep every processor busy, 10 gets a tenth of one, and 19 a
+    /// hundredth. A check then takes a second, which is acceptable for strangers.
     fn niceness(self) -> i32 {
         match self {
             Self::Known | Self::All => 10,
@@ -64,29 +64,29 @@ impl Serves {
     }
 }
 
-/// Those who wait, in turns.
+/// A queue, fair between sources.
 #[derive(Default)]
 struct Line {
-    /// What waits, by source.
+    /// Waiting jobs, by source.
     waiting: HashMap<IpAddr, VecDeque<Work>>,
-    /// Whose turn it is: sources that have something waiting.
+    /// Sources with waiting jobs, in the order of their turns.
     turns: VecDeque<IpAddr>,
     count: usize,
 }
 
 #[derive(Default)]
 struct Queue {
-    /// Sources that somebody has logged in from before.
+    /// Sources of earlier logins.
     known: Line,
     strangers: Line,
-    /// Whose turn it is, when there are both.
+    /// Which queue is next, if both have jobs.
     known_next: bool,
-    /// What is being done takes so much memory, in KiB.
+    /// The memory of running jobs, in KiB.
     taken: u32,
     ended: bool,
 }
 
-/// There is no room for more.
+/// The queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Busy;
 
@@ -97,9 +97,10 @@ impl std::fmt::Debug for Hashing {
 }
 
 impl Hashing {
-    /// Half as many threads as there are processors (the rest serve) for known sources, and as many for strangers; together as many
-    /// as the budget has room for checks, if that is fewer. Both in KiB. A check that takes more than `each` waits until there is
-    /// room for it, or nobody else is at work.
+    /// Starts half as many threads as there are processors for sources of earlier logins, and the same number for
+    /// strangers (the other processors serve). There are never more threads than checks that fit into the budget. Both
+    /// arguments are in KiB. A check that takes more than `each` waits until there is room for it, or no other check is
+    /// running.
     #[must_use]
     pub(super) fn new(budget: u32, each: u32) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -130,17 +131,17 @@ impl Hashing {
         Self { shared }
     }
 
-    /// Sets how many may wait, in all and of one source.
+    /// Sets the limits of waiting jobs, in all and of one source.
     pub(super) fn set_limits(&self, waiting: usize, of_source: usize) {
         self.shared.most.store(waiting, Ordering::Relaxed);
         self.shared.most_of_source.store(of_source, Ordering::Relaxed);
     }
 
-    /// Has something done for a source, when it is its turn; it takes so much memory, in KiB. `known`: somebody has logged in
-    /// from there before.
+    /// Queues a job for a source. It takes this much memory, in KiB. `known`: somebody has logged in from this source
+    /// before.
     ///
     /// # Errors
-    /// When there is no room for more.
+    /// If the queue is full.
     pub(super) fn submit(
         &self,
         (source, known): (IpAddr, bool),
@@ -159,7 +160,7 @@ impl Hashing {
         };
         line.push(source, most, Work { memory, run: Box::new(work) })?;
         drop(queue);
-        // Not one alone: it may be one that serves others.
+        // All are woken, since a single one may serve the other queue.
         self.shared.come.notify_all();
         Ok(())
     }
@@ -189,7 +190,7 @@ impl Line {
         Ok(())
     }
 
-    /// What is next, if it takes no more memory than this, in KiB: nothing overtakes it.
+    /// Takes the next job, if it takes no more memory than this, in KiB. No other job overtakes it.
     fn next(&mut self, room: u32) -> Option<Work> {
         if self.waiting.get(self.turns.front()?)?.front()?.memory > room {
             return None;
@@ -212,7 +213,7 @@ impl Queue {
         self.known.count + self.strangers.count
     }
 
-    /// What is next for a thread of these, if there is room for it now.
+    /// Takes the next job for a thread of this kind, if there is room for it now.
     fn next(&mut self, budget: u32, of: Serves) -> Option<Work> {
         let room = if self.taken == 0 { u32::MAX } else { budget.saturating_sub(self.taken) };
         let known = match of {
@@ -229,9 +230,9 @@ impl Queue {
 }
 
 fn work(shared: &Pool, of: Serves) {
-    // Those who are logged in go first. A system that does not allow it has them share. Not SCHED_IDLE: a processor that
-    // is busy with that is taken for a free one, and on a system that preempts late whoever is put there waits for its
-    // next tick.
+    // Logged-in clients have priority. If the system does not allow a lower priority, all share the processors.
+    // SCHED_IDLE is not used: the system considers a processor with only such work as idle, and on a kernel without
+    // early preemption a thread placed there waits for its next tick.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), of.niceness());
     crate::cred::keep_memory(shared.kept);
     loop {
@@ -248,15 +249,16 @@ fn work(shared: &Pool, of: Serves) {
             }
         };
         let began = Instant::now();
-        // Whoever embeds the library may bring a check that panics: this thread is everybody's.
+        // A password check supplied by an embedding program may panic, and this thread serves everybody.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work.run)).is_err() {
             tracing::error!("a fault while a password was checked; please report it");
         }
         shared.queue.lock().taken -= work.memory;
-        // Somebody else may have waited for the room.
+        // Another job may be waiting for this memory.
         shared.come.notify_all();
         if of == Serves::Strangers {
-            // As long as it took: a crowd that guesses leaves half of a processor, and of its caches, to those inside.
+            // Pauses as long as the check took, so that many guesses leave half of a processor, and of its caches, to
+            // logged-in clients.
             std::thread::sleep(began.elapsed());
         }
     }

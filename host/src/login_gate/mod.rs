@@ -1,5 +1,5 @@
-//! What stands before every login: the throttle, the threads that check passwords, and lines in the trail. One for all
-//! listeners of a host. It answers the questions of their sessions.
+//! The stage before every login: the throttle, the threads that check passwords, and the trail. All listeners of a host
+//! share one gate. It answers the questions of their sessions.
 
 mod checking;
 mod hashing;
@@ -25,10 +25,10 @@ use crate::sessions::SessionStatus;
 use crate::store::audit::Event;
 use crate::store::{Kept, Store, StoreError, Write, ask, now};
 
-/// Counters below this are not written down: a host that was restarted forgets a few failures.
+/// Lower counters are not stored: a restart of the host forgets a few failures.
 const WORTH_KEEPING: u32 = 3;
 
-/// How long a try waits for those that are being checked.
+/// How long an attempt waits for others that are being checked.
 const TURN: Duration = Duration::from_secs(10);
 
 /// See the module's page.
@@ -40,18 +40,18 @@ pub struct LoginGate {
     hashing: Hashing,
     trail: Trail,
     rules: LoginRules,
-    /// Sources that somebody has logged in from.
+    /// Sources of earlier logins.
     known: Mutex<Known>,
     began: Instant,
 }
 
 /// Digests of sources, the latest last.
 struct Known {
-    /// How many are remembered; the oldest is forgotten first.
+    /// The most sources that are remembered. Beyond that, the oldest is forgotten.
     most: usize,
     all: HashSet<Digest>,
     order: VecDeque<Digest>,
-    /// Whether all that the store knows are here.
+    /// Whether all sources in the store are here.
     complete: bool,
 }
 
@@ -78,7 +78,7 @@ impl Known {
         }
     }
 
-    /// Whether it is certain that nobody at all has logged in from there.
+    /// Whether it is certain that nobody has ever logged in from this source.
     fn is_nobodys(&self, source: &Digest) -> bool {
         self.complete && !self.all.contains(source)
     }
@@ -90,12 +90,12 @@ impl std::fmt::Debug for LoginGate {
     }
 }
 
-/// What logins are taken.
+/// The accepted kinds of login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoginRules {
-    /// Twisted's own, by md5(password).
+    /// Twisted's own login, by md5(password).
     pub stock: bool,
-    /// Passwords and tokens in the clear, from clients on this machine.
+    /// Whether clients on this machine may send passwords and tokens in the clear.
     pub loopback_is_private: bool,
 }
 
@@ -105,19 +105,19 @@ impl Default for LoginRules {
     }
 }
 
-/// Where somebody comes from.
+/// The origin of a login.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     /// The client's address.
     pub(crate) address: SocketAddr,
-    /// The same, for a person to read.
+    /// The client's address, formatted for people.
     pub(crate) peer: String,
-    /// By which door of a service's own, if by one: "chat:irc".
+    /// The service's own door that it came by, if any, such as "chat:irc".
     pub(crate) door: Option<Arc<str>>,
 }
 
 impl Source {
-    /// Something that somebody of this name has to do with, who comes from there.
+    /// Creates an event about an identity of this name, from this source.
     fn event(&self, what: &'static str, identity: &str) -> Event {
         let event = Event::new(what).with("identity", identity).with("peer", self.peer.as_str());
         door(event, self.door.as_deref())
@@ -131,23 +131,23 @@ fn door(event: Event, door: Option<&str>) -> Event {
     }
 }
 
-/// A try that is being checked.
+/// An attempt that is being checked.
 #[derive(Debug, Clone)]
 struct Trying {
     attempt: Try,
-    /// What it stands in the way of waits for its end.
+    /// Attempts that this one blocks wait for it to be dropped.
     _begun: Arc<Begun>,
     name: String,
     source: IpAddr,
     peer: String,
     door: Option<Arc<str>>,
     how: &'static str,
-    /// Whether nobody can get on by guessing: a key that has signed is somebody's, or is not.
+    /// Whether guessing is impossible: a key that has already signed either belongs to an identity, or does not.
     certain: bool,
 }
 
 impl Trying {
-    /// The same, of this name, if it is known.
+    /// Replaces the name, if one is given.
     fn of(self, name: Option<String>) -> Self {
         match name {
             Some(name) => Self { name, ..self },
@@ -157,8 +157,8 @@ impl Trying {
 }
 
 impl LoginGate {
-    /// A gate that writes into this store. `secret` is what names and sources are digested with; `budget` is the memory
-    /// that checking passwords may take, in KiB.
+    /// Creates a gate that writes into this store. `secret` is the key for the digests of names and sources. `budget`
+    /// is the memory for password checks, in KiB.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
@@ -192,10 +192,10 @@ impl LoginGate {
         known.forget();
     }
 
-    /// Takes up what was counted in an earlier life of the host.
+    /// Restores the counters and sources that the store has from before the host was restarted.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// If the store cannot be read.
     pub async fn restore(&self) -> Result<(), StoreError> {
         let failures = ask(|done| self.store.failures(done)).await?;
         {
@@ -212,19 +212,19 @@ impl LoginGate {
         Ok(())
     }
 
-    /// Whether somebody has logged in from there before, whoever it was.
+    /// Whether anybody has logged in from this source before.
     #[must_use]
     pub fn is_known(&self, source: IpAddr) -> bool {
         self.known.lock().all.contains(&self.source_digest(source))
     }
 
-    /// What logins are taken.
+    /// The accepted kinds of login.
     #[must_use]
     pub fn rules(&self) -> LoginRules {
         self.rules
     }
 
-    /// Answers a session's question. A proof that is being checked counts, though nobody waits for it any more.
+    /// Answers a session's question. The outcome of a check counts even if nobody waits for it any more.
     pub(crate) async fn answer(self: &Arc<Self>, login: &Login, from: &Source, question: Question) -> Found {
         match question {
             Question::Identity(name) => {
@@ -241,7 +241,7 @@ impl LoginGate {
             Proof::Vouched(name, _) => (name.clone(), "key"),
             Proof::Certificate(name, _) => (name.clone(), "certificate"),
             Proof::Password(name, _) => (name.clone(), "password"),
-            // Guesses at tokens are counted by their source: there is no name.
+            // Guesses at tokens are counted by their source, since there is no name.
             Proof::Token(token) => (data_encoding::HEXLOWER.encode(&token.digest()), "token"),
         };
         let certain = matches!(proof, Proof::Vouched(..) | Proof::Certificate(..));
@@ -257,7 +257,7 @@ impl LoginGate {
                 (login.vouched(&name, &key, now()).await, trying)
             }
             Proof::Token(token) => match login.token(&token, now()).await {
-                // Whose it is, or was, is for the trail alone.
+                // The owner's name is only for the trail.
                 Ok((proof, owner)) => (Ok(proof), trying.of(owner)),
                 Err(error) => (Err(error), trying),
             },
@@ -267,7 +267,7 @@ impl LoginGate {
         Ok(found(&proof))
     }
 
-    /// Checks a password, on a thread that may take its time.
+    /// Checks a password on a thread that may block.
     async fn check_password(
         self: &Arc<Self>,
         login: &Login,
@@ -280,16 +280,16 @@ impl LoginGate {
         let (me, kept, source) = (Arc::clone(self), trying.clone(), trying.source);
         let submitted = self.hashing.submit((network(source), self.is_known(source)), check.memory(), move || {
             let proof = check.run();
-            // Here, and not where it is waited for: the client may have gone, and its try counts all the same.
+            // Recorded here, not by the waiting task: the attempt counts even if the client has disconnected.
             me.record_outcome(trying, &proof);
-            // Who waits may have gone.
+            // The waiting task may have ended.
             let _ = done.send(proof);
         });
         if submitted.is_err() {
             self.failed(kept, Refusal::Busy);
             return Ok(Found::NotChecked(Refusal::Busy));
         }
-        // Who checks it has it.
+        // The job has its own copy.
         drop(kept);
         let Ok(proof) = checked.await else {
             return Err(AuthorizerError("a password's check came to no end".to_owned()));
@@ -302,7 +302,7 @@ impl LoginGate {
         Ok(found(&proof))
     }
 
-    /// Somebody who has proven who they are is refused all the same: for the trail.
+    /// Notes in the trail that a client was refused after a successful login.
     pub(crate) fn note_refused(&self, from: &Source, refused: &Refused) {
         let Refused { identity, asked, why } = refused;
         let event = from.event("refused", identity);
@@ -310,7 +310,7 @@ impl LoginGate {
         self.trail.note_summed(&of, asked, event.with("asked", asked.as_str()).with("why", *why), self.now());
     }
 
-    /// Somebody has ended a session of their own.
+    /// Notes in the trail that an identity has ended one of its own sessions.
     pub(crate) fn note_ended(&self, session: &SessionStatus) {
         let event = Event::new("session.cut").with("session", session.session).with("peer", &*session.peer);
         let event = event.with("by", "its own identity").with("identities", session.identities.clone());
@@ -331,7 +331,7 @@ impl LoginGate {
         Self::digest_of(&self.secret, name)
     }
 
-    /// What a name's counters are kept under, however it is spelled.
+    /// The digest under which a name's counters are stored. All spellings of a name give the same digest.
     #[must_use]
     pub fn digest_of(secret: &StoreSecret, name: &str) -> Digest {
         let name: String = name.nfc().collect();
@@ -347,7 +347,7 @@ impl LoginGate {
         }
     }
 
-    /// A try to log in: charged at once, whether the name is anybody's or not.
+    /// Begins a login attempt. It is charged immediately, whether the name exists or not.
     async fn begin(
         &self,
         name: &str,
@@ -356,7 +356,8 @@ impl LoginGate {
     ) -> Result<Result<Trying, Refusal>, AuthorizerError> {
         let (source, peer) = (from.address.ip(), from.peer.as_str());
         let (of_name, of_source) = (self.name_digest(name), self.source_digest(source));
-        // Of a source that is nobody's the store need not be asked, whatever the name: a crowd that guesses comes from many.
+        // For a source that nobody has logged in from, the store need not be asked, whatever the name. Guesses by a
+        // crowd come from many such sources.
         let nobodys = self.known.lock().is_nobodys(&of_source);
         let known = !nobodys && ask(|done| self.store.is_known_source(name, &of_source, done)).await?;
         Ok(match self.turn(of_name, of_source, known).await {
@@ -378,7 +379,7 @@ impl LoginGate {
         })
     }
 
-    /// A try was not looked at: for the trail.
+    /// Notes in the trail that an attempt was not checked.
     async fn note_throttled(
         &self,
         name: &str,
@@ -395,7 +396,7 @@ impl LoginGate {
         if self.trail.counts("login.refused", &of, name, self.now()) {
             return Ok(());
         }
-        // Looked up for every name alike, though it is written down of those alone that there are.
+        // Every name is looked up alike, but only names that exist are written in the clear.
         let there = ask(|done| self.store.identity(name, done)).await?.is_some();
         let shown = if there { name.to_owned() } else { self.unknown(name) };
         let event = from.event("login.refused", &shown).with("how", how).with("why", why);
@@ -403,11 +404,12 @@ impl LoginGate {
         Ok(())
     }
 
-    /// Charges a try, when what is being checked does not stand in its way any more.
+    /// Charges an attempt as soon as no attempt that is being checked blocks it.
     async fn turn(&self, name: Digest, source: Digest, known: bool) -> Result<(Try, Begun), Denied> {
         let counter = Counter::of(name, source, known);
         let begin = || {
-            // The lock is held until it is counted: of two at once the second sees the first.
+            // The lock is held until the attempt is counted, so that the second of two concurrent attempts sees the
+            // first.
             let mut throttle = self.throttle.lock();
             let attempt = throttle.begin(name, source, known, self.checking.of(counter, source), self.now())?;
             Ok((attempt, self.checking.begins(counter, source)))
@@ -416,7 +418,7 @@ impl LoginGate {
         let mut begun = begin();
         while let Err(Denied::Busy(held)) = begun {
             let Some(waits) = self.checking.waits(held) else { break };
-            // It may just have ended, when nobody waited.
+            // It may have ended just before this login began to wait.
             begun = begin();
             while let Err(Denied::Busy(now)) = begun
                 && now == held
@@ -430,7 +432,7 @@ impl LoginGate {
         begun
     }
 
-    /// The proof was checked: counts, and writes it down.
+    /// Counts the outcome of a check, and writes it into the trail.
     fn record_outcome(&self, trying: Trying, proof: &login::Proof) {
         match proof {
             Ok(proven) => self.succeeded(trying, proven),
@@ -438,10 +440,10 @@ impl LoginGate {
         }
     }
 
-    /// The proof was right.
+    /// Counts a successful login.
     fn succeeded(&self, trying: Trying, proven: &Proven) {
         let counter = self.counter(&trying);
-        // It is still among those that are being checked itself.
+        // This attempt is itself still counted as being checked.
         let [checking, _] = self.checking.of(counter, self.source_digest(trying.source));
         let pardoned = self.throttle.lock().succeeded(trying.attempt, checking.saturating_sub(1));
         let name = proven.identity.name.as_str();
@@ -451,7 +453,7 @@ impl LoginGate {
         let event = door(event, trying.door.as_deref())
             .with("credential", label.map_or("?", |credential| credential.label.as_str()));
         let at = now();
-        // Also of one that is known: those that are not used for long make room.
+        // Known sources are stored again, too, since those that are not used for long are removed first.
         let digest = self.source_digest(trying.source);
         self.known.lock().insert(digest);
         let source = Write::Source { name: name.to_owned(), source: digest, at };
@@ -468,10 +470,10 @@ impl LoginGate {
         self.throttle.lock().counter(trying.attempt)
     }
 
-    /// The proof was wrong, or there was nothing to prove.
+    /// Counts a failed login, or one that had nothing to prove.
     fn failed(&self, trying: Trying, refusal: Refusal) {
         let mut writes = Vec::new();
-        // Clients of SSH's try one key after the other: that is no guessing, whether the name is anybody's or not.
+        // SSH clients try one key after another. This is not guessing, whether the name exists or not.
         if refusal == Refusal::Busy || trying.certain {
             self.throttle.lock().withdrawn(trying.attempt);
         } else {
@@ -485,9 +487,9 @@ impl LoginGate {
                 writes.push(Write::Audit(event.with("failures", LOCKED)));
             }
         }
-        // People type their password where their name should be: a name that is nobody's is not written down.
+        // People sometimes type their password in place of their name, so unknown names are not written in the clear.
         let name = match refusal {
-            // Of one that was not looked at nobody knows.
+            // If it was not checked, it is not known whether the name exists.
             Refusal::UnknownName | Refusal::UnknownToken | Refusal::Busy => self.unknown(&trying.name),
             _ => trying.name.clone(),
         };
@@ -502,22 +504,22 @@ impl LoginGate {
         self.trail.write(writes);
     }
 
-    /// Writes what was summed up; `all`: also what was not for long.
+    /// Writes the summaries that are due, or all of them.
     pub fn flush(&self, all: bool) {
         self.trail.flush((!all).then(|| self.now()));
     }
 
-    /// How a name that is nobody's is written down.
+    /// The form of an unknown name in the trail.
     fn unknown(&self, name: &str) -> String {
         format!("(unknown {})", data_encoding::HEXLOWER.encode(&self.name_digest(name)[..4]))
     }
 
-    /// It could not be checked: it does not count.
+    /// Ends an attempt that could not be checked. It does not count.
     fn withdrawn(&self, trying: &Trying) {
         self.throttle.lock().withdrawn(trying.attempt);
     }
 
-    /// A person acts: all counters of this name begin again. Answers with how many there were.
+    /// Resets all counters of this name, on the operator's request. Returns their number.
     pub fn unlock(&self, name: &str) -> usize {
         let counters = self.throttle.lock().unlock(self.name_digest(name));
         let count = counters.len();
@@ -525,28 +527,29 @@ impl LoginGate {
         count
     }
 
-    /// How many tries in a row have failed for a name: the most that one of its counters says.
+    /// The number of failures in a row for a name: the highest of its counters.
     #[must_use]
     pub fn failures(&self, name: &str) -> u32 {
         let of = self.throttle.lock().of(self.name_digest(name));
         of.iter().map(|(_, failures)| failures.count).max().unwrap_or(0)
     }
 
-    /// Hashes a password again, which was right just now: the cost has risen since it was set.
+    /// Hashes a password again that was just verified, since the cost was raised after it was set.
     fn rehash(self: &Arc<Self>, source: IpAddr, proven: &Proven, password: Password, cost: HashCost) {
         let (me, id) = (Arc::clone(self), proven.credential);
         let name = proven.identity.name.to_string();
         let Some((_, proved)) = proven.identity.hashes(0).into_iter().find(|(of, _)| *of == id) else { return };
-        // Bcrypt has looked at the first 72 bytes alone: what else was typed may be anything.
+        // bcrypt uses only the first 72 bytes, so the rest of the typed text may be wrong.
         if proved.starts_with("$2") && password.bytes() > 72 {
             return;
         }
         let salt = proven.identity.salt();
-        // If there is no room now, the next login will do.
+        // If the queue is full, the next login will do it.
         let _ = self.hashing.submit((network(source), true), cost.memory, move || {
             let (store, name) = (Arc::clone(&me.store), name.as_str());
-            // With the salt that it has: its other passwords have the same, and all are checked at the cost of one.
-            // One of another program's has none that fits: then as nobody else has it, nor can guess it.
+            // Reuses the identity's salt. Its other passwords have the same salt, so that checking all costs as much as
+            // checking one. Another program's hash may have none that is usable: then the salt is unique, and cannot be
+            // guessed.
             let own = || me.secret.digest("salt of a hash", &[name.as_bytes(), proved.as_bytes()])[..16].to_vec();
             let Ok(hash) = password.hash(cost, &salt.unwrap_or_else(own)) else { return };
             let Ok(Some(Kept { identity, version })) = crate::store::wait(|done| store.identity(name, done)) else {
@@ -554,13 +557,13 @@ impl LoginGate {
             };
             let mut identity = crate::cred::Identity::clone(&identity);
             let credential = identity.credentials.iter_mut().find(|credential| credential.id == id);
-            // Another may have been set meanwhile, under the same number if the identity was imported again.
+            // Another password may have been set meanwhile, with the same number if the identity was imported again.
             if let Some(ProofBy::Password { hash: old, .. }) = credential.map(|credential| &mut credential.proof)
                 && *old == proved
             {
                 *old = hash;
                 let event = Event::new("identity.rehashed").with("identity", name);
-                // Changed by another meanwhile: the next login will do.
+                // If it was changed meanwhile, the next login will do it.
                 let write = Write::Identity { identity: Arc::new(identity), base: version };
                 me.store.commit(vec![write, Write::Audit(event)], Box::new(|_| {}));
             }
@@ -580,7 +583,7 @@ fn found(proof: &login::Proof) -> Found {
     }
 }
 
-/// What a source is: who has one address of IPv6 has 2^64 of them.
+/// The network that counts as one source. For IPv6 it is a /64: a client with one address has all 2^64 of them.
 pub(crate) fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(address) => {

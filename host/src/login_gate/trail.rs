@@ -1,6 +1,6 @@
-//! Lines in the trail about logins. Those that can be had by the thousand are summed up, by what the client does not choose:
-//! what happened, why, and where from. The first of each are written as they come; then, once a minute, how many more there
-//! were, and of how many names, as an estimate.
+//! Lines about logins in the trail. Lines that clients can cause by the thousand are summarized, by properties that the
+//! client does not choose: the event, the reason and the source. The first ones of each kind are written immediately.
+//! After that, one line a minute says how many more there were, with an estimate of the number of names.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use crate::cred::throttle::Digest;
 use crate::store::audit::Event;
 use crate::store::{Store, StoreError, Write};
 
-/// How long lines of one kind are summed up before that is written, in milliseconds.
+/// How long lines of one kind are summarized before the summary is written, in milliseconds.
 const INTERVAL: u64 = 60_000;
-/// This many of each kind are written as they come, within that time.
+/// The number of lines of each kind that are written immediately in that time.
 const BURST: u64 = 5;
-/// This many of all kinds of one event are.
+/// The same for all kinds of one event together.
 const LINES: u64 = 300;
-/// So many kinds are told apart; the rest is one.
+/// The number of kinds that are distinguished. All others count as one kind.
 const KINDS: usize = 1000;
-/// The same of logins: each needs a proof.
+/// The same for logins, each of which needs a proof.
 const LOGINS: usize = 20_000;
-/// Of the tries that are only counted, every 64th is noted in full: the sum shows the last of those.
+/// Of the attempts that are only counted, every 64th is noted in full. The summary shows the last of those.
 const SHOWN: u64 = 64;
 
-/// The way to the trail.
+/// Writes to the trail.
 pub(super) struct Trail {
     store: Arc<dyn Store>,
     secret: StoreSecret,
@@ -37,8 +37,9 @@ impl Trail {
         Self { store, secret, sums: Mutex::default() }
     }
 
-    /// A line of a kind (`of`) that a client may cause as often as it likes, with what it chose itself (`chosen`). Written
-    /// now, or counted for the line that sums its kind up. `now` is in milliseconds.
+    /// Notes a line of a kind (`of`) that a client can cause as often as it wants, with the text that the client chose
+    /// (`chosen`). Returns the line to be written now, or `None` if it was counted for its kind's summary. `now` is in
+    /// milliseconds.
     pub(super) fn note(&self, of: &[&str], chosen: &str, event: Event, now: u64) -> Option<Event> {
         let (kind, chosen) = self.digests(of, chosen);
         let mut sums = self.sums.lock();
@@ -56,25 +57,25 @@ impl Trail {
         (kind, self.secret.digest("chosen", &[chosen.as_bytes()]))
     }
 
-    /// Counts a line without its text, and returns true, if its kind has already used up its lines in this interval. False: the
-    /// caller has to call `note_summed` with the text.
+    /// Counts a line without its text, and returns true, if its kind has already used up its lines in this interval. If
+    /// it returns false, the caller must call `note_summed` with the text.
     pub(super) fn counts(&self, what: &'static str, of: &[&str], chosen: &str, now: u64) -> bool {
         let (kind, chosen) = self.digests(of, chosen);
         self.sums.lock().counts(what, kind, &chosen, now)
     }
 
-    /// Writes a line of such a kind, or counts it.
+    /// Writes such a line, or counts it.
     pub(super) fn note_summed(&self, of: &[&str], chosen: &str, event: Event, now: u64) {
         self.write(self.note(of, chosen, event, now).into_iter().map(Write::Audit).collect());
     }
 
-    /// Writes what was summed up until now, if its time has come; all of it, if `now` is none.
+    /// Writes the summaries that are due, or all of them if `now` is `None`.
     pub(super) fn flush(&self, now: Option<u64>) {
         let due = self.sums.lock().due(now.unwrap_or(u64::MAX));
         self.write(due.into_iter().map(Write::Audit).collect());
     }
 
-    /// Writes lines, and what belongs to them; nobody waits for it.
+    /// Writes lines together with other changes, without waiting for the commit.
     pub(super) fn write(&self, writes: Vec<Write>) {
         if writes.is_empty() {
             return;
@@ -88,31 +89,31 @@ impl Trail {
     }
 }
 
-/// What is summed up. Reads no clock: times are in milliseconds from any beginning.
+/// The summaries. Reads no clock: times are in milliseconds since any fixed point.
 #[derive(Default)]
 struct Sums {
     kinds: HashMap<Digest, Sum>,
-    /// How many lines of each event were written as they came, since when.
+    /// The number of lines of each event that were written immediately, since `since`.
     written: HashMap<&'static str, u64>,
     since: u64,
-    /// Before this, none has been summed up for long enough; 0: nobody knows.
+    /// No summary is due before this time. 0 if unknown.
     due_at: u64,
 }
 
-/// Lines of one kind.
+/// The summary of lines of one kind.
 struct Sum {
     since: u64,
-    /// How many were written as they came.
+    /// The number of lines that were written immediately.
     written: u64,
-    /// How many were not.
+    /// The number of other lines.
     more: u64,
     chosen: Estimate,
-    /// The last of them.
+    /// The last line.
     last: Event,
 }
 
 impl Sums {
-    /// One more of this kind: itself, if it is to be written as it is.
+    /// Adds one line of this kind. Returns it if it must be written immediately.
     fn note(&mut self, kind: Digest, chosen: &[u8; 32], event: Event, now: u64) -> Option<Event> {
         if now.saturating_sub(self.since) >= INTERVAL {
             self.written.clear();
@@ -120,7 +121,7 @@ impl Sums {
         }
         let written = self.written.entry(event.what).or_default();
         let known = self.kinds.contains_key(&kind);
-        // Who has proven who they are is not hidden by those who have not.
+        // Summaries of failed logins do not take the room of successful ones.
         let most = if event.what == "login" { LOGINS } else { KINDS };
         let kind = if known || self.kinds.len() < most { kind } else { rest(event.what) };
         let sum = self.kinds.entry(kind).or_insert_with(|| Sum {
@@ -141,13 +142,13 @@ impl Sums {
         None
     }
 
-    /// The same, without the line: true if it is counted.
+    /// As `note`, without the line. Returns true if it was counted.
     fn counts(&mut self, what: &'static str, kind: Digest, chosen: &[u8; 32], now: u64) -> bool {
         let full = self.written.get(what).is_some_and(|written| *written >= LINES);
         if now >= self.due_at || now.saturating_sub(self.since) >= INTERVAL {
             return false;
         }
-        // As in `note`: a new kind gets a sum of its own while there is room.
+        // As in `note`, a new kind gets its own summary while there is room.
         let kind = match self.kinds.contains_key(&kind) {
             true => kind,
             false if self.kinds.len() >= KINDS => rest(what),
@@ -163,13 +164,13 @@ impl Sums {
         }
     }
 
-    /// The lines that sum up what has been long enough.
+    /// Takes the summaries that are due.
     fn due(&mut self, now: u64) -> Vec<Event> {
         if now < self.due_at {
             return Vec::new();
         }
         let over = self.kinds.extract_if(|_, sum| now.saturating_sub(sum.since) >= INTERVAL);
-        // Looked through once in an interval, not at each line.
+        // All kinds are searched once in an interval, not for each line.
         let mut due: Vec<(u64, Event)> = over
             .filter(|(_, sum)| sum.more > 0)
             .map(|(kind, sum)| {
@@ -185,14 +186,14 @@ impl Sums {
     }
 }
 
-/// The kind of all that are too many to be told apart.
+/// The kind for everything beyond the limit of kinds.
 fn rest(what: &str) -> Digest {
     let mut kind = Digest::default();
     kind.iter_mut().zip(what.bytes()).for_each(|(to, from)| *to = from);
     kind
 }
 
-/// How many different ones there were, within a tenth or so: HyperLogLog, with 256 registers.
+/// Estimates the number of distinct items, with an error of about a tenth: HyperLogLog with 256 registers.
 struct Estimate(Box<[u8; 256]>);
 
 impl Default for Estimate {
@@ -209,13 +210,13 @@ impl Estimate {
         *known = (*known).max(u8::try_from(rank).unwrap_or(u8::MAX));
     }
 
-    /// About how many, of so many at most.
+    /// The estimate, limited to `most`.
     fn about(&self, most: u64) -> u64 {
         const REGISTERS: f64 = 256.0;
         let sum: f64 = self.0.iter().map(|rank| 0.5_f64.powi(i32::from(*rank))).sum();
         let raw = 0.7183 * REGISTERS * REGISTERS / sum;
         let empty = self.0.iter().filter(|rank| **rank == 0).count();
-        // Of few, those are counted that have a register of their own.
+        // For small numbers, linear counting: the used registers are counted.
         let about = if raw < 2.5 * REGISTERS && empty > 0 { REGISTERS * (REGISTERS / empty as f64).ln() } else { raw };
         (about.round() as u64).clamp(1, most.max(1))
     }

@@ -1,4 +1,4 @@
-//! What a session needs of a service, and of services by name. A slot is one, a test's is another.
+//! What a session needs of a service, and of services by name. Slots implement it, and so do tests.
 
 use std::sync::Arc;
 
@@ -9,18 +9,19 @@ use super::current::AttachmentChange;
 use crate::loader::fault::LibraryFault;
 use crate::loader::gate::Lane;
 
-/// Where a session's frames for one service go.
+/// Where a session sends its frames for one service.
 pub trait Backend: Send + Sync {
     /// Its slot's number.
     fn number(&self) -> SlotNo;
 
-    /// What it says of itself, in Jelly: a [`Manifest`](plugin_api::manifest::Manifest).
+    /// Its [`Manifest`](plugin_api::manifest::Manifest), in Jelly.
     fn described(&self) -> Vec<u8>;
 
-    /// Hands over a connection's frames in order, and what they change in who is attached. `calls` of them are calls.
+    /// Hands over a connection's frames in order, with the changes of attachments that they cause. `calls` of the frames are
+    /// calls.
     ///
     /// # Errors
-    /// When it does not serve, or does not keep up; nothing was handed over then.
+    /// If it does not serve or does not keep up; then nothing was handed over.
     fn submit(
         &self,
         lane: &Lane,
@@ -29,22 +30,22 @@ pub trait Backend: Send + Sync {
         calls: u64,
     ) -> Result<(), LibraryFault>;
 
-    /// Hands over what ends something: it is never too much.
+    /// Hands over frames that end something. They are accepted regardless of limits.
     fn submit_anyway(&self, lane: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>);
 
-    /// Hands answers to the generation that asked; false: it is not there any more.
+    /// Hands answers to the generation that asked. Returns false if that is gone.
     fn answer(&self, lane: &Lane, generation: u32, frames: &[u8]) -> bool;
 
-    /// What these attachments came by was taken away: calls by them that wait do not begin any more. Their end itself is
-    /// told in order, as with any other.
+    /// The access of these attachments was revoked: their calls that wait must not begin. Their end itself is reported in
+    /// order, as with any other.
     fn revoke(&self, attachments: &[u64]);
 
-    /// Tells whatever code of the service's runs, ahead of all that waits.
+    /// Sends a frame to all running code of the service, ahead of everything that waits.
     fn urge(&self, frame: &ToLibrary<'_>) {
         self.notify_retired(frame);
     }
 
-    /// Tells generations that were replaced.
+    /// Sends a frame to replaced generations that still run.
     fn notify_retired(&self, frame: &ToLibrary<'_>);
 }
 
@@ -53,7 +54,7 @@ pub trait Backends: Send + Sync {
     /// The service of this name.
     fn backend(&self, name: &str) -> Option<Arc<dyn Backend>>;
 
-    /// The service of this name, as it serves this identity: it may be trying another version.
+    /// The service of this name for this identity, which may be trying another version.
     fn backend_for(&self, name: &str, identity: &str) -> Option<Arc<dyn Backend>> {
         let _ = identity;
         self.backend(name)

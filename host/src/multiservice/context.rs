@@ -15,36 +15,36 @@ use crate::memory::{self, Budget};
 use crate::store::audit::Event;
 use crate::store::{Store, StoreError, Write};
 
-/// What services share: where states are kept, and where connections are.
+/// What services share: the store of states, the connections, the limits.
 #[derive(Clone)]
 pub struct HostContext {
-    /// Where states are kept.
+    /// The store of states.
     pub store: Arc<dyn Store>,
-    /// Where connections are.
+    /// The connections.
     pub router: Arc<Router>,
-    /// What the operator has set for services.
+    /// The operator's limits for services.
     pub limits: Arc<LimitsInForce>,
-    /// How long calls that wait may go on in code that was replaced.
+    /// How long calls that wait may continue in replaced code.
     pub grace: Duration,
-    /// How long a service may take to be made, to start, or to say that it is well, where no client waits for it.
+    /// The timeout for each step of a service's start (creation, start, health check), if no client waits for it.
     pub patience: Duration,
-    /// What became of the libraries that have served.
+    /// What became of the libraries of ended generations.
     pub ended: Arc<Ended>,
-    /// What clients may make the host keep.
+    /// The budget for what clients may make the host keep.
     pub memory: Arc<Budget>,
-    /// Who keeps services' own doors.
+    /// Keeps services' own doors.
     pub doors: Arc<dyn Doorkeeper>,
-    /// Who hears of services whose code has crashed too often; without anybody, they stop.
+    /// Receives services whose code has crashed too often. Without it, they stop.
     pub quarantine: Option<mpsc::UnboundedSender<Quarantined>>,
 }
 
-/// How long a service may take for a step of its start, if nothing else is said.
+/// The default timeout for a step of a service's start.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// How long calls that wait may go on in code that was replaced, if nothing else is said.
+/// The default of how long calls that wait may continue in replaced code.
 pub const GRACE: Duration = Duration::from_secs(10);
 
 impl HostContext {
-    /// This store, no connections yet, and half of the memory that there is.
+    /// A context with this store, no connections, and half of the available memory.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
         let (router, memory) = (Router::new(), Budget::new(memory::available() / 2));
@@ -62,7 +62,7 @@ impl HostContext {
         }
     }
 
-    /// Writes of a service into the audit trail, and does not wait for it.
+    /// Writes an event of a service to the audit trail without waiting for the commit.
     pub(super) fn note(&self, what: &'static str, service: &str, more: &[(&'static str, &str)]) {
         let event =
             more.iter().fold(Event::new(what).with("service", service), |event, (key, value)| event.with(key, *value));

@@ -1,18 +1,18 @@
-//! Which generation serves: handed to by many, replaced or taken away by one. A test walks all interleavings
-//! (`tests/tests/gate_model.rs`), which is why its locks come from `super::sync`.
+//! Which generation serves: many hand frames to it, one replaces it or takes it away. A test walks all interleavings
+//! (`tests/tests/gate_model.rs`); that is why its locks come from `super::sync`.
 
 use std::collections::HashMap;
 
 use super::sync::{Arc, RwLock};
 
-/// The generation of a slot that serves now, if one does; what waits while it is replaced; and who is attached to it.
+/// The generation of a slot that serves now, if any; what waits during a replacement; and the attachments.
 #[derive(Debug)]
 pub(super) struct Current<G, L>(RwLock<Now<G, L>>);
 
 #[derive(Debug)]
 struct Now<G, L> {
     generation: Option<Arc<G>>,
-    /// While it is being replaced: what has come meanwhile.
+    /// During a replacement: what has arrived since the freeze.
     frozen: Option<Waiting<L>>,
     attached: HashMap<u64, Attachment>,
     next: u64,
@@ -20,13 +20,13 @@ struct Now<G, L> {
 
 #[derive(Debug)]
 struct Waiting<L> {
-    /// In order, with the lane that each is of.
+    /// In order, each with its lane.
     frames: Vec<(L, Vec<u8>)>,
     bytes: usize,
-    /// How many of them are each owner's.
+    /// How many of the bytes each owner has.
     owned: HashMap<usize, usize>,
     changes: Vec<AttachmentChange>,
-    /// Attachments whose calls are not to begin any more.
+    /// Attachments whose calls must not begin any more.
     revoked: Vec<u64>,
 }
 
@@ -36,7 +36,7 @@ impl<L> Default for Waiting<L> {
     }
 }
 
-/// How an attachment is told to the next generation.
+/// How the next generation learns of an attachment.
 #[derive(Debug)]
 struct Attachment {
     order: u64,
@@ -44,13 +44,13 @@ struct Attachment {
     let_go: bool,
 }
 
-/// What changes in who is attached, with the frames that it is handed over with.
+/// A change of attachments, with the frame that hands it over.
 #[derive(Debug)]
 #[allow(unreachable_pub, reason = "a test has this file as a part of its own")]
 pub enum AttachmentChange {
     /// This attachment has begun; the frame that tells the next generation.
     Attached(u64, Vec<u8>),
-    /// It lives though its client has let go of the perspective; this frame tells the next generation from now on.
+    /// It lives on, although its client has released the perspective. From now on this frame tells the next generation.
     LetGo(u64, Vec<u8>),
     /// It has ended.
     Ended(u64),
@@ -61,9 +61,9 @@ pub enum AttachmentChange {
 pub(super) enum NotHanded<E> {
     /// Nothing serves.
     Ended,
-    /// The generation does not take it.
+    /// The generation refuses it.
     Refused(E),
-    /// Too much waits already, of its owner's or in all.
+    /// Too much waits already, for its owner or in all.
     Full,
 }
 
@@ -73,9 +73,9 @@ impl<G, L> Current<G, L> {
         Self(RwLock::new(Now { generation, frozen: None, attached, next: 0 }))
     }
 
-    /// Hands over frames of an owner's. The lock is held meanwhile: nothing is handed to a generation that was taken away. While
-    /// it is being replaced, they wait, with the lane that `waits` answers with, which is told how many bytes wait already, of
-    /// this owner's and in all; without one they are not taken.
+    /// Hands over an owner's frames. The lock is held meanwhile, so that nothing reaches a generation that was taken away.
+    /// During a replacement they wait, in the lane that `waits` returns. `waits` is given how many bytes wait already, of this
+    /// owner and in all; if it returns `None`, the frames are refused.
     pub(super) fn hand_over<E>(
         &self,
         (owner, frames): (usize, &[u8]),
@@ -110,12 +110,12 @@ impl<G, L> Current<G, L> {
         Ok(())
     }
 
-    /// The generation itself.
+    /// The generation that serves, if any.
     pub(super) fn get(&self) -> Option<Arc<G>> {
         self.0.read().generation.clone()
     }
 
-    /// From now on what is handed over waits. `tell` says so to the generation, behind all that it was given.
+    /// From now on, frames that are handed over wait. `tell` tells the generation so, behind everything that it was given.
     pub(super) fn freeze(&self, tell: impl FnOnce(&G)) {
         let mut now = self.0.write();
         if let Some(generation) = &now.generation {
@@ -124,9 +124,9 @@ impl<G, L> Current<G, L> {
         }
     }
 
-    /// Calls by these attachments are not to begin any more: `tell` says so to the generation. While that is being replaced it
-    /// is told, too (true), of calls that are before the word to stand still; and what serves next hears of it before it hears of
-    /// what waits. Answers with whether there is anything that serves.
+    /// Calls by these attachments must not begin any more: `tell` passes this to the generation. During a replacement its flag
+    /// is true: this concerns the calls ahead of the freeze, and the next generation learns of it before it receives what
+    /// waits. Returns whether anything serves.
     pub(super) fn revoke(&self, attachments: &[u64], tell: impl FnOnce(&G, bool)) -> bool {
         let mut now = self.0.write();
         let Now { generation, frozen, .. } = &mut *now;
@@ -139,7 +139,7 @@ impl<G, L> Current<G, L> {
         generation.is_some()
     }
 
-    /// The generation goes on: `tell` hands it whose calls are not to begin, and what has waited.
+    /// The generation resumes: `tell` hands it the revoked attachments and the frames that have waited.
     pub(super) fn thaw(&self, tell: impl FnOnce(&G, &[u64], &[(L, Vec<u8>)])) {
         let mut now = self.0.write();
         let waiting = now.frozen.take().unwrap_or_default();
@@ -149,8 +149,8 @@ impl<G, L> Current<G, L> {
         waiting.changes.into_iter().for_each(|change| now.know(change));
     }
 
-    /// Another generation serves from now on: `tell` hands it the attachments of the one before, in the order in which
-    /// they began, whose calls are not to begin, and then what has waited.
+    /// Another generation serves from now on. `tell` hands it the attachments of its predecessor, in the order in which they
+    /// began, the revoked attachments, and then the frames that have waited.
     pub(super) fn switch(&self, next: Arc<G>, tell: impl FnOnce(&G, &[(u64, &[u8])], &[u64], &[(L, Vec<u8>)])) {
         let mut now = self.0.write();
         let waiting = now.frozen.take().unwrap_or_default();
@@ -163,7 +163,7 @@ impl<G, L> Current<G, L> {
         waiting.changes.into_iter().for_each(|change| now.know(change));
     }
 
-    /// Takes it away: whoever was handing something to it has done so by now, and nobody else will.
+    /// Takes the generation away: frames that were being handed to it have arrived by now, and no more will.
     pub(super) fn take(&self) -> Option<Arc<G>> {
         let mut now = self.0.write();
         now.frozen = None;
@@ -171,7 +171,7 @@ impl<G, L> Current<G, L> {
         now.generation.take()
     }
 
-    /// How many are attached, and have not let go of their perspective.
+    /// How many clients are attached and have not released their perspective.
     pub(super) fn attached(&self) -> usize {
         self.0.read().attached.values().filter(|attached| !attached.let_go).count()
     }

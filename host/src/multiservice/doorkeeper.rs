@@ -1,4 +1,4 @@
-//! What a slot needs of whoever keeps services' doors.
+//! What a slot needs from the keeper of services' doors.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use plugin_api::abi::frame::ToHost;
 
 use super::slot_no::SlotNo;
 
-/// Which generation says something.
+/// The generation that sends a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Speaker<'s> {
     /// Its slot.
@@ -15,42 +15,44 @@ pub struct Speaker<'s> {
     pub generation: u32,
     /// The service's name.
     pub service: &'s str,
-    /// Whether it has yet to come to serve.
+    /// Whether it does not serve yet.
     pub embargoed: bool,
-    /// Whether its successor serves already.
+    /// Whether its successor already serves.
     pub retired: bool,
 }
 
-/// Who keeps the streams of services' own doors, and knows who logs in by them.
+/// Keeps the streams of services' own doors, and their logins.
 pub trait Doorkeeper: Send + Sync {
-    /// A generation says something of its doors. Must not wait: it is said on the service's own thread.
+    /// Handles a generation's frame about its doors. Must not block: it runs on the service's own thread.
     fn said(&self, from: Speaker<'_>, frame: &ToHost<'_>);
 
-    /// A generation of this slot serves from now on: streams can be handed to it.
+    /// A generation of this slot serves from now on, and can receive streams.
     fn serves(&self, slot: SlotNo, service: &str, generation: u32);
 
-    /// Another generation is about to serve: frames that hand it what the one before has carried for this replacement.
+    /// Called before another generation serves. Returns the frames that hand it what its predecessor carried over for this
+    /// replacement.
     fn handed_on(&self, slot: SlotNo, replacement: u64) -> Vec<u8>;
 
-    /// Nothing has come of the replacement: what was carried stays where it is.
+    /// The replacement failed: what was carried over stays where it is.
     fn stays(&self, slot: SlotNo);
 
-    /// How many streams of this slot are served by generations before this one.
+    /// How many streams of this slot earlier generations serve.
     fn with_others(&self, _slot: SlotNo, _generation: u32) -> usize {
         0
     }
 
-    /// How long code of a service's that was replaced may go on for connections that cannot be carried over, if not for as long
-    /// as for calls.
+    /// How long replaced code of a service may continue for connections that cannot be carried over. `None`: as long as for
+    /// calls.
     fn grace(&self, _service: &str) -> Option<Duration> {
         None
     }
 
-    /// A generation has ended: whether none serves in its place; and whether it has said so itself, and was not given up.
+    /// A generation has ended. `how`: whether none serves in its place; and whether it reported its end itself and was not
+    /// given up.
     fn ended(&self, slot: SlotNo, service: &str, generation: u32, how: (bool, bool));
 }
 
-/// For hosts whose services have no doors of their own.
+/// A doorkeeper for hosts whose services have no doors of their own.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoDoors;
 

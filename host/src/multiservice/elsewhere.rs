@@ -1,8 +1,9 @@
-//! Whose states are with a version that is tried: what serves everybody else keeps its hands off them.
+//! Which perspectives a tried version has: the version that serves everybody else must not touch them.
 //!
-//! When somebody attaches to a perspective in the tried version, that version loads the state again. Its request follows everything
-//! that it said of a copy; only then is the serving version asked to yield the perspective. The serving version saves its changes and
-//! says so; only then is the state read for the tried version. At the end of the trial the serving version gets it back.
+//! When a client attaches to a perspective in the tried version, that version loads the state again. Its request follows
+//! everything that it said of a copy; only then does the host ask the serving version to yield the perspective. The serving
+//! version saves its changes and confirms; only then is the state read for the tried version. At the end of the trial the
+//! serving version gets it back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -13,45 +14,45 @@ use tokio::sync::Notify;
 
 use crate::store::StoreError;
 
-/// Whoever waits until the version that serves has yielded a perspective; an error: it does not.
+/// Called when the serving version has yielded a perspective; with an error if it does not.
 type Waiting = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
-/// Who asks the version that serves to yield a perspective.
+/// Asks the serving version to yield a perspective.
 type Ask = Box<dyn Fn(&str) + Send + Sync>;
 
-/// This many may wait for one perspective. A library asks for each once at a time.
+/// How many requests may wait for one perspective. A library has one request for each at a time.
 const MOST_WAITING: usize = 16;
 
-/// The perspectives that somebody has come to in a version that is tried.
+/// The perspectives that clients have come to in a tried version.
 #[derive(Default)]
 pub(super) struct Visited {
-    /// Whoever comes, or asks, does so one at a time; true: the trial is over, and nobody does any more. Taken before all other locks.
+    /// Serializes visits and requests. True: the trial is over, and there are no more of them. Locked before all other locks.
     closed: Mutex<bool>,
     all: Mutex<BTreeMap<String, Visit>>,
-    /// Those that what serves was ever asked to yield.
+    /// Those that the serving version was ever asked to yield.
     asked: Mutex<BTreeSet<String>>,
     ask: OnceLock<Ask>,
 }
 
-/// How far a perspective has come.
+/// How far a perspective has moved.
 enum Visit {
     /// The tried version has not asked for its state yet.
     Coming,
-    /// What serves was asked to yield it: since when, and who waits for that.
+    /// The serving version was asked to yield it: since when, and who waits for that.
     Asked(Instant, Vec<Waiting>),
-    /// It has.
+    /// The serving version has yielded it.
     Yielded,
 }
 
 impl Visited {
-    /// This asks what serves to yield a perspective.
+    /// Sets the function that asks the serving version to yield a perspective.
     pub(super) fn asks(&self, ask: impl Fn(&str) + Send + Sync + 'static) {
-        // Said once, when the trial is made.
+        // Set once, when the trial is created.
         let _ = self.ask.set(Box::new(ask));
     }
 
-    /// Somebody comes to this perspective. If nobody has before, `tell` tells the tried version, before anybody else comes to it: what
-    /// it has of it is a copy, and must be loaded again. True: nobody had.
+    /// A client comes to this perspective. If it is the first, `tell` notifies the tried version before any other client comes:
+    /// what that version has of it is a copy, and must be loaded again. Returns true for the first.
     pub(super) fn visit(&self, perspective: &str, tell: impl FnOnce()) -> bool {
         let closed = self.closed.lock();
         let is_known = self.is_visited(perspective);
@@ -63,7 +64,7 @@ impl Visited {
         true
     }
 
-    /// They did not get there after all.
+    /// The client did not get there after all.
     pub(super) fn leave(&self, perspective: &str) {
         let _turn = self.closed.lock();
         let mut all = self.all.lock();
@@ -72,21 +73,21 @@ impl Visited {
         }
     }
 
-    /// What serves has yielded it.
+    /// The serving version has yielded it.
     fn yielded(&self, perspective: &str) {
         let waiting = match self.all.lock().get_mut(perspective) {
             Some(visit @ Visit::Asked(..)) => match std::mem::replace(visit, Visit::Yielded) {
                 Visit::Asked(_, waiting) => waiting,
                 Visit::Coming | Visit::Yielded => return,
             },
-            // It yields what it is asked for, and nothing else.
+            // It yields only what it was asked for.
             Some(Visit::Coming | Visit::Yielded) | None => return,
         };
-        // Reading takes its time, and this is the way out of what serves.
+        // Reading takes time, and this is the way out of the serving version.
         let (hand, handed) = std::sync::mpsc::channel::<Vec<Waiting>>();
         let read = move || handed.into_iter().flatten().for_each(|go_on| go_on(Ok(())));
         match std::thread::Builder::new().name("yielded".to_owned()).spawn(read) {
-            // It has the other end, and takes one.
+            // The thread has the other end, and takes one message.
             Ok(_) => drop(hand.send(waiting)),
             Err(error) => {
                 let why = StoreError::Failed(format!("the machine has no thread to read it: {error}"));
@@ -95,8 +96,8 @@ impl Visited {
         }
     }
 
-    /// The tried version wants this perspective's state, and has said all that it had to say of a copy: `go_on` reads it when what
-    /// serves has yielded it; at once, if it has, or if nobody has come to it.
+    /// The tried version requests this perspective's state, after everything that it had to say of a copy. `go_on` reads the
+    /// state when the serving version has yielded it; at once, if it already has, or if no client has come to it.
     pub(super) fn once_yielded(&self, perspective: &str, now: Instant, go_on: Waiting) {
         let closed = self.closed.lock();
         let mut all = self.all.lock();
@@ -107,7 +108,7 @@ impl Visited {
             Some(visit @ Visit::Coming) => {
                 *visit = Visit::Asked(now, vec![go_on]);
                 self.asked.lock().insert(perspective.to_owned());
-                // Who makes another generation serve looks at all of them, and this waits for that.
+                // Making another generation serve looks at all of them, and `ask` waits for that.
                 drop(all);
                 if let Some(ask) = self.ask.get() {
                     ask(perspective);
@@ -120,7 +121,7 @@ impl Visited {
         go_on(refused.map_or(Ok(()), |why| Err(StoreError::Elsewhere(why.to_owned()))));
     }
 
-    /// What serves has not yielded in so long is not waited for any more: whoever wants it asks again.
+    /// Stops waiting for what the serving version has not yielded within `patience`. A later request asks again.
     pub(super) fn give_up(&self, now: Instant, patience: Duration) {
         let mut late = Vec::new();
         for (perspective, visit) in &mut *self.all.lock() {
@@ -136,7 +137,7 @@ impl Visited {
         }
     }
 
-    /// Whether it is the tried version's to change.
+    /// Whether the tried version may change it.
     pub(super) fn has(&self, perspective: &str) -> bool {
         matches!(self.all.lock().get(perspective), Some(Visit::Yielded))
     }
@@ -145,40 +146,41 @@ impl Visited {
         self.all.lock().contains_key(perspective)
     }
 
-    /// All that somebody has come to.
+    /// All perspectives that clients have come to.
     pub(super) fn names(&self) -> Vec<String> {
         self.all.lock().keys().cloned().collect()
     }
 
-    /// All that what serves was asked to yield.
+    /// All that the serving version was asked to yield.
     fn asked(&self) -> Vec<String> {
         self.asked.lock().iter().cloned().collect()
     }
 }
 
-/// Which perspectives of a slot's are with a version that is tried.
+/// Which of a slot's perspectives a tried version has.
 #[derive(Default)]
 pub(super) struct Elsewhere {
     now: Mutex<Now>,
-    /// Notified when the version that serves has all of them again.
+    /// Notified when the serving version has all of them again.
     regained: Notify,
 }
 
 #[derive(Default)]
 struct Now {
-    /// With a version that is being tried.
+    /// The visits of the version that is being tried, if there is one.
     with: Option<Arc<Visited>>,
-    /// It has saved its last: these are being given back.
+    /// The tried version has saved its last changes: these are being given back.
     regaining: Option<BTreeSet<String>>,
 }
 
 impl Elsewhere {
-    /// Whatever that version is attached to from now on is its own.
+    /// From now on, perspectives that clients attach to in that version are its own.
     pub(super) fn begins(&self, visited: &Arc<Visited>) {
         *self.now.lock() = Now { with: Some(Arc::clone(visited)), regaining: None };
     }
 
-    /// That version has saved its last. Answers with what the one that serves regains: until [`Elsewhere::ends`], nobody comes to it.
+    /// That version has saved its last changes. Returns what the serving version regains. Until [`Elsewhere::ends`], no client
+    /// can attach to these.
     pub(super) fn ending(&self) -> Vec<String> {
         let Some(visited) = self.now.lock().with.clone() else { return Vec::new() };
         *visited.closed.lock() = true;
@@ -188,7 +190,7 @@ impl Elsewhere {
         names
     }
 
-    /// Waits until the version that serves has all of them again.
+    /// Waits until the serving version has all of them again.
     pub(super) async fn all_regained(&self) {
         loop {
             let regained = self.regained.notified();
@@ -199,12 +201,12 @@ impl Elsewhere {
         }
     }
 
-    /// What the version that serves has yet to regain.
+    /// What the serving version has yet to regain.
     pub(super) fn regains(&self) -> Vec<String> {
         self.now.lock().regaining.iter().flatten().cloned().collect()
     }
 
-    /// It has regained this one.
+    /// The serving version has regained this one.
     pub(super) fn regained(&self, perspective: &str) {
         let mut now = self.now.lock();
         if now.regaining.as_mut().is_some_and(|left| left.remove(perspective) && left.is_empty()) {
@@ -217,29 +219,29 @@ impl Elsewhere {
         *self.now.lock() = Now::default();
     }
 
-    /// What the version that serves has to yield.
+    /// What the serving version must yield.
     pub(super) fn yields(&self) -> Vec<String> {
         let now = self.now.lock();
         now.with.as_ref().filter(|_| now.regaining.is_none()).map(|visited| visited.asked()).unwrap_or_default()
     }
 
-    /// The version that serves has yielded this perspective.
+    /// The serving version has yielded this perspective.
     pub(super) fn yielded(&self, perspective: &str) {
-        // What has waited for it goes on, which asks the store.
+        // Without the lock: requests that have waited continue, and ask the store.
         let visited = self.now.lock().with.clone();
         if let Some(visited) = visited {
             visited.yielded(perspective);
         }
     }
 
-    /// Why nobody comes to this perspective here; `None`: they may.
+    /// Why no client can attach to this perspective here. `None`: they can.
     pub(super) fn why(&self, perspective: &str) -> Option<String> {
         let now = self.now.lock();
         now.with.as_ref().filter(|visited| visited.is_visited(perspective)).map(|_| why(perspective))
     }
 
-    /// Why a change of it is not saved; `None`: it is. A library is refused this which changes what it has yielded, and has not
-    /// been given back.
+    /// Why a change of it is not saved. `None`: it is saved. This refuses the changes of a library to a perspective that it has
+    /// yielded and not been given back.
     pub(super) fn why_not_saved(&self, perspective: &str) -> Option<String> {
         let now = self.now.lock();
         let with = now.with.as_ref().filter(|_| now.regaining.is_none());
@@ -247,8 +249,8 @@ impl Elsewhere {
     }
 }
 
-/// The error for whoever wants a perspective that another version has. Clients see it, so it does not name the identities that try
-/// the version.
+/// The error for those who want a perspective that another version has. Clients see it, so it does not name the identities that
+/// try the version.
 pub(super) fn why(perspective: &str) -> String {
     format!("{perspective} is in use by another version of the service, which is being tried")
 }

@@ -1,4 +1,4 @@
-//! What became of the libraries of generations that have ended, whatever they ended by.
+//! What became of the libraries of ended generations, however these ended.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,11 +7,11 @@ use parking_lot::Mutex;
 use crate::loader::fault::LibraryFault;
 use crate::loader::unload::UnloadOutcome;
 
-/// So many libraries may stay in memory before no more are loaded: each keeps some of the 1,024 keys for thread-local
-/// values that a process has, and who wants one when there is none left ends the process.
+/// How many libraries may stay in memory before no more are loaded. Each keeps some of the 1,024 keys for thread-local values
+/// of the process; code that needs one when none is left ends the process.
 pub const MOST_HELD: usize = 200;
 
-/// A library that could not be let go of.
+/// A library that could not be unloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreleased {
     /// Its service.
@@ -22,7 +22,7 @@ pub struct Unreleased {
     pub account: UnloadOutcome,
 }
 
-/// The account of all.
+/// The outcomes for all ended generations.
 #[derive(Debug, Default)]
 pub struct Ended {
     held: Mutex<Vec<Unreleased>>,
@@ -30,7 +30,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// One more has ended.
+    /// Records the end of a generation.
     pub(super) fn count(&self, service: &str, generation: u32, account: &UnloadOutcome) {
         match account {
             UnloadOutcome::Pinned(_) | UnloadOutcome::Condemned => {
@@ -56,7 +56,7 @@ impl Ended {
         self.held.lock().clone()
     }
 
-    /// How many generations have ended and were let go of.
+    /// How many generations have ended and left no library in memory.
     #[must_use]
     pub fn retired(&self) -> u64 {
         self.retired.load(Ordering::Relaxed)
@@ -65,7 +65,7 @@ impl Ended {
     /// Whether one more may be loaded.
     ///
     /// # Errors
-    /// A sentence for the operator, when too many stay in memory.
+    /// If too many stay in memory; the error is one sentence for the operator.
     pub(super) fn may_load(&self) -> Result<(), LibraryFault> {
         let held = self.held.lock().len();
         if held < MOST_HELD {

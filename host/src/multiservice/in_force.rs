@@ -1,4 +1,4 @@
-//! The operator's limits that services and their generations are held to, as they are in force now.
+//! The operator's limits for services and their generations, as they are in force now.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -10,16 +10,16 @@ use plugin_api::abi::limits::ServiceLimits;
 use crate::loader::gate::{GateLimits, WorkerLimits};
 use crate::loader::generation::Generation;
 
-/// A value of [`LimitsInForce`].
+/// The values of [`LimitsInForce`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotLimits {
-    /// How many bytes may wait for one service: in its gate, and once more while it is replaced.
+    /// How many bytes may wait for one service: in its gate, and as many again during a replacement.
     pub gate: GateLimits,
-    /// How many bytes of changes may have yet to be written while a service in a process of its own is heard.
+    /// How many bytes of uncommitted changes may wait, before the host stops reading from a service in a process of its own.
     pub uncommitted: usize,
-    /// How many bytes of a service's data one answer has, beyond its first entry.
+    /// The most bytes of a service's data in one answer, beyond its first entry.
     pub data_answer: usize,
-    /// What workers may say, and ask. A message may be longer by the largest state, or change of data.
+    /// What workers may send and ask. A message may be longer by the largest state, or change of data.
     pub worker: WorkerLimits,
     /// What libraries enforce themselves.
     pub services: ServiceLimits,
@@ -37,10 +37,10 @@ impl Default for SlotLimits {
     }
 }
 
-/// The limits, and the generations that are told when they change.
+/// The limits, and the generations that are notified of changes.
 #[derive(Debug)]
 pub struct LimitsInForce {
-    // Read for each call: without a lock.
+    // Read for each call, so without a lock.
     gate: AtomicUsize,
     gate_each: AtomicUsize,
     uncommitted: AtomicUsize,
@@ -62,7 +62,7 @@ impl Default for LimitsInForce {
 }
 
 impl LimitsInForce {
-    /// Other limits from now on. Generations that run are told.
+    /// Sets new limits. Running generations are notified.
     pub fn set(&self, limits: SlotLimits) {
         self.gate.store(limits.gate.all, Ordering::Relaxed);
         self.gate_each.store(limits.gate.each, Ordering::Relaxed);
@@ -71,7 +71,7 @@ impl LimitsInForce {
         let changed = all.limits.services != limits.services;
         all.limits = limits;
         if changed {
-            // With the lock held: a generation that enrols meanwhile is told of these, and not of those before.
+            // With the lock held: a generation that enrols meanwhile learns these limits, and not the earlier ones.
             all.generations.retain(|generation| {
                 let generation = generation.upgrade();
                 generation.is_some_and(|generation| {
@@ -88,7 +88,7 @@ impl LimitsInForce {
         self.all.lock().limits
     }
 
-    /// Tells a generation its limits, and again when they change.
+    /// Sends a generation its limits, now and whenever they change.
     pub(super) fn enrol(&self, generation: &Arc<Generation>) -> ServiceLimits {
         let mut all = self.all.lock();
         all.generations.retain(|other| other.strong_count() > 0);
@@ -102,7 +102,7 @@ impl LimitsInForce {
         GateLimits { all: self.gate.load(Ordering::Relaxed), each: self.gate_each.load(Ordering::Relaxed) }
     }
 
-    /// What workers may say, and ask: a state, or a change of the service's data, is one message.
+    /// What workers may send and ask: a state, or a change of the service's data, is one message.
     pub(super) fn worker(&self) -> WorkerLimits {
         let SlotLimits { worker, services, .. } = self.now();
         let message = worker.message.saturating_add(services.state.max(services.change));

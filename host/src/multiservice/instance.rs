@@ -1,4 +1,4 @@
-//! One generation of a service: its thread, its way out, and what it says while it starts and stops.
+//! One generation of a service: its thread, its way out, and its steps while it starts and stops.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::store::Saved;
 /// How long it may take to stop.
 pub(super) const STOP: Duration = Duration::from_secs(10);
 
-/// A generation that can be told what to do, one thing at a time.
+/// A generation that performs one step of its life at a time.
 pub(super) struct Instance {
     /// The first of a slot is 1.
     pub(super) number: u32,
@@ -43,24 +43,25 @@ impl std::fmt::Debug for Instance {
 }
 
 impl Instance {
-    /// Calls by these attachments that wait do not begin any more: see [`Generation::revoke`](crate::loader::generation::Generation::revoke).
+    /// Calls by these attachments that wait must not begin: see
+    /// [`Generation::revoke`](crate::loader::generation::Generation::revoke).
     pub(super) fn revoke(&self, attachments: &[u64], barred: bool) {
         if !self.outgoing.is_over() {
             self.generation.revoke(attachments, barred);
         }
     }
 
-    /// A version that is tried has this perspective from now on.
+    /// From now on a tried version has this perspective.
     pub(super) fn yields(&self, perspective: &str) {
         self.generation.send(&ToLibrary::Yield { perspective, why: &elsewhere::why(perspective) });
     }
 
-    /// What is saved of this perspective was changed by another version, which has it no longer.
+    /// Another version has changed the saved state of this perspective, and no longer has it.
     pub(super) fn regains(&self, perspective: &str) {
         self.generation.send(&ToLibrary::Regain { perspective });
     }
 
-    /// Loads a generation, as far as to know what it is. `config` answers with the section of this name, in Jelly.
+    /// Loads a generation as far as its manifest. `config` returns the configuration section of this name, in Jelly.
     pub(super) async fn load(
         source: Source,
         outgoing: Arc<Outgoing>,
@@ -113,7 +114,7 @@ impl Instance {
         }
     }
 
-    /// Makes the service.
+    /// Initialises the service.
     pub(super) async fn init(&self) -> Result<(), LibraryFault> {
         let empty = [1, 0x80, 5, 0x87];
         let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
@@ -124,7 +125,7 @@ impl Instance {
         self.expect(self.patience, "be made", &Lifecycle::Initialised).await
     }
 
-    /// Hands it the service's state, and starts it.
+    /// Hands it the service's state and starts it.
     pub(super) async fn start(&self, patience: Option<Duration>) -> Result<(), LibraryFault> {
         let saved = if self.manifest.shared { self.saved().await? } else { None };
         let version = saved.as_ref().map_or(0, |saved| saved.version);
@@ -139,14 +140,14 @@ impl Instance {
         self.outgoing.saved().await.map_err(|error| LibraryFault::Machine(error.to_string()))
     }
 
-    /// Asks whether it is well.
+    /// Checks its health.
     pub(super) async fn health(&self, patience: Option<Duration>) -> Result<(), LibraryFault> {
         self.outgoing.forget_panic();
         self.generation.send(&ToLibrary::Health { request: 1 });
         self.expect(patience.unwrap_or(self.patience), "say that it is well", &Lifecycle::Healthy(1)).await
     }
 
-    /// Waits for what it says next.
+    /// Waits for its next step.
     pub(super) async fn step(&self, patience: Duration, what: &str) -> Result<Lifecycle, LibraryFault> {
         step(&mut *self.steps.lock().await, patience, what).await
     }
@@ -156,13 +157,13 @@ impl Instance {
         if found == *wanted { Ok(()) } else { Err(unexpected(&found)) }
     }
 
-    /// Waits until it has stopped by itself; false: it has not.
+    /// Waits until it has stopped by itself. Returns false on a timeout.
     pub(super) async fn stopped(&self, patience: Duration) -> bool {
         let mut steps = self.steps.lock().await;
         tokio::time::timeout(patience, until_stopped(&self.outgoing, &mut steps)).await.is_ok()
     }
 
-    /// Ends it, and lets go of its library.
+    /// Ends it and unloads its library.
     pub(super) async fn end(&self) -> UnloadOutcome {
         let mut steps = self.steps.lock().await;
         self.outgoing.abandon();
@@ -171,7 +172,7 @@ impl Instance {
         account
     }
 
-    /// Forgets what it has said that nobody waited for.
+    /// Discards steps that nobody waited for.
     pub(super) async fn forget_steps(&self) {
         let mut steps = self.steps.lock().await;
         while steps.try_recv().is_ok() {}
@@ -202,7 +203,7 @@ async fn step(
 }
 
 async fn until_stopped(outgoing: &Outgoing, steps: &mut mpsc::UnboundedReceiver<Lifecycle>) {
-    // It may have ended by itself, and have said so before.
+    // It may have ended by itself, and have reported that before.
     if outgoing.is_over() {
         return;
     }
@@ -221,25 +222,25 @@ async fn end(
     generation.send_last(&ToLibrary::Stop {});
     let mut stopped = tokio::time::timeout(STOP, until_stopped(outgoing, steps)).await.is_ok();
     if !stopped && generation.kill("did not stop in time, and was killed") {
-        // Its last word is said in its place.
+        // Its link sends the last frame in its place.
         stopped = tokio::time::timeout(STOP, until_stopped(outgoing, steps)).await.is_ok();
     }
     if stopped {
-        // It has said its last: its thread is about to end.
+        // It has sent its last frame: its thread is about to end.
         let generation = Arc::clone(generation);
         let generation_is_worker = generation.worker().is_some();
         let (done, joined) = tokio::sync::oneshot::channel();
-        // A thread of its own, which nobody has to wait for: code of the library's runs when its thread ends, and when it
-        // is closed.
+        // On a thread of its own, which nothing has to wait for: code of the library runs when its thread ends and when it is
+        // closed.
         let joining = std::thread::Builder::new().name("unload".to_owned()).spawn(move || {
             let account = generation.join();
             drop(generation);
-            // Who waits may have given up.
+            // The receiver may have given up.
             let _ = done.send(account);
         });
         match (joining, tokio::time::timeout(STOP, joined).await) {
             (Ok(_), Ok(Ok(account))) => account,
-            // Nothing of a process of its own is in this one.
+            // Nothing of a worker is in this process.
             _ if generation_is_worker => UnloadOutcome::Retired { left: 0 },
             _ => UnloadOutcome::Condemned,
         }

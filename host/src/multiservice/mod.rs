@@ -55,7 +55,7 @@ enum Child {
     Collection(Arc<MultiService>),
 }
 
-/// The name is taken, here or in a collection that is in here.
+/// The name is taken, here or in a nested collection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is already a service named {0}")]
 pub struct NameTaken(pub String);
@@ -67,7 +67,7 @@ pub enum NotAdded {
     /// Its name is taken.
     #[error(transparent)]
     NameTaken(#[from] NameTaken),
-    /// The collection runs, and the service did not start.
+    /// The collection runs, and the service does not start.
     #[error(transparent)]
     Fault(#[from] LibraryFault),
 }
@@ -88,7 +88,7 @@ impl MultiService {
     /// Adds a service; if the collection runs, starts it.
     ///
     /// # Errors
-    /// When its name is taken, or it does not start; it is then not in the collection.
+    /// If its name is taken, or it does not start. It is then not in the collection.
     pub async fn add(&self, service: Arc<Slot>) -> Result<(), NotAdded> {
         let name = service.name().as_str().to_owned();
         {
@@ -107,10 +107,10 @@ impl MultiService {
         Ok(())
     }
 
-    /// Adds another collection, whose services are looked up after this one's own.
+    /// Adds another collection. Lookups reach its services after this one's own.
     ///
     /// # Errors
-    /// When one of its names is taken here.
+    /// If one of its names is taken here.
     pub fn add_collection(&self, collection: Arc<Self>) -> Result<(), NameTaken> {
         let mut children = self.children.write();
         if let Some(taken) =
@@ -128,7 +128,7 @@ impl MultiService {
         find(&self.children.read(), name)
     }
 
-    /// Removes a service of this collection's own, and stops it; those that need it are stopped before.
+    /// Removes one of this collection's own services and stops it, after the services that need it.
     pub async fn remove(&self, service: &Arc<Slot>) -> UnloadOutcome {
         self.take(service);
         for dependant in self.dependants(service.name().as_str()) {
@@ -137,8 +137,8 @@ impl MultiService {
         service.stop().await
     }
 
-    /// The services that need this one, also by way of others: in the order in which they are to be stopped, each before
-    /// those that it needs.
+    /// The services that need this one, directly or through others, in the order in which to stop them: each before those that
+    /// it needs.
     #[must_use]
     pub fn dependants(&self, name: &str) -> Vec<Arc<Slot>> {
         fn before(name: &str, all: &mut Vec<Arc<Slot>>, found: &mut Vec<Arc<Slot>>) {
@@ -156,7 +156,7 @@ impl MultiService {
         found
     }
 
-    /// What of this is not there, or does not serve.
+    /// Which of these services are missing or do not serve.
     #[must_use]
     pub fn lacks(&self, needs: &[String]) -> Vec<String> {
         let serves =
@@ -181,8 +181,8 @@ impl MultiService {
             .collect()
     }
 
-    /// Starts all services, in order, each after those that it needs. One that refuses keeps no other from starting but
-    /// those that need it; what was said is answered.
+    /// Starts all services in order, each after those that it needs. If one refuses, only those that need it do not start.
+    /// Returns the refusals.
     pub async fn start(&self) -> Vec<(String, LibraryFault)> {
         self.set_running(true);
         let mut refused = Vec::new();
@@ -212,7 +212,7 @@ impl MultiService {
             let needed = |service: &Arc<Slot>| {
                 left.iter().any(|other| other.manifest().needs.iter().any(|name| name == service.name().as_str()))
             };
-            // In a circle of needs nothing was started: any order will do.
+            // In a cycle of needs nothing was started: any order will do.
             let last = left.iter().rposition(|service| !needed(service)).unwrap_or(left.len() - 1);
             left.remove(last).stop().await;
         }

@@ -1,27 +1,27 @@
-//! When a service whose process has died is started again, and when it is given up. Reads no clock.
+//! Decides when a service whose process has died is restarted, and when it is given up. Reads no clock.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// So many crashes within [`WINDOW`], and the code is not started any more.
+/// After this many crashes within [`WINDOW`], the code is not started again.
 const CRASHES: usize = 3;
 const WINDOW: Duration = Duration::from_secs(60);
-/// How long it rests before the second start; twice as long each time, up to [`LONGEST`]. Before the first, not at all.
+/// The delay before the second restart. It doubles each time, up to [`LONGEST`]. The first restart has no delay.
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
-/// After so long without a crash, the next is the first again.
+/// After this long without a crash, delays begin again from none.
 const GOOD: Duration = Duration::from_secs(600);
 
 /// What comes after a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// It is started again, after so long.
+    /// It is restarted after this delay.
     Start(Duration),
-    /// This code is not started any more.
+    /// This code is not started again.
     Quarantine,
 }
 
-/// The crashes of one code.
+/// The crashes of one version of the code.
 #[derive(Debug, Default)]
 pub(super) struct Recovery {
     latest: VecDeque<Instant>,
@@ -29,7 +29,7 @@ pub(super) struct Recovery {
 }
 
 impl Recovery {
-    /// It has crashed, now.
+    /// Records a crash at this time.
     pub(super) fn crashed(&mut self, now: Instant) -> Next {
         if self.latest.back().is_some_and(|last| now.saturating_duration_since(*last) >= GOOD) {
             self.rest = Duration::ZERO;
@@ -46,33 +46,33 @@ impl Recovery {
         Next::Start(rest)
     }
 
-    /// Other code serves: it has not crashed yet.
+    /// Other code serves, which has not crashed yet.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 }
 
-/// What an operator is told of a service's crashes.
+/// A service's crashes, for the operator.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Crashes {
-    /// How many there were, since the host has started.
+    /// How many there were since the host started.
     pub count: u64,
-    /// How often it was started again.
+    /// How often it was restarted.
     pub restarts: u64,
-    /// The last: how, with the methods or the places in the code.
+    /// How it last crashed, with the methods or the places in the code.
     pub last: Option<String>,
-    /// It does not serve just now: why, and what comes next.
+    /// Why it does not serve at the moment, and what comes next.
     pub waits: Option<String>,
 }
 
-/// A service's code has crashed too often: whoever keeps its files may have other code for it.
+/// A service's code has crashed too often. The keeper of its files may have other code for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quarantined {
     /// The service.
     pub service: String,
-    /// Which generation of it.
+    /// The generation.
     pub generation: u32,
-    /// How it crashed last.
+    /// How it last crashed.
     pub why: String,
 }
 

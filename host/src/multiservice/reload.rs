@@ -1,15 +1,15 @@
 //! The hand-over from one generation of a service to the next, while its clients stay.
 //!
 //! ```text
-//! load, init: beside the old, which serves
-//! freeze:     calls wait in the slot; the old saves what has changed, says what waits in it, and stands still
-//! start:      from what is saved; objects that clients have are made again; is it well?
-//! switch:     attachments are told to the new one, with their minds; then what has waited
-//! retire:     calls that wait go on in the old, which changes nothing any more; then it is let go of
+//! load, init: beside the old generation, which serves
+//! freeze:     calls wait in the slot; the old one saves its changes, lists its waiting calls, and blocks
+//! start:      from the saved state; objects that clients hold are rebuilt; health check
+//! switch:     the new one receives the attachments with their minds, then the frames that have waited
+//! retire:     waiting calls continue in the old one, which changes nothing any more; then it is unloaded
 //! ```
 //!
-//! Whatever goes wrong before the switch, the old goes on as if nothing had been: it stood still, and what the new one
-//! wanted to be saved was not.
+//! If anything fails before the switch, the old generation continues as if nothing had happened: it was blocked, and what the
+//! new one wanted to save was not saved.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,39 +25,39 @@ use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::loader::unload::UnloadOutcome;
 
-/// How long the old may take to save, and the new to start, while calls wait.
+/// How long the old generation may take to save, and the new one to start, while calls wait.
 const FREEZE: Duration = Duration::from_secs(5);
 
-/// The most bytes of copies of clients' objects that are handed on: what the library itself keeps to, and a little more.
+/// The most bytes of copies of clients' objects that are handed over: the library's own limit, and a little more.
 const MOST_COPIES: usize = 65 << 20;
 
-/// What a hand-over was like.
+/// The result of a hand-over.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Reloaded {
     /// The number of the generation that serves now.
     pub generation: u32,
-    /// To load and make the new one, in milliseconds; the old served meanwhile.
+    /// The time to load and initialise the new generation, in milliseconds. The old one served meanwhile.
     pub load_ms: f64,
     /// How long calls waited, in milliseconds.
     pub freeze_ms: f64,
-    /// How many waited.
+    /// How many calls waited.
     pub held: usize,
     /// How many clients were handed over.
     pub attached: usize,
-    /// How many were not: the new one refused them, or could not read their states.
+    /// How many were lost: the new generation refused them, or could not read their states.
     #[serde(default)]
     pub lost: usize,
-    /// How many perspectives had their state in the old one, and were saved.
+    /// How many perspectives had their state in the old generation, and were saved.
     pub states: u64,
-    /// How many objects that clients have were made again.
+    /// How many objects that clients hold were rebuilt.
     pub objects: u64,
-    /// How many calls still wait in the old one.
+    /// How many calls still wait in the old generation.
     pub waiting: usize,
-    /// How many connections of the service's own doors were carried over at once; those that were busy follow.
+    /// How many connections of the service's own doors were carried over at once. Busy ones follow.
     #[serde(default)]
     pub streams: usize,
-    /// How many stay with the old one: they cannot be, or are busy.
+    /// How many stay with the old generation, because they are busy or cannot be carried over.
     #[serde(default)]
     pub staying: usize,
 }
@@ -101,10 +101,10 @@ fn many(count: u64, what: &str) -> String {
     }
 }
 
-/// What has come of the old one: told when it has.
+/// Receives what became of the old generation, once it has ended.
 pub type Retired = tokio::sync::oneshot::Receiver<UnloadOutcome>;
 
-/// What the old one says when it stands still.
+/// What the old generation reports when it is frozen.
 struct Frozen {
     calls: Vec<u8>,
     objects: Vec<u8>,
@@ -113,7 +113,7 @@ struct Frozen {
     copies: Vec<u8>,
 }
 
-/// The next generation of a service: loaded and made, beside the one that serves. One that is not made to serve is ended.
+/// The next generation of a service: loaded and initialised beside the one that serves. If it never serves, it is ended.
 #[derive(Debug)]
 pub struct Prepared {
     instance: Option<Arc<Instance>>,
@@ -129,11 +129,10 @@ impl Drop for Prepared {
 }
 
 impl Slot {
-    /// Replaces the service by the same one from `source`, while its clients stay: [`Slot::prepare`], then
-    /// [`Slot::replace`].
+    /// Replaces the service's code by that from `source`, while its clients stay: [`Slot::prepare`], then [`Slot::replace`].
     ///
     /// # Errors
-    /// Why the new one does not serve. The old one does, as before.
+    /// If the new generation does not serve. The old one then serves as before.
     pub async fn reload(
         self: &Arc<Self>,
         source: Source,
@@ -143,11 +142,11 @@ impl Slot {
         self.replace(prepared).await
     }
 
-    /// Loads and makes the next generation, as far as that can be done beside the one that serves. It goes on to its
-    /// end though nobody waits for it any more.
+    /// Loads and initialises the next generation, as far as that is possible beside the one that serves. This completes even if
+    /// nobody waits for it.
     ///
     /// # Errors
-    /// Why it cannot be.
+    /// If the generation cannot be loaded or initialised.
     pub async fn prepare(
         self: &Arc<Self>,
         source: Source,
@@ -164,11 +163,11 @@ impl Slot {
         prepared.await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))
     }
 
-    /// The next generation takes over: it serves, or the old one does, as before. It goes on to its end though nobody
-    /// waits for it any more; a task of tokio's goes on after that, to wait for the old one's end.
+    /// The next generation takes over; if that fails, the old one serves as before. This completes even if nobody waits for it.
+    /// A tokio task then waits for the old generation's end.
     ///
     /// # Errors
-    /// Why the new one does not serve.
+    /// If the new generation does not serve.
     pub async fn replace(self: &Arc<Self>, prepared: Prepared) -> Result<(Reloaded, Retired), LibraryFault> {
         let replaced = self.take_over(prepared, None).await;
         if replaced.is_ok() {
@@ -178,7 +177,7 @@ impl Slot {
         replaced
     }
 
-    /// The same, also by the code that served before. `of`: only if this still is what serves.
+    /// As [`Slot::replace`], also for the code that served before. `of`: only if this instance still serves.
     pub(super) async fn take_over(
         self: &Arc<Self>,
         prepared: Prepared,
@@ -196,7 +195,7 @@ impl Slot {
     ) -> Result<(Reloaded, Retired), LibraryFault> {
         let _turn = self.turn.lock().await;
         let old = self.current.get().filter(|_| self.state() == ServiceState::Serving);
-        // Somebody may have replaced it meanwhile.
+        // It may have been replaced meanwhile.
         let old = old.filter(|old| of.as_ref().is_none_or(|of| Arc::ptr_eq(of, old)));
         let new = prepared.instance.clone().filter(|instance| instance.name.as_str() == self.name.as_str());
         let (Some(old), Some(new)) = (old, new) else {
@@ -208,7 +207,7 @@ impl Slot {
         self.current.freeze(|old| old.generation.send_last(&ToLibrary::Freeze { request: u64::from(new.number) }));
         let ready = async {
             let frozen = frozen(&old, u64::from(new.number)).await?;
-            // It stands still, and yields no more from here on.
+            // It is frozen, and yields nothing from here on.
             let yielded = self.elsewhere.yields();
             yielded.iter().for_each(|perspective| new.yields(perspective));
             new.start(Some(FREEZE)).await?;
@@ -231,7 +230,7 @@ impl Slot {
         prepared.instance = None;
         self.crashes.lock().waits = None;
         let (attached, held, streams) = self.switch(&old, &new, &frozen.copies, &yielded);
-        // It may have died since it was asked whether it is well.
+        // It may have died since its health check.
         self.watch(&new);
         let freeze_ms = began.elapsed().as_secs_f64() * 1e3;
         let lost = new.outgoing.replayed().await;
@@ -252,12 +251,12 @@ impl Slot {
         Ok((reloaded, self.retire(old, frozen.calls)))
     }
 
-    /// Has what serves save all that has changed in it. It stands still for that, and goes on.
+    /// Makes the serving generation save all its changes. It freezes for that, and resumes.
     ///
     /// # Errors
-    /// When it does not do so in time.
+    /// If it does not do so in time.
     pub(super) async fn settle(&self) -> Result<(), LibraryFault> {
-        // Of no generation, and of no other time: what it says late is not taken for what it says next.
+        // A number of no generation and of no earlier call, so that a late answer is not taken for a later one.
         static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
         let request = NEXT.fetch_add(1, Ordering::Relaxed);
         let _turn = self.turn.lock().await;
@@ -271,7 +270,7 @@ impl Slot {
         settled.map(drop)
     }
 
-    /// What serves goes on, after it stood still.
+    /// The serving generation resumes after a freeze.
     fn go_on(&self) {
         self.current.thaw(|serving, revoked, waited| {
             serving.generation.send(&ToLibrary::Thaw {});
@@ -281,7 +280,7 @@ impl Slot {
         self.context.doors.stays(self.number);
     }
 
-    /// From here on the new one serves, and nothing can go wrong any more.
+    /// Makes the new generation serve. From here on nothing can fail.
     fn switch(
         &self,
         old: &Arc<Instance>,
@@ -292,13 +291,13 @@ impl Slot {
         self.retiring.lock().push(Arc::clone(old));
         let (mut counts, mut streams) = ((0, 0), 0);
         self.current.switch(Arc::clone(new), |new, attached, revoked, waited| {
-            // Those whose clients have let go of their perspective are told, and answered by nobody.
+            // Attachments with a released perspective are handed over, but get no answer.
             let is_attached =
                 |(_, frame): &&(u64, &[u8])| matches!(ToLibrary::read(&mut &**frame), Some(ToLibrary::Attach { .. }));
             counts =
                 (attached.iter().filter(is_attached).count(), waited.iter().map(|(_, frames)| calls(frames)).sum());
             {
-                // Each connection hears of the new hold on its client's object before the old one can let go of it.
+                // Each connection learns of the new hold on its client's object before the old generation can release it.
                 let mut delivery = Delivery::new(&self.context.router);
                 let mut retained = Vec::new();
                 for handle in attached.iter().flat_map(|(_, frame)| minds(frame)).chain(handed_on(copies)) {
@@ -310,12 +309,12 @@ impl Slot {
             self.serves(new);
             new.outgoing.expect(attached.iter().filter(is_attached).map(|(attachment, _)| *attachment));
             new.outgoing.serve();
-            // What it says of these counts from now on; and a trial may have ended meanwhile.
+            // What it says of these counts from now on. A trial may also have ended meanwhile.
             let yields = self.elsewhere.yields();
             yields.iter().for_each(|perspective| new.yields(perspective));
             yielded.iter().filter(|name| !yields.contains(name)).for_each(|name| new.regains(name));
             self.elsewhere.regains().iter().filter(|name| !yielded.contains(name)).for_each(|name| new.regains(name));
-            // Somebody may have come to these while the version that is tried was started again: what it has of them are copies.
+            // Clients may have come to these while the tried version was restarted: what it has of them are copies.
             let visited = self.visited.iter().flat_map(|visited| visited.names());
             visited.for_each(|perspective| new.regains(&perspective));
             if !copies.is_empty() {
@@ -331,7 +330,7 @@ impl Slot {
             streams = std::iter::from_fn(|| ToLibrary::read(&mut rest)).count();
             new.generation.push_host(&carried);
             new.revoke(revoked, false);
-            // What its predecessor died before, in front of what has come since.
+            // What the predecessor was not given before it died goes ahead of what has arrived since.
             let left = old.generation.left();
             for (lane, frames) in &left {
                 counts.1 += calls(frames);
@@ -339,7 +338,7 @@ impl Slot {
             }
             for (lane, mut frames) in waited.iter().map(|(waits, frames)| (waits.lane(), frames.as_slice())) {
                 new.generation.push_anyway(lane, frames);
-                // Who has gone meanwhile has gone for calls that wait in the old code, too.
+                // If a client has gone meanwhile, it has gone for the calls in the old code, too.
                 while let Some(frame) = ToLibrary::read(&mut frames) {
                     if let ToLibrary::Gone { .. } = frame {
                         old.generation.send(&frame);
@@ -353,7 +352,7 @@ impl Slot {
         (counts.0, counts.1, streams)
     }
 
-    /// Waits for the old one's end, beside all else: for as long as its calls may wait.
+    /// Waits for the old generation's end in a task of its own, for as long as its calls may wait.
     fn retire(self: &Arc<Self>, old: Arc<Instance>, calls: Vec<u8>) -> Retired {
         let (done, retired) = tokio::sync::oneshot::channel();
         let me = Arc::clone(self);
@@ -366,20 +365,20 @@ impl Slot {
             let account = old.end().await;
             tracing::debug!(service, generation, "replaced code is let go of: {account}");
             if account == UnloadOutcome::Condemned {
-                // What it says from here on is of nobody's.
+                // What it says from here on is discarded.
                 old.outgoing.over();
                 me.unanswered(&calls, old.outgoing.tag());
             }
             me.retiring.lock().retain(|instance| !Arc::ptr_eq(instance, &old));
             drop(old);
             me.retired.notify_waiters();
-            // Who asked may not want to know any more.
+            // The receiver may be gone.
             let _ = done.send(account);
         });
         retired
     }
 
-    /// A thread that does not come back answers nobody any more. Who was answered before hears nothing.
+    /// A thread that does not return answers no more calls, so these fail. Callers that already have an answer receive nothing.
     fn unanswered(&self, calls: &[u8], tag: u64) {
         let (class, message) = ("credhost.Reloaded", "the service was replaced while the call was under way");
         let mut delivery = Delivery::new(&self.context.router);
@@ -391,7 +390,7 @@ impl Slot {
     }
 }
 
-/// Waits until the old one stands still.
+/// Waits until the old generation is frozen.
 async fn frozen(old: &Instance, wanted: u64) -> Result<Frozen, LibraryFault> {
     let deadline = tokio::time::Instant::now() + FREEZE;
     loop {
@@ -402,7 +401,7 @@ async fn frozen(old: &Instance, wanted: u64) -> Result<Frozen, LibraryFault> {
                 let copies = Some(copies).filter(|copies| copies.len() <= MOST_COPIES).unwrap_or_default();
                 return Ok(Frozen { calls, objects, numbers, states, copies });
             }
-            // Of an earlier try, which was given up.
+            // From an earlier attempt, which was given up.
             Ok(Ok(Lifecycle::Frozen { .. })) => {}
             Ok(Ok(Lifecycle::Refused(why))) => return Err(LibraryFault::Library(why)),
             Ok(Ok(other)) => return Err(unexpected(&other)),
@@ -418,7 +417,7 @@ async fn frozen(old: &Instance, wanted: u64) -> Result<Frozen, LibraryFault> {
     }
 }
 
-/// Ends one that will not serve; nobody waits for it.
+/// Ends a generation that will not serve. Nothing waits for it.
 fn give_up(new: Arc<Instance>) {
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => drop(runtime.spawn(async move { new.end().await })),
@@ -427,7 +426,7 @@ fn give_up(new: Arc<Instance>) {
     }
 }
 
-/// The client's objects in a mind, once for each time.
+/// The client's objects in a mind, each as often as it occurs.
 fn minds(mut attached: &[u8]) -> impl Iterator<Item = u64> {
     let (mind, handles) = match ToLibrary::read(&mut attached) {
         Some(ToLibrary::Attach { mind, handles, .. } | ToLibrary::Linger { mind, handles, .. }) => (mind, handles),

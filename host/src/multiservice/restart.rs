@@ -1,5 +1,5 @@
-//! What becomes of a service whose process has died: its successor is started from the same code, and takes over as in any
-//! replacement. The link of the dead one has answered what waited in it, and stands still in its place (`loader::worker`).
+//! Restarts a service whose process has died: its successor starts from the same code and takes over as in any replacement. The
+//! link of the dead process has answered its calls and stands in for it (`loader::worker`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,16 +11,16 @@ use super::slot::{ServiceState, Slot};
 use crate::loader::generation::Source;
 use crate::loader::worker::places;
 
-/// When it is tried again where the machine has no room for it.
+/// The delay before the next try, if the machine had no room for the service.
 const LACKED: Duration = Duration::from_secs(1);
-/// For how long calls wait for the next start; if it is later, they are refused until then.
+/// How long calls wait for the next start. If it is later, they are refused until then.
 const PATIENT: Duration = Duration::from_secs(1);
 
 impl Slot {
-    /// From now on the end of this instance's process is this slot's affair.
+    /// From now on this slot handles the end of this instance's process.
     pub(super) fn watch(self: &Arc<Self>, instance: &Arc<Instance>) {
         let (me, of) = (Arc::downgrade(self), Arc::downgrade(instance));
-        // Services are started where tasks can be.
+        // Services are started within a tokio runtime.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         instance.outgoing.watch_crashes(Box::new(move |crash| {
             if let (Some(me), Some(of)) = (me.upgrade(), of.upgrade()) {
@@ -33,17 +33,17 @@ impl Slot {
         self.current.get().is_some_and(|current| Arc::ptr_eq(&current, instance))
     }
 
-    /// Starts it again, after a rest, as often as it takes or may be.
+    /// Restarts it after a delay, as often as needed or allowed.
     async fn recover(self: Arc<Self>, dead: Arc<Instance>, crash: Crash) {
         let service = self.name.as_str();
         let (mut how, mut lacks) = (crash.how.clone(), false);
         self.name_places(&dead, crash);
         loop {
             if !self.is_current(&dead) {
-                // Somebody has replaced or stopped it meanwhile.
+                // It was replaced or stopped meanwhile.
                 return;
             }
-            // What the machine lacks is no fault of the code's.
+            // What the machine lacks is not the code's fault.
             let next = if lacks { Next::Start(LACKED) } else { self.recovery.lock().crashed(Instant::now()) };
             self.note_crash(&how, next);
             let rest = match next {
@@ -73,7 +73,8 @@ impl Slot {
                 Err(why)
                     if !why.may_pass() && self.is_current(&dead) && self.trial_ends(Duration::ZERO).await.is_some() =>
                 {
-                    // It may have wanted to change what was with the other version. What serves everybody goes first.
+                    // It may have tried to change what the other version had. The version that serves everybody takes
+                    // precedence.
                     tracing::error!(
                         service,
                         "it could not be restarted during the trial of another version, which has been ended: {why}"
@@ -89,7 +90,7 @@ impl Slot {
         }
     }
 
-    /// Says where the code was, for its author, as soon as that has been looked up: nobody waits for it.
+    /// Logs where the code crashed, for its author, once that is looked up. Nothing waits for it.
     fn name_places(self: &Arc<Self>, dead: &Instance, crash: Crash) {
         let Some(worker) = dead.generation.worker().filter(|_| !crash.at.is_empty()) else { return };
         let (me, file, original) = (Arc::downgrade(self), worker.file.clone(), *worker.copy.original());
@@ -119,7 +120,7 @@ impl Slot {
         crashes.last = Some(how.to_owned());
     }
 
-    /// This code is not started any more: another may be, or the service stops.
+    /// This code is not started again. Other code takes its place, or the service stops.
     async fn quarantine(&self, generation: u32, how: String) {
         let service = self.name.to_string();
         self.context.note("service.quarantined", &service, &[("how", &how)]);
@@ -127,15 +128,15 @@ impl Slot {
             return self.fail(&format!("it crashed too often: it {how}")).await;
         };
         if tell.send(Quarantined { service, generation, why: how.clone() }).is_err() {
-            // Nobody keeps files any more: the host is ending.
+            // Nothing handles files any more: the host is ending.
             self.fail(&format!("it crashed too often: it {how}")).await;
         }
     }
 
-    /// It does not serve any more, and says why; its clients are told.
+    /// Ends the service with a reason. Its clients are notified.
     pub async fn fail(&self, why: &str) {
         let _turn = self.turn.lock().await;
-        // What it would read again it does not come to any more.
+        // It ends, so it need not read again what the trial has changed.
         self.trial_ends(Duration::ZERO).await;
         let Some(instance) = self.current.take() else { return };
         tracing::error!(service = self.name.as_str(), "it no longer serves: {why}");
@@ -144,17 +145,17 @@ impl Slot {
         instance.outgoing.over();
     }
 
-    /// What there is to say of its crashes.
+    /// The service's crashes, for the operator.
     #[must_use]
     pub fn crashes(&self) -> Crashes {
         self.crashes.lock().clone()
     }
 
-    /// Looks whether the code that serves comes back in time from what it was given. One in a process of its own that does not is
-    /// ended, and started again; of one in the host's own, it is said. Answers with what it does, if it is late.
+    /// Checks whether the running code returns in time from the calls that it was given. If not, a process of its own is killed
+    /// and restarted; of a service in the host's process, this is only reported. Returns a description if it is late.
     pub fn look_after(&self, patience: Duration) -> Option<String> {
         if let Some(trial) = self.trial() {
-            // What it finds it has seen to.
+            // It handles the result itself.
             let _ = trial.slot().look_after(patience);
         }
         let instance = self.current.get().filter(|_| self.state() == ServiceState::Serving)?;
@@ -178,7 +179,7 @@ impl Slot {
         Some(late)
     }
 
-    /// What it does instead of coming back, if it is late.
+    /// How long the running code has not returned, and from which methods, if it is late.
     #[must_use]
     pub fn late(&self) -> Option<String> {
         self.late.lock().clone()

@@ -1,7 +1,7 @@
-//! From a generation's thread to a connection's: who is where.
+//! From a generation's thread to a connection's: finds connections by their numbers.
 //!
-//! Calls, attachments and handles are numbers whose upper half is the connection's, so that an answer finds its way
-//! by its number alone.
+//! The upper half of the number of a call, an attachment or a handle is the connection's number, so an answer finds its way by
+//! its number alone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::memory::{Kept, Meter};
 
-/// What has come for one connection: frames of services, each with the slot it comes from.
+/// The mail of one connection: frames of services, each with the slot that it comes from.
 #[derive(Debug, Default)]
 pub struct Mailbox {
     frames: Mutex<Vec<u8>>,
@@ -20,49 +20,50 @@ pub struct Mailbox {
     closed: AtomicBool,
     full: AtomicBool,
     meter: Arc<Meter>,
-    /// What may wait for the client, in bytes, however much there is for all.
+    /// The most bytes that may wait for the client, even if the memory budget has room.
     most: usize,
 }
 
 impl Mailbox {
-    /// A mailbox of a connection, for which so much is kept: `most` bytes, however much there is for all.
+    /// A mailbox of the connection that `meter` counts for. At most `most` bytes may wait for its client, even if the memory
+    /// budget has room.
     #[must_use]
     pub fn new(meter: Arc<Meter>, most: usize) -> Self {
         Self { meter, most, ..Self::default() }
     }
 
-    /// What is kept for the connection.
+    /// The connection's meter.
     #[must_use]
     pub fn meter(&self) -> &Arc<Meter> {
         &self.meter
     }
 }
 
-/// What it means to the client that a frame does not reach it.
+/// What it means to the client if a frame is not delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weight {
-    /// An answer, in place of which an error can be told. There are no more of them than calls.
+    /// An answer. An error can replace it. There are no more answers than calls.
     Answer,
-    /// A service's own call, which can fail. There is no end of them.
+    /// A service's own call, which may fail. Their number has no limit.
     Call,
-    /// Something that nothing can stand for, and that somebody waits for: an error, an end. They are few, and small.
+    /// Something that nothing can replace and that somebody waits for: an error, an end. These are few and small.
     Must,
-    /// A change that nothing can stand for: who does not read so many is let go.
+    /// A change that nothing can replace. A client that leaves too many unread is disconnected.
     Change,
 }
 
-/// What became of a frame for a connection.
+/// The result of putting a frame into a mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Put {
-    /// It is in; true: the mailbox was empty, and its owner is to be woken.
+    /// It is in. True: the mailbox was empty, and its owner must be woken.
     In(bool),
-    /// More would be kept for the client than its share.
+    /// The client would exceed its share.
     Over,
     /// Nobody will take it out.
     Gone,
 }
 
-/// What is not longer is taken always, in bytes: errors among them.
+/// Answers of up to this many bytes are always accepted.
 const SMALL: usize = 1 << 10;
 
 impl Mailbox {
@@ -78,7 +79,7 @@ impl Mailbox {
             return Put::Over;
         }
         if weight == Weight::Change && over() {
-            // It must not be left out: the client's copy would be another from then on.
+            // It must not be left out: from then on the client's copy would be wrong.
             self.full.store(true, Ordering::Relaxed);
             return Put::Gone;
         }
@@ -89,7 +90,7 @@ impl Mailbox {
         Put::In(empty)
     }
 
-    /// Takes what has come last: nothing is put in any more.
+    /// Takes the last frames and closes the mailbox: no more are put in.
     pub fn close(&self, last: &mut Vec<u8>) {
         let mut frames = self.frames.lock();
         self.closed.store(true, Ordering::Relaxed);
@@ -100,33 +101,33 @@ impl Mailbox {
         self.meter.close();
     }
 
-    /// Swaps what has come for an empty buffer: slot numbers of eight bytes, little-endian, each before its frame.
-    /// It counts as mail until [`Mailbox::served`]. False: more came than is kept, and some of it is lost.
+    /// Swaps the contents for an empty buffer: slot numbers of eight bytes, little-endian, each before its frame. They count as
+    /// mail until [`Mailbox::served`]. Returns false if the limit was exceeded and a frame is lost.
     pub fn take(&self, empty: &mut Vec<u8>) -> bool {
         empty.clear();
         std::mem::swap(&mut *self.frames.lock(), empty);
         !self.full.load(Ordering::Relaxed)
     }
 
-    /// What was taken out is served: what is left of it is the client's to read.
+    /// Frames of this many bytes are processed, and no longer count as mail.
     pub fn served(&self, bytes: usize) {
         if bytes > 0 {
             self.meter.sub(Kept::Mail, bytes);
         }
     }
 
-    /// Wakes who waits, for another reason.
+    /// Wakes the owner for another reason than mail.
     pub fn wake(&self) {
         self.come.notify_one();
     }
 
-    /// Waits until something has come.
+    /// Waits until something arrives.
     pub async fn come(&self) {
         self.come.notified().await;
     }
 }
 
-/// How many bytes the first frames of mail have, with their slots: as many as are no more than `most` together, and one at least.
+/// The length in bytes of the first frames of mail, with their slots: as many as fit into `most` together, and at least one.
 #[must_use]
 pub fn first_frames(mail: &[u8], most: usize) -> usize {
     let mut end = 0;
@@ -158,12 +159,12 @@ impl Router {
         Arc::default()
     }
 
-    /// A number and a mailbox for a connection: see [`Mailbox::new`].
+    /// Adds a connection; returns its number and its mailbox. See [`Mailbox::new`].
     pub fn connect(&self, meter: Arc<Meter>, most: usize) -> (u32, Arc<Mailbox>) {
         let mailbox = Arc::new(Mailbox::new(meter, most));
         let mut mailboxes = self.mailboxes.write();
         loop {
-            // Zero is no connection's: a handle of zero means none.
+            // No connection has the number zero: a handle of zero means none.
             let number = self.next.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
             if number != 0 && !mailboxes.contains_key(&number) {
                 mailboxes.insert(number, Arc::clone(&mailbox));
@@ -209,13 +210,13 @@ impl Router {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Delivered {
     Yes,
-    /// More would be kept for the client than its share: nothing that is longer than an error is taken.
+    /// The client would exceed its share: it gets nothing longer than an error.
     Over,
-    /// It has gone.
+    /// The connection has ended.
     Gone,
 }
 
-/// One batch of frames on its way: wakes each connection once.
+/// A batch of frames that is being delivered. Wakes each connection once.
 #[derive(Debug)]
 pub(super) struct Delivery<'s> {
     router: &'s Router,

@@ -29,11 +29,11 @@ use crate::loader::worker::confinement::{Confinement, Isolation};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ServiceState {
-    /// It is loaded, and was not started yet.
+    /// It is loaded but not started yet.
     Loaded,
     /// It serves.
     Serving,
-    /// It refused to start; why.
+    /// It refused to start, or failed later; the reason.
     Failed(String),
     /// It was stopped.
     Stopped,
@@ -44,7 +44,7 @@ pub enum ServiceState {
 pub struct Trial {
     pub(super) identities: BTreeSet<String>,
     pub(super) file: String,
-    /// Of its own, and nobody else's to find.
+    /// A slot of its own, which only these identities find.
     pub(super) slot: Arc<Slot>,
 }
 
@@ -55,29 +55,29 @@ pub struct Slot {
     pub(super) context: HostContext,
     manifest: RwLock<Arc<Manifest>>,
     pub(super) current: Current<Instance, WaitingLane>,
-    /// Which generation's way out it is just now.
+    /// The way out of the current generation.
     outgoing: RwLock<Arc<Outgoing>>,
-    /// Generations that were replaced, and in which calls still wait.
+    /// Replaced generations in which calls still wait.
     pub(super) retiring: Mutex<Vec<Arc<Instance>>>,
     pub(super) retired: Notify,
     generations: AtomicU32,
     state: Mutex<ServiceState>,
-    /// Starting, replacing and stopping is one thing at a time.
+    /// Serializes starts, replacements and stops.
     pub(super) turn: AsyncMutex<()>,
     calls: AtomicU64,
     faults: Arc<AtomicU64>,
-    /// When its process is started again that has died.
+    /// Decides when a process that has died is restarted.
     pub(super) recovery: Mutex<Recovery>,
     pub(super) crashes: Mutex<Crashes>,
-    /// What it does instead of coming back, if it is late.
+    /// How long the running code has not returned, and from which methods, if it is late.
     pub(super) late: Mutex<Option<String>>,
-    /// Another version, which some try.
+    /// Another version, which some identities try.
     pub(super) trial: RwLock<Option<Arc<Trial>>>,
-    /// Which perspectives somebody has come to, if this is such a version.
+    /// If this is such a version: the perspectives that clients have come to.
     pub(super) visited: Option<Arc<Visited>>,
-    /// A trial is ended by one at a time.
+    /// Serializes the ends of trials.
     pub(super) ending: AsyncMutex<()>,
-    /// What such a version has of this one's.
+    /// Which of this slot's perspectives such a version has.
     pub(super) elsewhere: Arc<Elsewhere>,
 }
 
@@ -88,18 +88,18 @@ impl std::fmt::Debug for Slot {
 }
 
 impl Slot {
-    /// A service that is linked into this program, with its configuration (a dictionary in Jelly, or nothing).
+    /// A service that is linked into this program, with an empty configuration.
     ///
     /// # Errors
-    /// When it cannot be run.
+    /// If it cannot be loaded.
     pub async fn linked<S: plugin_api::Service>(context: &HostContext) -> Result<Arc<Self>, LibraryFault> {
         Self::load(Source::Linked(Linked::new::<S>()), context, |_| Vec::new()).await
     }
 
-    /// Loads a service. `config` answers with the section of this name, in Jelly.
+    /// Loads a service. `config` returns the configuration section of this name, in Jelly.
     ///
     /// # Errors
-    /// One sentence that says why it cannot be loaded.
+    /// If it cannot be loaded; the error is one sentence.
     pub async fn load(
         source: Source,
         context: &HostContext,
@@ -108,7 +108,7 @@ impl Slot {
         Ok(Arc::new(Self::loaded(source, context, config).await?))
     }
 
-    /// The same, to be looked at before others can.
+    /// As [`Slot::load`], for a slot that is changed before others have it.
     pub(super) async fn loaded(
         source: Source,
         context: &HostContext,
@@ -143,7 +143,7 @@ impl Slot {
         })
     }
 
-    /// Loads another generation for this slot, which serves nobody yet.
+    /// Loads another generation for this slot. It does not serve yet.
     pub(super) async fn load_next(
         &self,
         source: Source,
@@ -152,7 +152,7 @@ impl Slot {
         let number = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         let (outgoing, steps) =
             Outgoing::new((self.number, number), false, (&self.context, &self.elsewhere), &self.faults);
-        // It is known by this name also if it does not come to say its own.
+        // It has this name even if it never reports its own.
         let _ = outgoing.name.set(self.name.to_string());
         let instance = Instance::load(source, outgoing, steps, &self.context, config).await?;
         if instance.name.as_str() == self.name.as_str() {
@@ -169,10 +169,10 @@ impl Slot {
         *self.outgoing.write() = Arc::clone(&instance.outgoing);
     }
 
-    /// Makes the service, hands it its state, starts it, and asks whether it is well.
+    /// Initialises the service, hands it its state, starts it, and checks its health.
     ///
     /// # Errors
-    /// Why it does not serve. It is then ended.
+    /// If it does not serve; it has then been ended.
     pub async fn start(self: &Arc<Self>) -> Result<(), LibraryFault> {
         let _turn = self.turn.lock().await;
         if *self.state.lock() != ServiceState::Loaded {
@@ -203,20 +203,20 @@ impl Slot {
         }
     }
 
-    /// Stops the service: what it has to save is saved, its clients are told, its library is let go of.
+    /// Stops the service: it saves its state, its clients are notified, and its library is unloaded.
     pub async fn stop(&self) -> UnloadOutcome {
         let _turn = self.turn.lock().await;
-        // What it would read again it does not come to any more.
+        // It ends, so it need not read again what the trial has changed.
         self.trial_ends(Duration::ZERO).await;
         let Some(instance) = self.current.take() else {
             return UnloadOutcome::Nothing;
         };
         *self.state.lock() = ServiceState::Stopped;
         let account = instance.end().await;
-        // Where it has ended in order it has said so itself, behind its last words.
+        // If it ended in order, it has already said so itself, behind its last frames.
         instance.outgoing.over();
         drop(instance);
-        // What was replaced by it goes with it.
+        // Generations that it has replaced end with it.
         self.hasten();
         let gone = async {
             loop {
@@ -232,18 +232,17 @@ impl Slot {
         account
     }
 
-    /// Calls in code that was replaced have waited long enough.
+    /// Stops replaced code: its calls have waited long enough.
     pub(super) fn hasten(&self) {
         for old in &*self.retiring.lock() {
             old.generation.send_last(&ToLibrary::Stop {});
         }
     }
 
-    /// Hands frames to the service, in order, with what they change in who is attached. While the service is replaced,
-    /// they wait.
+    /// Hands frames to the service in order, with the changes of attachments that they cause. During a replacement they wait.
     ///
     /// # Errors
-    /// When it does not serve, or does not keep up; nothing was handed over then.
+    /// If it does not serve or does not keep up; then nothing was handed over.
     pub fn submit(&self, lane: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>) -> Result<(), LibraryFault> {
         if *self.state.lock() == ServiceState::Loaded {
             return Err(LibraryFault::State(format!("{} is starting", self.name)));
@@ -269,24 +268,24 @@ impl Slot {
         })
     }
 
-    /// Hands over what ends something: it is never too much.
+    /// Hands over frames that end something. They are accepted regardless of limits.
     pub(crate) fn submit_anyway(&self, lane: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
         let waits = |_, _| WaitingLane::of(lane, frames.len(), (0, 0), GateLimits::NONE);
         let handed = self.current.hand_over((lane.meter.owner(), frames), changes, waits, |instance| {
-            // One that has ended by itself reads no more: what it is sent would only pile up.
+            // A generation that has ended by itself reads no more: frames to it would only pile up.
             if !instance.outgoing.is_over() {
                 instance.generation.push_anyway(lane, frames);
             }
             Ok::<(), ()>(())
         });
         if handed.is_err() {
-            // Also to one that is ending: it may wait for just this. Nobody is attached to it any more.
+            // Also to one that is ending: it may wait for exactly this. No client is attached to it any more.
             changes.clear();
             self.outgoing.read().hand_over(lane, frames);
         }
     }
 
-    /// Hands an answer to the generation that asked; false if it is not there.
+    /// Hands an answer to the generation that asked. Returns false if that is gone.
     pub(crate) fn answer(&self, lane: &Lane, generation: u32, frames: &[u8]) -> bool {
         let asked = |instance: &Arc<Instance>| instance.number == generation;
         let old = || self.retiring.lock().iter().find(|instance| asked(instance)).cloned();
@@ -307,7 +306,7 @@ impl Slot {
         }
     }
 
-    /// Tells generations that were replaced, too.
+    /// Sends a frame to replaced generations that still run.
     pub(crate) fn notify_retired(&self, frame: &ToLibrary<'_>) {
         for old in &*self.retiring.lock() {
             old.generation.send(frame);
@@ -318,7 +317,7 @@ impl Slot {
         *self.state.lock() = state;
     }
 
-    /// Where the code that serves runs, and what the system says of its process, if it has one of its own.
+    /// The isolation of the running code, and what the system reports of its process, if it has one of its own.
     #[must_use]
     pub fn runs_in(&self) -> (Isolation, Option<Facts>) {
         let generation = self.current.get().map(|instance| Arc::clone(&instance.generation));
@@ -327,7 +326,7 @@ impl Slot {
         (isolation.unwrap_or_default(), generation.and_then(|generation| generation.facts()))
     }
 
-    /// What it may do beside computing, if it is in a sandbox.
+    /// How the running code is confined, if it has a process of its own; otherwise the default.
     #[must_use]
     pub fn confinement(&self) -> Confinement {
         let generation = self.current.get().map(|instance| Arc::clone(&instance.generation));
@@ -341,7 +340,7 @@ impl Slot {
         self.calls.fetch_add(calls, Ordering::Relaxed);
     }
 
-    /// How many calls it was given.
+    /// How many calls it received.
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
@@ -353,19 +352,19 @@ impl Slot {
         self.faults.load(Ordering::Relaxed)
     }
 
-    /// Which generation serves: the first is 1.
+    /// The number of the generation that serves: the first is 1.
     #[must_use]
     pub fn generation(&self) -> u32 {
         self.outgoing.read().number
     }
 
-    /// How many generations were replaced, and still have calls that wait.
+    /// How many replaced generations still have calls that wait.
     #[must_use]
     pub fn retiring(&self) -> usize {
         self.retiring.lock().len()
     }
 
-    /// The perspectives whose saved states the code that serves could not read, and why; the first hundred.
+    /// The perspectives whose saved states the running code could not read, and why; at most a hundred.
     #[must_use]
     pub fn unreadable(&self) -> Vec<(String, String)> {
         self.outgoing.read().unreadable()
@@ -389,7 +388,7 @@ impl Slot {
         &self.name
     }
 
-    /// What it says of itself.
+    /// Its manifest.
     #[must_use]
     pub fn manifest(&self) -> Arc<Manifest> {
         Arc::clone(&self.manifest.read())
@@ -413,7 +412,7 @@ impl Backend for Slot {
     }
 
     fn described(&self) -> Vec<u8> {
-        // A manifest is texts and flags: it can be written.
+        // A manifest has only texts and flags: encoding it cannot fail.
         jelly::to_vec(&*self.manifest()).unwrap_or_default()
     }
 
@@ -439,7 +438,7 @@ impl Backend for Slot {
     fn revoke(&self, attachments: &[u64]) {
         let told = self.current.revoke(attachments, |instance, barred| instance.revoke(attachments, barred));
         if !told {
-            // It is ending: what waits before that does not begin either.
+            // It is ending: calls that wait until then do not begin either.
             self.outgoing.read().revoke(attachments);
         }
     }

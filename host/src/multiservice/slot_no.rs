@@ -1,5 +1,5 @@
-//! Which slot.
+//! The number of a slot.
 
-/// A slot's number: no other of this process has had it.
+/// A slot's number. No other slot of this process has had it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotNo(pub u32);

@@ -1,4 +1,4 @@
-//! The locks of `current`; its model (`tests/tests/gate_model.rs`) has others.
+//! The locks of `current`; its model (`tests/tests/gate_model.rs`) uses others.
 
 pub(super) use std::sync::Arc;
 

@@ -1,9 +1,10 @@
-//! A trial: some identities are served by another version of a service, everybody else by the one in the folder.
+//! A trial: some identities are served by another version of a service, and everybody else by the one in the folder.
 //!
-//! The other version has a slot of its own, which only those identities find. It saves the perspectives that they attach to. It does not
-//! save other perspectives, nor the state and data of the whole service: it reads them as they were saved last, and its changes of them
-//! end with the trial, so that nobody else notices. It has no listeners of its own. A perspective that it was attached to is its own until
-//! the trial is over: the version that serves yields it, so that nobody comes to it there, and what changes it is refused (`elsewhere`).
+//! The other version has a slot of its own, which only those identities find. It saves the perspectives that they attach to. It
+//! does not save other perspectives, nor the state and data of the whole service: it reads them as they were last saved, and
+//! its changes of them end with the trial, unnoticed by others. It has no listeners of its own. A perspective that clients
+//! attached to in it is its own until the trial is over: the serving version yields it, so that no client can attach to it
+//! there, and changes of it are refused (`elsewhere`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,30 +27,30 @@ use crate::loader::generation::Source;
 use crate::store::audit::{Head, Line};
 use crate::store::{Change, Done, Entries, Kept, Range, Saved, Store, StoreError, Write};
 
-/// How long the version that serves may take to yield a perspective; and, after a trial, to read again what was changed.
+/// How long the serving version may take to yield a perspective, and after a trial to read again what was changed.
 const REGAIN: Duration = Duration::from_secs(5);
 
-/// A version that is tried, for the operator to see.
+/// The status of a trial, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrialStatus {
-    /// Who tries it.
+    /// The identities that try it.
     pub identities: Vec<String>,
     /// The library.
     pub file: String,
     /// "serving", or what is wrong.
     pub state: String,
-    /// Calls it was given.
+    /// How many calls it received.
     pub calls: u64,
-    /// Calls of it that panicked.
+    /// How many of its calls panicked.
     pub faults: u64,
-    /// Clients that are attached.
+    /// How many clients are attached.
     pub attached: usize,
-    /// How its process died last, if it did.
+    /// How its process last died, if it did.
     pub crashed: Option<String>,
 }
 
 impl Trial {
-    /// What there is to say of it.
+    /// Its status, for the operator.
     #[must_use]
     pub fn status(&self) -> TrialStatus {
         let (slot, crashes) = (&self.slot, self.slot.crashes());
@@ -71,7 +72,7 @@ impl Trial {
         }
     }
 
-    /// Its slot: as those who try it find it.
+    /// The slot that its identities find.
     #[must_use]
     pub fn slot(&self) -> &Arc<Slot> {
         &self.slot
@@ -83,7 +84,7 @@ impl Slot {
     /// [`Slot::start_trial`] is done.
     ///
     /// # Errors
-    /// When it cannot be loaded, this one does not serve, or one is being tried already.
+    /// If it cannot be loaded, this one does not serve, or one is being tried already.
     pub async fn load_trial(
         self: &Arc<Self>,
         (source, file): (Source, String),
@@ -108,7 +109,7 @@ impl Slot {
         let context = HostContext {
             store: Arc::new(OwnStates { store: Arc::clone(&self.context.store), visited: Arc::clone(&visited) }),
             doors: Arc::new(NoDoors),
-            // It has nothing to go back to: if it crashes too often, it stops.
+            // It has nothing to roll back to: if it crashes too often, it stops.
             quarantine: None,
             ..self.context.clone()
         };
@@ -128,7 +129,7 @@ impl Slot {
         if trial.slot.name().as_str() != name.as_str() {
             return Err(LibraryFault::Operator(format!("it is the service {}, not {name}", trial.slot.name())));
         }
-        // One that is about to stop has ended its trial by then, or ends this one.
+        // A slot that is about to stop has already ended its trial, or ends this one.
         let _turn = self.turn.lock().await;
         if self.state() != ServiceState::Serving {
             return Err(LibraryFault::State(format!("{name} does not serve: there is nothing to try it beside")));
@@ -144,11 +145,11 @@ impl Slot {
         Ok(())
     }
 
-    /// Starts a version that was loaded. Call this when the connections of its identities have ended: what this slot changed for them is
-    /// saved first.
+    /// Starts a version that was loaded. Call this after the connections of its identities have ended: first, this slot saves
+    /// what it changed for them.
     ///
     /// # Errors
-    /// Why it does not serve. Nobody tries it then.
+    /// If it does not serve. Nobody tries it then.
     pub async fn start_trial(&self, trial: &Arc<Trial>) -> Result<(), LibraryFault> {
         let started = match self.settle().await {
             Ok(()) => trial.slot.start().await,
@@ -160,43 +161,43 @@ impl Slot {
         started
     }
 
-    /// Ends the trial: the other version saves and stops, then its identities attach to this one again. `None`: there is no trial, or
-    /// somebody else ends it.
+    /// Ends the trial: the other version saves and stops, then its identities attach to this one again. Returns `None` if there
+    /// is no trial, or another caller ends it.
     pub async fn end_trial(&self) -> Option<Arc<Trial>> {
         self.trial_ends(REGAIN).await
     }
 
-    /// The same; the version that serves has so long to read what was changed.
+    /// As [`Slot::end_trial`]. `patience` is how long the serving version may take to read what was changed.
     pub(super) async fn trial_ends(&self, patience: Duration) -> Option<Arc<Trial>> {
         let trial = self.trial()?;
         if trial.slot.state() == ServiceState::Loaded
             && let Some(starting) = trial.slot.current.get()
         {
-            // In a process of its own it need not be waited for.
+            // If it has a process of its own, there is no need to wait for it.
             starting.generation.kill("was ended while it started");
         }
-        // While it ends, nobody comes to the other with what it has yet to save. It is as a service of its own, which has no trial.
+        // While it ends, no client can attach in the serving version to what it has yet to save. Its slot has no trial of its
+        // own.
         Box::pin(trial.slot.stop()).await;
         let _ending = self.ending.lock().await;
         if !self.trial().is_some_and(|now| Arc::ptr_eq(&now, &trial)) {
             return None;
         }
-        // In this order: one that comes to serve meanwhile is told by who makes it serve, or here.
+        // In this order: a generation that comes to serve meanwhile is told by its replacement, or here.
         let regains = self.elsewhere.ending();
         if let Some(serving) = self.current.get().filter(|_| self.state() == ServiceState::Serving) {
             regains.iter().for_each(|perspective| serving.regains(perspective));
-            // One that is late goes on with what it had, until it comes to it.
+            // If it is late, it continues with what it had, until it gets to it.
             let _ = tokio::time::timeout(patience, self.elsewhere.all_regained()).await;
         }
         self.elsewhere.ends();
         self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial))
     }
 
-    /// Notes which perspectives somebody comes to, if this is a version that is tried. What it has read of them before is read again:
-    /// it was a copy, whose changes nobody saves.
-    /// Answers with those that nobody had come to.
+    /// If this is a tried version, notes which perspectives clients come to. What it has read of them is read again: it was a
+    /// copy, whose changes are not saved. Returns those that no client had come to before.
     pub(super) fn note_visits(&self, changes: &[AttachmentChange]) -> Vec<String> {
-        // To one that has ended nobody comes.
+        // No client comes to a version that has ended.
         let (Some(visited), Some(_)) = (&self.visited, self.current.get()) else { return Vec::new() };
         let tell = |perspective: &str| {
             if let Some(tried) = self.current.get() {
@@ -207,14 +208,14 @@ impl Slot {
         all.filter(|perspective| visited.visit(perspective, || tell(perspective))).collect()
     }
 
-    /// Those who came to these did not get there.
+    /// The clients that came to these did not get there.
     pub(super) fn undo_visits(&self, new: &[String]) {
         if let Some(visited) = &self.visited {
             new.iter().for_each(|perspective| visited.leave(perspective));
         }
     }
 
-    /// Why somebody cannot come here, if one of these perspectives is with a version that is tried.
+    /// Why a client cannot attach here, if a tried version has one of these perspectives.
     pub(super) fn is_elsewhere(&self, changes: &[AttachmentChange]) -> Option<String> {
         changes.iter().filter_map(perspective).find_map(|perspective| self.elsewhere.why(&perspective))
     }
@@ -225,7 +226,7 @@ impl Slot {
         self.trial.read().clone()
     }
 
-    /// What serves this identity.
+    /// The slot that serves this identity.
     pub(super) fn for_identity(self: &Arc<Self>, identity: &str) -> Arc<Self> {
         let trial = self.trial.read();
         let tries = trial.as_ref().filter(|trial| !identity.is_empty() && trial.identities.contains(identity));
@@ -233,7 +234,7 @@ impl Slot {
     }
 }
 
-/// What somebody comes to.
+/// The perspective that a client attaches to.
 fn perspective(change: &AttachmentChange) -> Option<String> {
     let AttachmentChange::Attached(_, frame) = change else { return None };
     match ToLibrary::read(&mut frame.as_slice()) {
@@ -242,17 +243,17 @@ fn perspective(change: &AttachmentChange) -> Option<String> {
     }
 }
 
-/// A store in which nothing is changed of a service but the states of some perspectives.
+/// A store that changes nothing of a service but the states of some perspectives.
 struct OwnStates {
     store: Arc<dyn Store>,
-    /// Those that somebody has come to.
+    /// Those that clients have come to.
     visited: Arc<Visited>,
 }
 
-/// Whether it is to be kept; an error: whoever wants it is told that it is not.
+/// Whether it is saved. An error: the library is told that it is not.
 fn is_kept(write: &Write, visited: &Visited) -> Result<bool, StoreError> {
     match write {
-        // Of others the service goes on as if it were saved. Its own has an empty name.
+        // Of others, the service continues as if they were saved. Its own state has an empty name.
         Write::State(Change { perspective, .. }) => Ok(visited.has(perspective)),
         Write::Data { .. } => Err(StoreError::Failed(
             "this version is only being tried: it changes nothing that is the whole service's".to_owned(),

@@ -1,4 +1,4 @@
-//! What operators have done by commands, in a host that runs.
+//! Operators' commands to a running host.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use crate::server::configured::place;
 use crate::store::audit::Event;
 
 impl Host {
-    /// What an operator wants done to a service.
+    /// Executes a command about a service.
     async fn command(&self, request: &Request) -> Result<serde_json::Value, ControlFailure> {
         let done = match request {
             Request::ServiceStop { name } => self.folder.stop(name).await.map(|()| serde_json::Value::Null),
@@ -70,7 +70,8 @@ impl Host {
             return self.make_way(program, *anyway, (accounts.by(), &progress)).await;
         }
         if let Request::ServiceTry { .. } | Request::ServiceTryEnd { .. } = &request {
-            // To its end, though nobody may wait for it any more: half of it would leave people without the service.
+            // It runs to its end even if nobody waits for it any more, since half a trial would leave clients without
+            // the service.
             let done = tokio::task::spawn_local(async move {
                 match &request {
                     Request::ServiceTry { name, file, identities, isolation } => {
@@ -107,7 +108,7 @@ impl Host {
             let running =
                 Running { services: &services, libraries: &libraries, gate: &gate, sessions: &sessions, held: &held };
             control::perform(&request, &accounts, Some(running), &mut |done, of| {
-                // Who asked may have gone.
+                // The caller may have disconnected.
                 let _ = progress.send((done, of));
             })
         });
@@ -117,7 +118,7 @@ impl Host {
     }
 }
 
-/// What an operator has done to a service, for the trail.
+/// The event of a service's command, for the trail.
 fn command_of(request: &Request) -> Option<(&'static str, &str)> {
     match request {
         Request::ServiceStop { name } => Some(("service.stop", name)),

@@ -1,4 +1,5 @@
-//! What a host is started with: read from its home, and checked whole before anything is opened.
+//! The configuration that a host starts with. It is read from its home, and checked completely before anything is
+//! opened.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
@@ -22,23 +23,23 @@ use crate::loader::vet::{Sections, Vet};
 use crate::session::Limits;
 use crate::successor::{Inherited, Wanted};
 
-/// One of the host's own doors.
+/// One of the host's own listeners.
 pub(super) struct Door {
-    /// What its socket is known by, also to a host after this one.
+    /// The name of its socket, also for the next host.
     pub(super) name: String,
     addresses: Vec<SocketAddr>,
-    /// The address as it was written.
+    /// The address as configured.
     shown: String,
-    /// Over TLS, and what its connections have that others' at the same address have not.
+    /// The marks of its connections, if it uses TLS.
     pub(super) tls: Option<Marks>,
-    /// The `[multiservice.NAME]` that is served there; all services, if there is none.
+    /// The `[multiservice.NAME]` that is served there. `None` for all services.
     pub(super) of: Option<String>,
-    /// The `[multiservice.NAME]` section that has this listener's rules. `None`: they are in `[pb]`.
+    /// The `[multiservice.NAME]` section with this listener's rules. `None`: they are in `[pb]`.
     pub(super) section: Option<String>,
     pub(super) rules: ListenerRules,
 }
 
-/// See the file's page.
+/// See the module's page.
 pub(super) struct Configured {
     pub(super) settings: Settings,
     /// The first is the one that every host has.
@@ -53,7 +54,7 @@ pub(super) struct Configured {
 }
 
 impl Configured {
-    /// Reads everything, opens nothing.
+    /// Reads everything, and opens nothing.
     pub(super) fn read(home: &Home, settings: Settings, options: &Options) -> Result<Self, StartError> {
         let wrong = StartError::Section;
         let of_services = config::listeners(&settings).map_err(wrong)?;
@@ -73,7 +74,7 @@ impl Configured {
             vet: vet(&settings, options)?,
             settings,
         };
-        // What is right of them does not depend on how long a refusal takes.
+        // Their validity does not depend on the delay of refusals.
         let limits = configured.limits(Duration::ZERO)?;
         for door in &configured.doors {
             limits_of(&configured.settings, door.section.as_deref(), limits).map_err(wrong)?;
@@ -81,17 +82,17 @@ impl Configured {
         Ok(configured)
     }
 
-    /// What clients may cost, where a refusal takes so long.
+    /// The limits of clients. `refusal` is the time after which refusals are sent.
     pub(super) fn limits(&self, refusal: Duration) -> Result<Limits, StartError> {
         limits::of_host(refusal, &self.settings).map_err(|error: LimitError| StartError::Section(error.to_string()))
     }
 
-    /// How long a step of a service's life may take.
+    /// The time limit for each step of a service's life.
     pub(super) fn patience(&self) -> Duration {
         patience(&self.settings)
     }
 
-    /// Opens the sockets of all doors. Those at the same address have one.
+    /// Opens the sockets of all listeners. Listeners at the same address share one.
     pub(super) fn open_all(&self, options: &Options) -> Result<Vec<Opened>, StartError> {
         let mut all = Vec::<Opened>::new();
         for door in &self.doors {
@@ -110,19 +111,19 @@ impl Configured {
         Ok(all)
     }
 
-    /// Opens a door's socket, or takes it over from the host before this one.
+    /// Opens a listener's socket, or takes the inherited one.
     fn open(&self, door: &Door, options: &Options) -> Result<TcpListener, StartError> {
         if let Some(listener) = options.inherited.take_tcp(&door.wanted()) {
             return Ok(listener);
         }
         let failed = |error| StartError::Listen { address: door.shown.clone(), error };
         let listener = TcpListener::bind(door.addresses.as_slice()).map_err(failed)?;
-        // As many as the system lets wait: the library's own number is small.
+        // The longest backlog that the system allows: the standard library's is short.
         rustix::net::listen(&listener, i32::MAX).map_err(|error| failed(error.into()))?;
         Ok(listener)
     }
 
-    /// Closes inherited sockets that no listener of these settings wants; answers with their names.
+    /// Closes inherited sockets that no listener in these settings wants. Returns their names.
     pub(super) fn close_others(&self, inherited: &Inherited) -> Vec<String> {
         let names: Vec<String> = self.of_services.iter().map(socket_name).collect();
         let of_services = self.of_services.iter().zip(&names).map(|(one, name)| wanted_socket(one, name));
@@ -130,7 +131,7 @@ impl Configured {
         inherited.close_others(&wanted)
     }
 
-    /// Tries to listen on every address, except where `taken` says that the running host does, which makes way.
+    /// Tries to listen on every address, except those in `taken`, where the running host listens, which makes way.
     fn can_listen(&self, taken: &[SocketAddr]) -> Result<(), StartError> {
         let free = |addresses: &[SocketAddr]| {
             let theirs = |one: &SocketAddr| taken.iter().any(|taken| taken.port() == one.port());
@@ -152,20 +153,20 @@ impl Configured {
     }
 }
 
-/// A door whose socket is open.
+/// A listener whose socket is open.
 pub(super) struct Opened {
-    /// As a listener that others may be beside.
+    /// Its settings, to be compared with others at the same address.
     pub(super) settings: ListenerSettings,
     pub(super) socket: TcpListener,
-    /// Whether it is the first at its address, whose socket is handed on to the next host.
+    /// Whether it is the first at its address. Its socket is passed to the next host.
     pub(super) first: bool,
-    /// Whether others are at its address.
+    /// Whether others share its address.
     pub(super) shared: bool,
     pub(super) tls: Option<Arc<ServerConfig>>,
 }
 
 impl Door {
-    /// This as a listener that others may be beside.
+    /// Its settings, to be compared with others at the same address.
     fn settings(&self) -> ListenerSettings {
         let place = self.name.split(" = ").next().unwrap_or_default();
         ListenerSettings::of_host(place, &self.shown, self.addresses.clone(), self.tls.clone())
@@ -176,11 +177,11 @@ impl Door {
     }
 }
 
-/// The environment variable by which a host says where it listens to the program that it asks whether that could take over: a list of
-/// addresses in JSON.
+/// The environment variable in which a host tells another program its own addresses when it asks whether that program
+/// could take over: a list of addresses in JSON.
 pub(super) const LISTENING: &str = "CREDHOST_LISTENING";
 
-/// Checks whether a host could start in this home. Changes nothing; a host may be running there.
+/// Checks whether a host could start in this home. Changes nothing. A host may be running there.
 ///
 /// # Errors
 /// The first reason why it could not.
@@ -188,7 +189,7 @@ pub fn check(home: &Home, options: &Options) -> Result<(), StartError> {
     let configured = Configured::read(home, Accounts::examine(home)?, options)?;
     match std::env::var(LISTENING).ok().and_then(|taken| serde_json::from_str::<Vec<SocketAddr>>(&taken).ok()) {
         Some(taken) => configured.can_listen(&taken),
-        // It has the sockets, and does not say which.
+        // The running host has the sockets, and does not say which.
         None if control::is_served(&home.control()) => Ok(()),
         None => configured.can_listen(&[]),
     }
@@ -205,15 +206,15 @@ fn vet(settings: &Settings, options: &Options) -> Result<Vet, StartError> {
     Ok(Vet::new(program, patience(settings)).within(isolation))
 }
 
-/// The section that is `[multiservice.NAME]`, or `[pb]`.
+/// The name of the section: `[multiservice.NAME]`, or `[pb]`.
 pub(super) fn place(section: Option<&str>) -> String {
     section.map_or_else(|| "pb".to_owned(), |name| format!("multiservice.{name}"))
 }
 
-/// What the listeners of a section give beside keys; none: there is no such section.
+/// The rules of a section's listeners. `None` if there is no such section.
 ///
 /// # Errors
-/// What cannot be.
+/// If they are invalid.
 pub(super) fn rules_of(settings: &Settings, section: Option<&str>) -> Option<Result<ListenerRules, StartError>> {
     let rules = match section {
         None => settings.pb.rules(),
@@ -222,10 +223,10 @@ pub(super) fn rules_of(settings: &Settings, section: Option<&str>) -> Option<Res
     Some(rules.map_err(|wrong| StartError::Section(format!("[{}] {wrong}", place(section)))))
 }
 
-/// What clients of a section's listeners may cost, where those of all others may cost this.
+/// The limits of a section's listeners. `all` are the limits of all others.
 ///
 /// # Errors
-/// What cannot be.
+/// If they are invalid.
 pub(super) fn limits_of(settings: &Settings, section: Option<&str>, all: Limits) -> Result<Limits, String> {
     let own = match section {
         None => Some(&settings.pb.limits),

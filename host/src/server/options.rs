@@ -1,4 +1,4 @@
-//! How a host is started, and why it is not.
+//! The options for starting a host, and the errors.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -10,27 +10,27 @@ use crate::listener::tls::TlsError;
 use crate::store::StoreError;
 use crate::successor::Inherited;
 
-/// This very program, also when its file has been replaced since it was started.
+/// This program, even if its file was replaced since it was started.
 pub(super) const SELF: &str = "/proc/self/exe";
 
-/// How a host is started.
+/// The options for starting a host.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Where to serve PB, instead of what the home's configuration says.
+    /// The address of Perspective Broker, instead of the configured one.
     pub listen: Option<String>,
-    /// Where to serve it over TLS, instead of what the configuration says.
+    /// Its address over TLS, instead of the configured one.
     pub listen_tls: Option<String>,
-    /// Serve in the clear where others can listen, whatever the configuration says.
+    /// Serves in the clear where others can listen, whatever the configuration says.
     pub plaintext: bool,
-    /// Poll for changed libraries (file systems without inotify).
+    /// Polls for changed libraries (for file systems without inotify).
     pub poll: bool,
-    /// Keep whole copies of libraries for as long as they are loaded, so that debuggers find their symbols and lines.
+    /// Keeps complete copies of libraries while they are loaded, so that debuggers find their symbols and lines.
     pub debuggable: bool,
-    /// The program that vets libraries, which calls [`crate::loader::vet::child`]; this one, if none is given.
+    /// The program that vets libraries by calling [`crate::loader::vet::child`]. By default, this one.
     pub vetter: Option<PathBuf>,
-    /// Sockets that a host before this one has opened, in this process.
+    /// Sockets that a previous host has opened in this process.
     pub inherited: Inherited,
-    /// The words that start a host like this one: another program can take over by them.
+    /// The arguments that start a host like this one. Another program can take over with them.
     pub words: Option<Vec<OsString>>,
 }
 

@@ -8,23 +8,23 @@ use crate::config::{AuditSection, Home};
 use crate::segments::{self, Destination, Keep, Pruned};
 use crate::store::{self, Store};
 
-/// How often the trail is looked at for lines that need not be kept.
+/// The interval between two checks of the trail for such lines.
 const RETENTION: std::time::Duration = std::time::Duration::from_secs(3600);
 
-/// How much of the trail is kept, and where the rest goes.
+/// The part of the trail that is kept, and the destination of the rest.
 #[derive(Debug, Clone)]
 pub(super) struct Retention {
     keep: Keep,
     archive: Option<PathBuf>,
-    /// What the store keeps back on the disk: empty, while that is in use.
+    /// The file of the store's disk reserve. It is empty while the reserve is in use.
     reserve: PathBuf,
 }
 
 impl Retention {
-    /// What the configuration says.
+    /// Reads the configuration.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// If it is invalid.
     pub(super) fn of(home: &Home, section: &AuditSection) -> Result<Option<Self>, String> {
         let archive = section.archive.as_ref().map(|folder| home.path().join(folder));
         match &section.keep {
@@ -41,14 +41,14 @@ impl Retention {
     }
 }
 
-/// Drops what need not be kept, now and every hour, for as long as it is polled.
+/// Drops the lines that need not be kept, now and every hour, for as long as it is polled.
 pub(super) async fn drop_old_lines(retention: &RefCell<Option<Retention>>, store: &Arc<dyn Store>) {
     loop {
         let now = retention.borrow().clone();
         let is_full = |retention: &Retention| {
             retention.archive.is_some() && std::fs::metadata(&retention.reserve).is_ok_and(|file| file.len() == 0)
         };
-        // What room there is on a full disk is not for an archive.
+        // The remaining space on a full disk must not be used for an archive.
         if let Some(Retention { keep, archive, .. }) = now.filter(|retention| !is_full(retention)) {
             let store = Arc::clone(store);
             let pruned = tokio::task::spawn_blocking(move || {

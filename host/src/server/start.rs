@@ -1,4 +1,4 @@
-//! How a host is put together.
+//! Starts a host.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
@@ -25,14 +25,15 @@ use crate::multiservice::{MultiService, Quarantined};
 use crate::session::Limits;
 use crate::sessions::Sessions;
 
-/// How long a host waits while a command, or a host that stops, holds the home's lock. It does not wait for a host that runs.
+/// How long a host waits while a command, or a host that stops, holds the home's lock. It does not wait for a running
+/// host.
 const LOCKED: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Host {
-    /// Starts a host: loads what is in its folder, then opens its door. Takes the home's lock.
+    /// Starts a host: it loads the libraries in its folder, and then opens its listeners. Takes the home's lock.
     ///
     /// # Errors
-    /// What keeps it from starting. A library that cannot be loaded does not.
+    /// If it cannot start. A library that cannot be loaded does not prevent this.
     pub async fn start(home: Home, options: &Options) -> Result<(Rc<Self>, Watch), StartError> {
         home.make()?;
         let lock = locked(&home).await?;
@@ -141,7 +142,7 @@ fn context(
     let settings = &configured.settings;
     Ok(HostContext {
         grace: Duration::from_secs(settings.plugins.grace),
-        // Vetting was patient already; the host has more to do besides.
+        // More patient than vetting, since the host has other work, too.
         patience: 3 * configured.patience(),
         quarantine: Some(crashed),
         ..HostContext::new(Arc::clone(accounts.store()))
@@ -167,7 +168,7 @@ async fn gate(
     Ok(gate)
 }
 
-/// Who is logged in: told of whatever is taken away.
+/// Creates the list of sessions, which is notified of every revocation.
 fn sessions(accounts: &Accounts) -> Arc<Sessions> {
     let sessions = Sessions::new();
     let all = Arc::clone(&sessions);
@@ -184,29 +185,29 @@ fn sessions(accounts: &Accounts) -> Arc<Sessions> {
 fn groups(services: &Arc<MultiService>, settings: &Settings) -> Vec<Group> {
     let group = |(name, section): (&String, &MultiServiceSection)| {
         let group = MultiService::new(name.clone());
-        // It has no services yet, whose names could be taken.
+        // The group has no services yet whose names could conflict.
         let _ = services.add_collection(Arc::clone(&group));
         Group { services: group, names: section.services.clone() }
     };
     settings.multiservice.iter().map(group).collect()
 }
 
-/// After how long every refusal leaves: when the most expensive to find out has been found out for long.
+/// Measures after what time every refusal is sent: later than the longest check takes.
 async fn refusal(own: HashCost) -> Duration {
     let measured = tokio::task::spawn_blocking(move || {
         let time = |cost| {
             let began = std::time::Instant::now();
-            // What it comes to is not looked at.
+            // The result is ignored.
             let _ = std::hint::black_box(Password::new("").hash(cost, &[0; 16]));
             began.elapsed()
         };
-        // Of hashes of other programs, those are taken that are no more than eight times as much work.
+        // Hashes of other programs are accepted up to eight times the work.
         (4 * time(own)).max(16 * time(HashCost::LEAST))
     });
     Limits::default().refusal.max(measured.await.unwrap_or_default())
 }
 
-/// What the roots of all doors have in common.
+/// The parts that the roots of all listeners share.
 struct Roots<'a> {
     accounts: &'a Arc<Accounts>,
     gate: &'a Arc<LoginGate>,

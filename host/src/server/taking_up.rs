@@ -1,4 +1,4 @@
-//! What of credhost.toml is taken up while the host runs.
+//! Applies changed settings while the host runs.
 
 use super::Host;
 use super::configured::{limits_of, place, rules_of};
@@ -12,11 +12,12 @@ use crate::session::Limits;
 use crate::store::audit::Event;
 
 impl Host {
-    /// Takes up what can be changed while it runs; answers with what has changed. The trail has that, and who gave the
-    /// command, though something else could not be taken up.
+    /// Applies the settings that can change while it runs. Returns the changes. They are recorded in the trail, with
+    /// the actor, even if other changes could not be applied.
     ///
     /// # Errors
-    /// What is wrong with the file; all stays as it is then, but for services that could not be moved.
+    /// If the file is invalid: nothing is changed then. If a connection does not give up what it had, or a service
+    /// cannot be moved: the settings are applied then.
     pub(super) async fn take_up(&self, by: &str) -> Result<TakenUp, ControlFailure> {
         let mut taken = TakenUp::default();
         let done = self.reload_and_move(&mut taken).await;
@@ -38,10 +39,11 @@ impl Host {
         }
     }
 
-    /// Reads limits, the trail's, proxies and what listeners give beside keys, and takes them up.
+    /// Reads the limits, the trail's settings, the proxies and the listeners' rules, and applies them.
     ///
     /// # Errors
-    /// What is wrong with the file; all stays as it is. When a connection does not end what it had: all is taken up then.
+    /// If the file is invalid: nothing is changed then. If a connection does not give up what it had: everything is
+    /// applied then.
     fn reload(&self, taken: &mut TakenUp) -> Result<(), ControlFailure> {
         let file = ConfigFile::open(&self.home.config());
         let fixed = file.as_ref().map(Fixed::of).unwrap_or_default();
@@ -54,7 +56,7 @@ impl Host {
             let limits = limits::of_host(before.refusal, &settings).map_err(|error| error.to_string())?;
             let rules = self.sections.iter().map(|section| match rules_of(&settings, section.as_deref()) {
                 Some(rules) => rules.map_err(|error| error.to_string()),
-                // The listener itself is open until the host ends.
+                // The listener itself stays open until the host ends.
                 None => Ok(ListenerRules::default()),
             });
             let rules = rules.collect::<Result<Vec<_>, String>>()?;
@@ -95,7 +97,7 @@ impl Host {
         Ok(())
     }
 
-    /// Limits of each listener: answers with what has changed of them otherwise than for all.
+    /// Applies the limits of each listener. Returns the changes that differ from those for all listeners.
     fn take_up_limits(&self, each: &[Limits], (before_all, all): (&Limits, &Limits)) -> Vec<String> {
         let mut changed = Vec::new();
         for ((endpoint, section), limits) in self.endpoints.iter().zip(&self.sections).zip(each) {
@@ -105,7 +107,7 @@ impl Host {
                 let as_all = was == (setting.get)(before_all) && is == (setting.get)(all);
                 let (place, name) = (place(section.as_deref()), setting.name);
                 let change = format!("[{place}] {name}: {} → {}", setting.unit.shown(was), setting.unit.shown(is));
-                // Two listeners of one section have the same.
+                // Two listeners of one section have the same limits.
                 if was != is && !as_all && !changed.contains(&change) {
                     changed.push(change);
                 }
@@ -115,12 +117,12 @@ impl Host {
         changed
     }
 
-    /// What listeners give beside keys, each its own: what one gives no more ends at once.
+    /// Applies the rules of each listener. What is no longer granted ends immediately.
     fn take_up_rules(&self, rules: Vec<ListenerRules>, all: &mut Vec<String>) -> Result<(), ControlFailure> {
         let mut changed = Vec::new();
         for ((endpoint, section), rules) in self.endpoints.iter().zip(&self.sections).zip(rules) {
             let place = section.as_ref().map_or_else(|| "pb".to_owned(), |name| format!("multiservice.{name}"));
-            // Two listeners of one section have the same.
+            // Two listeners of one section have the same rules.
             let of_this = endpoint.rules().changes_to(&rules).into_iter().map(|change| format!("[{place}] {change}"));
             changed.extend(of_this.filter(|change| !changed.contains(change)).collect::<Vec<_>>());
             endpoint.set_rules(rules);
@@ -141,24 +143,24 @@ impl Host {
     }
 }
 
-/// What has come of reading the settings again.
+/// The result of a reload of the settings.
 #[derive(Default)]
 pub(super) struct TakenUp {
-    /// What is other than before, each in words.
+    /// The changes, each in words.
     pub(super) changed: Vec<String>,
-    /// What is not taken up, and names that nothing has.
+    /// Changes that are not applied, and unknown names.
     pub(super) warnings: Vec<String>,
 }
 
 impl TakenUp {
-    /// For the trail: what is other than before, and by whom. `None`: nothing is.
+    /// The event for the trail: the changes and the actor. `None` if nothing changed.
     fn event(&self, by: &str) -> Option<Event> {
         let what = self.changed.join("; ");
         (!what.is_empty()).then(|| Event::new("limits.changed").with("by", by).with("settings", what))
     }
 }
 
-/// What was taken up though something else was not.
+/// The changes that were applied even though others were not.
 fn all_the_same(changed: &[String]) -> String {
     if changed.is_empty() { String::new() } else { format!("; this was taken up all the same: {}", changed.join(", ")) }
 }

@@ -1,4 +1,4 @@
-//! A version of a service that some identities try.
+//! A trial: another version of a service for some identities.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,18 +13,18 @@ use crate::cred::Identity;
 use crate::loader::fault::LibraryFault;
 use crate::store::audit::Event;
 
-/// What an operator wants to be tried.
+/// The trial that an operator requests.
 pub(super) struct Asked<'a> {
     pub(super) service: &'a str,
-    /// The library; an absolute path.
+    /// The library, as an absolute path.
     pub(super) file: &'a Path,
     pub(super) identities: &'a [String],
-    /// Where it runs, if not where the service does.
+    /// Where it runs. By default, as the service.
     pub(super) isolation: Option<&'a str>,
 }
 
 impl Host {
-    /// Starts a trial, and ends the connections of its identities: they come again by the other version.
+    /// Starts a trial, and closes the connections of its identities. They reconnect to the other version.
     pub(super) async fn try_out(
         &self,
         accounts: &Accounts,
@@ -67,7 +67,8 @@ impl Host {
         Ok(json!({ "identities": by, "ended": ended, "warnings": warnings }))
     }
 
-    /// Ends a trial: connections of those who tried it are ended, and come again by what serves everybody else.
+    /// Ends a trial, and closes the connections of its identities. They reconnect to the version that serves everybody
+    /// else.
     pub(super) async fn end_trial(
         &self,
         accounts: &Accounts,
@@ -87,8 +88,8 @@ impl Host {
         ControlFailure { error: why.to_string(), hint: Some(known::hint(service, &self.libraries())) }
     }
 
-    /// Ends all connections of these identities, also where they have let go of what they came for, and kept objects; answers
-    /// with how many.
+    /// Closes all connections of these identities, including those that have released their perspectives but kept
+    /// objects. Returns their number.
     async fn end_sessions(&self, who: &BTreeSet<String>) -> usize {
         let (sessions, who) = (Arc::clone(&self.sessions), who.clone());
         let ended =
@@ -102,7 +103,7 @@ fn perspectives<'a>(identity: &'a Identity, service: &'a str) -> impl Iterator<I
     identity.keyring.keys().filter(move |key| key.service.as_str() == service).map(|key| key.perspective.as_str())
 }
 
-/// Somebody else who has a key for one of these perspectives, and for which.
+/// Finds another identity with a key for one of these perspectives, and that perspective.
 async fn shared(
     accounts: &Accounts,
     service: &str,
@@ -127,5 +128,5 @@ async fn shared(
     looked.await.map_err(fault)?
 }
 
-/// This many identities are looked at at once.
+/// The number of identities that are read at once.
 const PAGE: usize = 1_000;

@@ -1,4 +1,4 @@
-//! Another program takes over: it is asked whether it can, then this host ends, and becomes it.
+//! Another program takes over: it is asked whether it can, then this host ends and executes it.
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -20,13 +20,13 @@ use crate::multiservice::slot::ServiceState;
 use crate::store::audit::Event;
 use crate::successor::{Successor, TakenOver};
 
-/// How long another program may take for each thing that it is asked.
+/// The time limit for each question to another program.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How much of what it says is read, in bytes: what says more finds nobody who listens.
+/// The most output of it that is read, in bytes. The pipe is closed after that.
 const SAID: u64 = 2_000;
 
 impl Host {
-    /// The version and the process of this host, for commands: `began` differs from one start to the next.
+    /// The version and the process of this host, for commands. `began` differs between any two starts.
     pub(super) fn about(&self) -> serde_json::Value {
         let began = self.began.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         json!({
@@ -41,8 +41,8 @@ impl Host {
         })
     }
 
-    /// Asks another program whether it can take over, and makes way for it: this host stops, and [`Host::run`] answers with the
-    /// program. `anyway`: also if that would not load all libraries that serve.
+    /// Asks another program whether it can take over, and then makes way: this host stops, and [`Host::run`] returns
+    /// the program. `anyway`: also if the program would not load all libraries that serve.
     pub(super) async fn make_way(
         &self,
         program: &Path,
@@ -59,10 +59,10 @@ impl Host {
         })?;
         let serving = self.serving();
         let steps = serving.len() as u64 + 1;
-        // Who asked may have gone.
+        // The caller may have disconnected.
         let _ = progress.send((0, steps));
         let version = asked(program, &["--version".into()], "").await.and_then(said_well);
-        // A program that ignores its arguments succeeds, too.
+        // A program that ignores its arguments also succeeds.
         let is_credhost = |said: &String| said.starts_with("credhost ");
         let first = |said: &str| said.split("; ").next().unwrap_or_default().to_owned();
         let other = |said: &String| format!("it is not credhost: it calls itself {:?}", first(said));
@@ -94,7 +94,7 @@ impl Host {
         Ok(json!({ "before": self.about(), "to": version, "lost": lost }))
     }
 
-    /// Whether another program would start a host here, by these words.
+    /// Whether another program would start a host here, with these arguments.
     async fn would_start(&self, program: &Path, words: &[OsString]) -> Result<(), String> {
         let own = self.listeners.get().into_iter().flatten().map(Listener::address);
         let of_services = self.doors.status().into_iter().filter_map(|one| one.address?.parse().ok());
@@ -109,7 +109,7 @@ impl Host {
         Err(format!("it does not say so, but {said:?}"))
     }
 
-    /// The services that serve, each with its file.
+    /// The services that are serving, each with its file.
     fn serving(&self) -> Vec<(String, String)> {
         let serves =
             |name: &String| self.services.service(name).is_some_and(|service| service.state() == ServiceState::Serving);
@@ -117,7 +117,7 @@ impl Host {
         libraries.filter_map(|one| Some((one.service.filter(serves)?, one.file))).collect()
     }
 
-    /// Whether another program would load this library: the file, or else the last good copy of it.
+    /// Whether another program would load this library: the file, or else its last good copy.
     async fn would_load(&self, program: &Path, file: &str) -> Result<(), String> {
         let home = OsString::from("--home");
         let vet = |path: PathBuf| [home.clone(), self.home.path().into(), "vet".into(), path.into_os_string()];
@@ -130,7 +130,7 @@ impl Host {
         Err(why)
     }
 
-    /// The program that takes over, with the sockets that stay open; none: this host stops as usual.
+    /// The program that takes over, with the sockets that stay open. `None`: this host stops as usual.
     pub(super) fn successor(&self) -> Option<Successor> {
         let Upgrade::MakesWay(program) = &*self.upgrade.borrow() else { return None };
         let mut sockets = Vec::new();
@@ -147,7 +147,7 @@ impl Host {
     }
 }
 
-/// Another program is being asked, until this is dropped.
+/// Marks that another program is being asked, until it is dropped.
 struct Asking<'a>(&'a RefCell<Upgrade>);
 
 impl<'a> Asking<'a> {
@@ -169,8 +169,8 @@ impl Drop for Asking<'_> {
     }
 }
 
-/// Runs a program to its end, and tells it where this host listens. If it takes too long, it is killed with all that it has
-/// started; if the caller gives up, it is killed.
+/// Runs a program until it ends, and tells it where this host listens. If it takes too long, it is killed with all
+/// processes that it started. If the caller gives up, it is killed.
 async fn asked(program: &Path, words: &[OsString], listening: &str) -> Result<Output, String> {
     let mut command = Command::new(program);
     command.args(words).env("NO_COLOR", "1").env(LISTENING, listening).process_group(0).kill_on_drop(true);
@@ -184,7 +184,7 @@ async fn asked(program: &Path, words: &[OsString], listening: &str) -> Result<Ou
         Ok((_, _, Err(error))) => Err(format!("it is not known how it ended: {error}")),
         Err(_) => {
             if let Some(group) = group {
-                // What it leads may have ended.
+                // The group may have ended.
                 let _ = rustix::process::kill_process_group(group, Signal::KILL);
             }
             Err(format!("it does not answer within {} s", PATIENCE.as_secs()))
@@ -192,17 +192,17 @@ async fn asked(program: &Path, words: &[OsString], listening: &str) -> Result<Ou
     }
 }
 
-/// What a program says, up to [`SAID`].
+/// Reads a program's output, up to [`SAID`] bytes.
 async fn said(from: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Some(from) = from {
-        // What was read before an error is what there is.
+        // After an error, what was read before is returned.
         let _ = from.take(SAID).read_to_end(&mut bytes).await;
     }
     bytes
 }
 
-/// The output of a program that did what it was asked; or else its reason why not.
+/// The output of a program that succeeded, or its error message.
 fn said_well(output: Output) -> Result<String, String> {
     let text = |bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes);

@@ -1,4 +1,4 @@
-//! Who is attached where, by which key and credential, and how far each attachment has come.
+//! Who is attached where, by which key and credential, and the phase of each attachment.
 
 use std::sync::Arc;
 
@@ -7,28 +7,29 @@ use super::numbers::{AttachmentKind, AttachmentNo, Table};
 use crate::cred::Key;
 use crate::multiservice::{Backend, SlotNo};
 
-/// Which words a client used to log in: they differ in how long an attachment lasts.
+/// The words that a client logged in with. They decide how long an attachment lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Era {
     /// Until the connection ends.
     Old,
-    /// Until the client gives its last reference back, or the connection ends.
+    /// Until the client releases its last reference, or the connection ends.
     New,
 }
 
-/// How far an attachment has come.
+/// The phase of an attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// The service was asked; its answer is the answer to this call of the client's.
+    /// The service was asked. Its answer becomes the answer to this call of the client.
     Asked {
-        /// The client's number for it; `None`: nobody waits for it alone.
+        /// The client's number for the call. `None`: no call waits for this answer alone.
         request: Option<u64>,
     },
     /// The client has the perspective.
     Attached,
-    /// The client has given it back. Calls and objects that came by it live on.
+    /// The client has released the perspective. Calls and objects that came by it live on.
     LetGo,
-    /// As `LetGo`; only objects of the client's are left that came by it, and the service knows it no more.
+    /// As `LetGo`, but only the client's objects that came by it are left, and the service no longer knows the
+    /// attachment.
     Forgotten,
 }
 
@@ -40,34 +41,34 @@ pub(crate) struct Attached {
     pub(crate) slot: SlotNo,
     /// How long it lasts.
     pub(crate) era: Era,
-    /// How far it has come.
+    /// The phase.
     pub(crate) phase: Phase,
-    /// Who has attached.
+    /// The identity that is attached.
     pub(crate) identity: Arc<str>,
-    /// The number of the credential that they logged in with, among the identity's.
+    /// The number of the credential that it logged in with, among the identity's.
     pub(crate) credential: u64,
-    /// The key that leads here.
+    /// The key that leads to the perspective.
     pub(crate) key: Key,
-    /// What came with it, as the service knows it.
+    /// The mind, as the service knows it.
     pub(crate) mind: KnownMind,
-    /// Calls by it: under way, parked, and the service's own of what came by it.
+    /// The number of calls by it: under way, parked, and services' own calls of what came by it.
     calls: usize,
 }
 
-/// What is to end.
+/// The scope of a teardown.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Scope<'a> {
     /// One attachment.
     Attachment(AttachmentNo),
-    /// One that was taken away.
+    /// One attachment that was revoked.
     Taken(AttachmentNo),
     /// Everything at a service.
     Slot(SlotNo),
-    /// What an identity has by a key.
+    /// An identity's attachments by a key.
     Key(&'a str, &'a Key),
-    /// What an identity has by a credential.
+    /// An identity's attachments by a credential.
     Credential(&'a str, u64),
-    /// Everything of an identity's.
+    /// Everything of an identity.
     Identity(&'a str),
     /// Everything.
     Connection,
@@ -86,7 +87,7 @@ impl Scope<'_> {
         }
     }
 
-    /// Whether a login of this identity by this credential ends with it.
+    /// Whether this ends a login of this identity by this credential.
     #[must_use]
     pub(crate) fn covers_login(&self, identity: &str, by: u64) -> bool {
         match self {
@@ -98,7 +99,7 @@ impl Scope<'_> {
     }
 }
 
-/// There are as many as a client may have.
+/// The connection has reached its limit of attachments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this connection has {0} attachments, which is the limit")]
 pub(crate) struct TooMany(pub usize);
@@ -108,14 +109,14 @@ pub(crate) struct TooMany(pub usize);
 pub(crate) struct Attachments {
     /// Boxed: most connections have one.
     all: Table<AttachmentKind, Box<Attached>>,
-    /// How many bytes minds have that are not one object.
+    /// The size of minds that are not one object, in bytes.
     minds: usize,
-    /// How many are of clients that have not logged in.
+    /// The number of attachments without an identity.
     anonymous: usize,
 }
 
 impl Attachments {
-    /// The client's numbers for attachments that no service has answered yet.
+    /// The client's calls that wait for a service's answer to an attach.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = u64> {
         self.all.iter().filter_map(|(_, attached)| match attached.phase {
             Phase::Asked { request } => request,
@@ -123,30 +124,32 @@ impl Attachments {
         })
     }
 
-    /// Whether one more may begin, among at most `limit`; those let go of count while something that came by them lives.
+    /// Checks that one more attachment may begin under `limit`. Released attachments count while something that came by
+    /// them lives.
     ///
     /// # Errors
-    /// When there are too many.
+    /// Returns an error if the limit is reached.
     pub(crate) fn check_limit(&self, limit: usize) -> Result<(), TooMany> {
         if self.all.len() < limit { Ok(()) } else { Err(TooMany(limit)) }
     }
 
-    /// How many bytes minds have that are not one object: each is kept here, for a replacement of the service, and in it.
+    /// The memory for minds that are not one object, in bytes: each is kept here, for a replacement of the service, and
+    /// in the service.
     pub(crate) fn mind_bytes(&self) -> usize {
         3 * self.minds
     }
 
-    /// How many there are of clients that have not logged in.
+    /// The number of attachments without an identity.
     pub(crate) fn anonymous(&self) -> usize {
         self.anonymous
     }
 
-    /// How many there are.
+    /// The number of attachments.
     pub(crate) fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// One more, which the service is asked for.
+    /// Adds an attachment that the service is asked for.
     pub(crate) fn begin(&mut self, attached: Attached) -> AttachmentNo {
         self.anonymous += usize::from(attached.identity.is_empty());
         self.all.insert(Box::new(attached))
@@ -158,7 +161,7 @@ impl Attachments {
         self.all.get(no).map(|attached| &**attached)
     }
 
-    /// What came with it, as the service knows it.
+    /// Stores the mind, as the service knows it.
     pub(crate) fn set_mind(&mut self, no: AttachmentNo, mind: KnownMind) {
         if let Some(attached) = self.all.get_mut(no) {
             self.minds += mind.len();
@@ -166,18 +169,19 @@ impl Attachments {
         }
     }
 
-    /// An attachment at this slot.
+    /// The attachment, if it is at this slot.
     #[must_use]
     pub(crate) fn at(&self, no: AttachmentNo, slot: SlotNo) -> Option<&Attached> {
         self.get(no).filter(|attached| attached.slot == slot)
     }
 
-    /// Says where an attachment is whose perspective the client has.
+    /// Returns a lookup of the slot of an attachment whose perspective the client has.
     pub(crate) fn places(&self) -> impl Fn(AttachmentNo) -> Option<SlotNo> {
         |no| self.get(no).filter(|attached| attached.phase == Phase::Attached).map(|attached| attached.slot)
     }
 
-    /// The service has answered, if it was still asked: the client's call that waits for it, if one does.
+    /// The service has accepted the attach. Returns the client's call that waits for it, if one does. `None`: nothing
+    /// was asked.
     pub(crate) fn answered(&mut self, no: AttachmentNo, slot: SlotNo) -> Option<Option<u64>> {
         let attached = self.all.get_mut(no).filter(|attached| attached.slot == slot)?;
         match attached.phase {
@@ -189,7 +193,7 @@ impl Attachments {
         }
     }
 
-    /// The client gives the perspective back. `None`: that ends nothing.
+    /// The client releases the perspective. `None`: that ends nothing.
     pub(crate) fn let_go(&mut self, no: AttachmentNo) -> Option<&Attached> {
         let attached = self.all.get_mut(no)?;
         if attached.era == Era::Old || attached.phase != Phase::Attached {
@@ -206,7 +210,7 @@ impl Attachments {
         }
     }
 
-    /// A call by it has ended. True: it may be over now.
+    /// A call by it has ended. `true`: the attachment may be over now.
     pub(crate) fn call_ended(&mut self, no: AttachmentNo) -> bool {
         self.all.get_mut(no).is_some_and(|attached| {
             attached.calls = attached.calls.saturating_sub(1);
@@ -214,13 +218,13 @@ impl Attachments {
         })
     }
 
-    /// Whether it was let go of, and no call comes by it.
+    /// Whether it was released, and no call by it is left.
     #[must_use]
     pub(crate) fn is_idle(&self, no: AttachmentNo) -> bool {
         self.all.get(no).is_some_and(|attached| attached.is_let_go() && attached.calls == 0)
     }
 
-    /// The service knows an attachment no more that was let go of, or (`false`) knows it again. `None`: that changes nothing.
+    /// The service no longer knows a released attachment, or (`false`) knows it again. `None`: that changes nothing.
     pub(crate) fn forget(&mut self, no: AttachmentNo, forget: bool) -> Option<&Attached> {
         let (from, to) = if forget { (Phase::LetGo, Phase::Forgotten) } else { (Phase::Forgotten, Phase::LetGo) };
         let attached = self.all.get_mut(no).filter(|attached| attached.phase == from)?;
@@ -228,7 +232,7 @@ impl Attachments {
         Some(attached)
     }
 
-    /// Takes out what is to end, the oldest first.
+    /// Removes what the scope covers, the oldest first.
     pub(crate) fn take(&mut self, scope: &Scope<'_>) -> Vec<(AttachmentNo, Attached)> {
         let gone: Vec<(AttachmentNo, Attached)> = match scope {
             Scope::Attachment(no) | Scope::Taken(no) => {
@@ -246,7 +250,7 @@ impl Attachments {
         gone
     }
 
-    /// The keys and credentials that an identity is attached by: what is to be looked at when it changes.
+    /// The credentials and keys that an identity is attached by. They are checked when the identity changes.
     #[must_use]
     pub(crate) fn of(&self, identity: &str) -> Vec<(u64, Key)> {
         let mut found: Vec<(u64, Key)> = Vec::new();
@@ -259,19 +263,19 @@ impl Attachments {
         found
     }
 
-    /// Those of clients that have not logged in, and the keys that lead to them.
+    /// Attachments without an identity, with the keys that lead to their perspectives.
     pub(crate) fn nameless(&self) -> Vec<(AttachmentNo, Key)> {
         let nameless = self.all.iter().filter(|(_, attached)| attached.identity.is_empty());
         nameless.map(|(no, attached)| (no, attached.key.clone())).collect()
     }
 
-    /// Whether anybody is attached, or this identity, if one is named.
+    /// Whether anybody is attached; with a name, whether this identity is.
     #[must_use]
     pub(crate) fn any(&self, identity: Option<&str>) -> bool {
         self.all.iter().any(|(_, attached)| identity.is_none_or(|name| *attached.identity == *name))
     }
 
-    /// Whether there are none, those included that were let go of.
+    /// Whether there are none, not even released ones.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.all.is_empty()
@@ -279,17 +283,17 @@ impl Attachments {
 }
 
 impl Attached {
-    /// How the operator sees it.
+    /// The text that the operator sees.
     pub(crate) fn listed(&self) -> String {
         format!("{}/{}", self.key.service, self.key.perspective)
     }
 
-    /// Whether the client has given the perspective back.
+    /// Whether the client has released the perspective.
     pub(crate) fn is_let_go(&self) -> bool {
         matches!(self.phase, Phase::LetGo | Phase::Forgotten)
     }
 
-    /// One that the service is asked for, as the answer to a call of the client's.
+    /// A new attachment that the service is asked for. The answer goes to a call of the client.
     #[must_use]
     pub(crate) fn asked(
         backend: Arc<dyn Backend>,

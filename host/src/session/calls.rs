@@ -1,5 +1,4 @@
-//! Calls: those of the client's under way in services, those that wait for room, and those that services make of the
-//! client's objects.
+//! Calls: the client's calls under way in services, its parked calls, and services' calls of the client's objects.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -8,11 +7,11 @@ use super::limits::PeerLimits;
 use super::numbers::{AttachmentNo, CallKind, CallNo, Table};
 use crate::multiservice::{Backend, SlotNo};
 
-/// The size that the first answer is taken to have, in bytes.
+/// The assumed size of the first answer, in bytes.
 const FIRST_ANSWER: usize = 64 << 10;
-/// How many bytes of answers may be on their way to a client, by the sizes of those before.
+/// The bytes of answers that may be on their way to a client, estimated from the sizes of earlier answers.
 const WINDOW: usize = 4 << 20;
-/// No answer is taken to be smaller than this, in bytes.
+/// The smallest size that is assumed for an answer, in bytes.
 const SMALLEST_ANSWER: usize = 4 << 10;
 /// The number of windows (20 ms each) without a finished call after which reading resumes although many calls wait.
 const QUIET: u32 = 250;
@@ -24,26 +23,26 @@ const LEAST_CALLS: usize = 4;
 pub(crate) struct InFlight {
     /// The service.
     pub(crate) slot: SlotNo,
-    /// Who calls: it ends with this attachment.
+    /// The attachment that it came by. The call ends with it.
     pub(crate) attachment: AttachmentNo,
     /// The client's number for it.
     pub(crate) request: u64,
     /// Whether the client wants an answer.
     pub(crate) answer: bool,
-    /// How many bytes its arguments have.
+    /// The size of its arguments, in bytes.
     pub(crate) size: usize,
 }
 
-/// A call's method, arguments and keywords as the service reads them, one behind the other in one buffer.
+/// A call's method, arguments and keywords as the service reads them, one after the other in one buffer.
 #[derive(Debug, Default)]
 pub(crate) struct Words {
     bytes: Vec<u8>,
-    /// Where the arguments begin, and where the keywords do.
+    /// Where the arguments begin, and where the keywords begin.
     begin: (usize, usize),
 }
 
 impl Words {
-    /// A method; `write` appends its arguments and then its keywords, and answers with where the latter begin.
+    /// Stores a method. `write` appends its arguments and then its keywords, and returns where the keywords begin.
     pub(crate) fn new(method: &str, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Self {
         let mut bytes = Vec::with_capacity(method.len() + 64);
         bytes.extend_from_slice(method.as_bytes());
@@ -62,13 +61,13 @@ impl Words {
 /// A call that waits until others have ended.
 #[derive(Debug)]
 pub(crate) struct Parked {
-    /// Its call.
+    /// The call.
     pub(crate) call: InFlight,
     /// The service's object; 0: the perspective.
     pub(crate) object: u64,
     /// Its method, arguments and keywords.
     pub(crate) words: Words,
-    /// The client's objects in both, once for each time: each is counted for the service.
+    /// The client's objects in the arguments and keywords, one entry per occurrence. Each is counted for the service.
     pub(crate) handles: Vec<u64>,
 }
 
@@ -80,13 +79,13 @@ impl Parked {
 
 /// A service's call of an object of the client's.
 pub(crate) struct Outgoing {
-    /// Whose it is.
+    /// The service.
     pub(crate) backend: Arc<dyn Backend>,
-    /// Which of the slot's generations: no other gets the answer.
+    /// The generation of the slot that called. No other generation gets the answer.
     pub(crate) generation: u32,
     /// The library's number for it.
     pub(crate) call: u64,
-    /// By which attachment the service has the object that is called.
+    /// The attachment by which the service has the called object.
     pub(crate) attachment: AttachmentNo,
 }
 
@@ -96,14 +95,14 @@ impl Outgoing {
     }
 }
 
-/// What ended with attachments.
+/// The calls that ended with attachments.
 #[derive(Default)]
 pub(crate) struct Ended {
-    /// The client's calls that are owed an answer, by its numbers, in order.
+    /// The client's calls that need an answer, by its numbers, in order.
     pub(crate) owed: Vec<u64>,
-    /// Calls that services were given, by their numbers: nobody waits for them any more.
+    /// Calls that services have received. Nobody waits for them any more.
     pub(crate) begun: Vec<(SlotNo, CallNo)>,
-    /// The client's objects in calls that no service was given.
+    /// The client's objects in calls that no service has received.
     pub(crate) handles: Vec<(SlotNo, u64)>,
     /// Services' own calls.
     pub(crate) outgoing: Vec<Outgoing>,
@@ -113,18 +112,18 @@ pub(crate) struct Ended {
 pub(crate) struct Calls {
     in_flight: Table<CallKind, InFlight>,
     in_flight_bytes: usize,
-    /// Each with how many had waited when it came, itself included.
+    /// Each with the value of `waited` when it was parked, itself included.
     parked: VecDeque<(u64, Parked)>,
     parked_bytes: usize,
-    /// How many have waited so far.
+    /// The number of calls parked so far.
     waited: u64,
     /// The number of windows in a row in which no call ended while others waited.
     quiet: u32,
-    /// How large an answer is likely to be, in bytes: quick to rise, slow to fall.
+    /// The expected size of an answer, in bytes. It rises fast and falls slowly.
     answer_size: usize,
     /// By the broker's number.
     outgoing: BTreeMap<u64, Outgoing>,
-    /// The broker's number, by whose call it is.
+    /// The broker's number, by slot, generation and the library's number of the call.
     by_call: BTreeMap<(SlotNo, u32, u64), u64>,
 }
 
@@ -145,8 +144,8 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// How many calls may be under way: as many as the limit allows, if answers are small; fewer, if they are large, or if
-    /// those there are have not been read (`unread` bytes).
+    /// The number of calls that may be under way: up to the limit if answers are small; fewer if they are large; none
+    /// if too many bytes (`unread`) have not been read.
     fn window(&self, unread: usize, limits: &PeerLimits) -> usize {
         if unread > limits.unread {
             return 0;
@@ -154,30 +153,31 @@ impl Calls {
         (WINDOW / self.answer_size.max(SMALLEST_ANSWER)).max(LEAST_CALLS).min(limits.calls)
     }
 
-    /// Whether a call that comes now begins at once, and not behind others that wait.
+    /// Whether a new call begins at once, and not behind parked ones.
     #[must_use]
     pub(crate) fn admits(&self, unread: usize, limits: &PeerLimits) -> bool {
         self.parked.is_empty() && self.has_room(unread, limits)
     }
 
-    /// Whether one more may be under way: by their number, and by what their arguments have.
+    /// Whether there is room for one more, by the number of calls and by the size of their arguments.
     fn has_room(&self, unread: usize, limits: &PeerLimits) -> bool {
         let under_way = self.in_flight.len();
         under_way < self.window(unread, limits) && (under_way < LEAST_CALLS || self.in_flight_bytes <= limits.parked)
     }
 
-    /// A call begins; its number from now on.
+    /// A call begins. Returns its number.
     pub(crate) fn begin(&mut self, call: InFlight) -> CallNo {
         self.in_flight_bytes += call.size;
         self.in_flight.insert(call)
     }
 
-    /// A call waits.
+    /// Parks a call.
     ///
     /// # Errors
-    /// When more would wait than may: the call itself, which does not.
+    /// Returns the call itself if the limit would be exceeded.
     pub(crate) fn park(&mut self, parked: Parked, limits: &PeerLimits) -> Result<(), Box<Parked>> {
-        // Who wants no answer would not hear of a refusal: one such call goes over the limit, and no more are read.
+        // Without an answer, the client would not learn of a refusal: one such call may exceed the limit, and reading
+        // stops.
         let fits = self.parked_bytes + parked.size() <= limits.parked;
         let last = !parked.call.answer && self.outgoing.is_empty() && self.parked_bytes <= limits.parked;
         if !fits && !last {
@@ -189,7 +189,7 @@ impl Calls {
         Ok(())
     }
 
-    /// The next that waits, if there is room for it.
+    /// Takes the next parked call, if there is room for it.
     pub(crate) fn unpark(&mut self, unread: usize, limits: &PeerLimits) -> Option<Parked> {
         if self.parked.is_empty() || !self.has_room(unread, limits) {
             return None;
@@ -199,7 +199,7 @@ impl Calls {
         Some(parked)
     }
 
-    /// A service has ended a call, with an answer of this size: only its own.
+    /// A service has ended a call. `None` if the call is not one of this service.
     pub(crate) fn ended(&mut self, no: CallNo, slot: SlotNo) -> Option<InFlight> {
         if self.in_flight.get(no)?.slot != slot {
             return None;
@@ -210,18 +210,18 @@ impl Calls {
         Some(call)
     }
 
-    /// An answer had this size, in bytes.
+    /// Records the size of an answer, in bytes.
     pub(crate) fn record_answer_size(&mut self, size: usize) {
         self.answer_size = size.max(self.answer_size - self.answer_size / 8);
     }
 
-    /// Nothing was answered for a while: how large answers were says nothing of those to come.
+    /// No answer for a while: the sizes of earlier answers say nothing about those to come.
     pub(crate) fn reset_window(&mut self) {
         self.quiet = if self.parked.is_empty() { 0 } else { self.quiet.saturating_add(1) };
         self.answer_size = SMALLEST_ANSWER;
     }
 
-    /// A service calls an object of the client's, under this number of the broker's.
+    /// A service calls an object of the client's. `request` is the broker's number of the call.
     pub(crate) fn call_out(&mut self, request: u64, outgoing: Outgoing) {
         self.by_call.insert(outgoing.whose(), request);
         self.outgoing.insert(request, outgoing);
@@ -234,13 +234,13 @@ impl Calls {
         Some(outgoing)
     }
 
-    /// The service waits no more for a call of its own.
+    /// The service no longer waits for a call of its own.
     pub(crate) fn forget(&mut self, slot: SlotNo, generation: u32, call: u64) -> Option<Outgoing> {
         let request = *self.by_call.get(&(slot, generation, call))?;
         self.answered(request)
     }
 
-    /// Takes out all calls by these attachments, which are sorted.
+    /// Removes all calls by these attachments, which are sorted.
     pub(crate) fn end(&mut self, gone: &[AttachmentNo]) -> Ended {
         let is_gone = |no: AttachmentNo| gone.binary_search(&no).is_ok();
         let mut ended = Ended::default();
@@ -264,13 +264,13 @@ impl Calls {
         ended
     }
 
-    /// How many bytes wait for room.
+    /// The size of parked calls, in bytes.
     #[must_use]
     pub(crate) fn parked_bytes(&self) -> usize {
         self.parked_bytes
     }
 
-    /// The client's calls that are owed an answer, by its numbers.
+    /// The client's calls that need an answer, by its numbers.
     pub(crate) fn owed(&self) -> impl Iterator<Item = u64> {
         let begun = self.in_flight.iter().map(|(_, call)| call);
         begun
@@ -279,39 +279,40 @@ impl Calls {
             .map(|call| call.request)
     }
 
-    /// How many have waited so far: what the client says now comes behind all of them.
+    /// The number of calls parked so far. What the client sends now comes behind all of them.
     #[must_use]
     pub(crate) fn waited(&self) -> u64 {
         self.waited
     }
 
-    /// Whether none of the first `waited` calls is still waiting.
+    /// Whether none of the first `waited` parked calls still waits.
     #[must_use]
     pub(crate) fn has_begun(&self, waited: u64) -> bool {
         self.parked.front().is_none_or(|(place, _)| *place > waited)
     }
 
-    /// Whether so much waits for room that no more is to be read. While a service waits for an answer of this client's, it
-    /// is: the answer may be behind the calls. Nor is that so for long while no call ends: what is more than may wait is refused then.
+    /// Whether reading must pause because of parked calls. Reading continues while a service waits for an answer of
+    /// this client, because the answer may be behind the calls. It also resumes after a long time in which no call has
+    /// ended: calls that exceed the limit are then refused.
     #[must_use]
     pub(crate) fn is_crowded(&self, limits: &PeerLimits) -> bool {
         let full = self.parked_bytes > limits.parked;
         self.outgoing.is_empty() && (full || self.parked_bytes > limits.parked / 2 && self.quiet < QUIET)
     }
 
-    /// Whether any wait for room.
+    /// Whether any call is parked.
     #[must_use]
     pub(crate) fn any_parked(&self) -> bool {
         !self.parked.is_empty()
     }
 
-    /// Whether none of the client's are under way, and none wait.
+    /// Whether no call of the client is under way or parked.
     #[must_use]
     pub(crate) fn is_idle(&self) -> bool {
         self.in_flight.is_empty() && self.parked.is_empty()
     }
 
-    /// How many are under way, wait, and are services' own.
+    /// The numbers of calls under way, parked calls, and services' own calls.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize, usize) {
         (self.in_flight.len(), self.parked.len(), self.outgoing.len())

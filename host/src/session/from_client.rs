@@ -1,4 +1,4 @@
-//! What the client says: calls of perspectives, objects and log-in, answers to services' calls, references given back.
+//! Messages from the client: calls of perspectives, objects and login, answers to services' calls, returned references.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const NO_ARGUMENTS: &[u8] = &[1, 0x80, 11, 0x87];
 /// Jelly's empty dictionary.
 const NO_KEYWORDS: &[u8] = &[1, 0x80, 5, 0x87];
 
-/// Whom a call is for.
+/// The target of a call.
 enum Callee {
     Login(Option<LoginNo>),
     Service(AttachmentNo, u64),
@@ -72,8 +72,8 @@ impl Owners {
         }
     }
 
-    /// A client tells of a change to a cached object of its own: whoever follows it is called. One that was given back may not
-    /// know it yet.
+    /// The client reports a change of a cached object of its own: the service that follows it is called. The client may
+    /// not know yet that the object was returned.
     pub(super) fn cache_called(&mut self, call: &Call<'_>) {
         if let Target::Luid(luid) = call.target
             && let Some((no, attachment)) = self.references.follower(luid)
@@ -106,7 +106,7 @@ impl Owners {
         attachments.into_iter().for_each(|no| self.end_if_over(no));
     }
 
-    /// Nobody takes what has come with a call.
+    /// Returns the objects in a call that is not accepted.
     fn give_back_all(&mut self, call: &Call<'_>) {
         give_back(&mut self.output, call.arguments.references().iter().chain(call.keywords.references()));
     }
@@ -116,7 +116,7 @@ impl Owners {
             self.values.set_old();
         }
         let outcome = self.login.call(&mut self.output.tables, object, call, now);
-        // The client counts each reference as sent; log-in keeps those of a mind.
+        // The client counts each reference as sent; login keeps those of a mind.
         let mut kept = BTreeMap::<Sent, usize>::new();
         outcome.kept.objects().for_each(|sent| *kept.entry(sent).or_default() += 1);
         let all = call.arguments.references().iter().chain(call.keywords.references());
@@ -129,7 +129,7 @@ impl Owners {
         self.apply(outcome);
     }
 
-    /// The client calls a perspective (object 0) or an object of a service's.
+    /// The client calls a perspective (object 0) or an object of a service.
     fn call_service(&mut self, attachment: AttachmentNo, object: u64, call: &Call<'_>) {
         let references = || call.arguments.references().iter().chain(call.keywords.references());
         let checked = self.check_call(attachment, call);
@@ -149,7 +149,7 @@ impl Owners {
         let begins = self.calls.admits(self.output.bytes.len(), self.limits());
         self.attachments.call_began(attachment);
         if begins && references().next().is_none() {
-            // The way of nearly all calls: from the connection's buffer to the gate's, once.
+            // The path of nearly all calls: one copy, from the connection's buffer to the gate's.
             let (arguments, keywords) = (call.arguments.bytes(), call.keywords.bytes());
             self.begin_call(&backend, in_flight, object, (call.method, arguments, keywords), &[]);
             return;
@@ -179,7 +179,7 @@ impl Owners {
         }
     }
 
-    /// More waits for this client already than may.
+    /// Refuses a call that exceeds what may wait for this client.
     fn refuse_call(&mut self, refused: Parked) {
         let Parked { call, handles, .. } = refused;
         handles.iter().for_each(|handle| self.release(call.slot, *handle, 1));
@@ -190,7 +190,7 @@ impl Owners {
         self.call_ended(call.attachment);
     }
 
-    /// Where a call goes, if it can be made.
+    /// Checks a call. Returns the service that it goes to.
     fn check_call(&self, attachment: AttachmentNo, call: &Call<'_>) -> Result<Arc<dyn Backend>, Failure> {
         if let Some(defect) = call.defect {
             return Err(defective(defect));
@@ -221,7 +221,8 @@ impl Owners {
         let attachment = call.attachment.on(connection);
         let no = self.calls.begin(call);
         let list: Vec<u8> = handles.iter().flat_map(|handle| handle.to_le_bytes()).collect();
-        // The service answers every call, so that what is under way is known; who wants no answer gets none.
+        // The service answers every call, so that the host knows which are under way. A client that wants no answer
+        // gets none.
         let call = no.on(connection);
         let handles_of = list.as_slice();
         let frame = ToLibrary::Call {
@@ -238,18 +239,18 @@ impl Owners {
         no
     }
 
-    /// Calls that waited, as far as others have ended.
+    /// Begins parked calls, as far as there is room.
     pub(super) fn unpark(&mut self) {
         let limits = *self.limits();
         while let Some(parked) = self.calls.unpark(self.output.bytes.len(), &limits) {
             let Parked { call, object, words, handles } = parked;
-            // A call that waits ends with its attachment.
+            // A parked call ends with its attachment.
             let Some(attached) = self.attachments.get(call.attachment) else { continue };
             let backend = Arc::clone(&attached.backend);
             self.begin_call(&backend, call, object, words.parts(), &handles);
             self.deliver_late();
         }
-        // Calls of what has ended were passed over.
+        // Parked calls of ended attachments were removed.
         self.deliver_late();
     }
 
@@ -294,7 +295,7 @@ impl Owners {
                 .unwrap_or_else(|error| Failure::new("twisted.spread.pb.Error", error.to_string())),
         };
         let Failure { class, value, parents, fields, .. } = failure;
-        // Python's own are known by their bare names.
+        // Python's own exceptions are known by their bare names.
         let own = exceptions::bare(&class) != class;
         let parents = if own { Vec::new() } else { parents.into_iter().filter(|parent| *parent != class).collect() };
         let detail = Detail { parents, fields: jelly::Bytes(fields.into()), ..Detail::default() };
@@ -308,8 +309,8 @@ impl Owners {
         self.outbox.answer(&outgoing.backend, outgoing.generation, &[], &frame);
     }
 
-    /// The client has let go of its copy of a service's object. Its service hears of it, and may say a last word to the copy;
-    /// a call of an object that is not there any more tells when it has.
+    /// The client has released its copy of a service's object. The service is notified, and may send a last update to
+    /// the copy. The answer to a call of an object that does not exist shows that it has processed the notification.
     pub(super) fn uncached(&mut self, object: Object, luid: u64) {
         let by = self.references.given(&object).cloned();
         let released = self.references.dropped(&object);
@@ -326,11 +327,12 @@ impl Owners {
         self.say_late(Late::Uncached { attachment, object: number, luid });
     }
 
-    /// Calls an object that the service has no more, behind the news of that: its answer tells that it has heard.
+    /// Calls an object that the service no longer has, behind the notification: the answer shows that the service has
+    /// processed it.
     pub(super) fn ask_if_heard(&mut self, attachment: AttachmentNo, object: u64, luid: u64) {
         let Some(at) = self.leaving.iter().position(|leaving| leaving.luid == luid) else { return };
         let Some(attached) = self.attachments.get(attachment) else {
-            // It has ended, and with it whatever was to be said.
+            // The attachment has ended, and so have all updates by it.
             self.leaving.swap_remove(at);
             return self.output.uncache(luid);
         };
@@ -342,7 +344,7 @@ impl Owners {
         }
     }
 
-    /// A call has ended that wants no answer: it may be the host's own.
+    /// A call that wants no answer has ended. It may be the host's own.
     pub(super) fn heard(&mut self, no: CallNo) {
         if let Some(at) = self.leaving.iter().position(|leaving| leaving.until == Some(no)) {
             let Leaving { luid, .. } = self.leaving.swap_remove(at);
@@ -350,7 +352,7 @@ impl Owners {
         }
     }
 
-    /// The client has given its last reference to something of ours back.
+    /// The client has returned its last reference to an object of the host or a service.
     pub(super) fn dropped(&mut self, object: Object) {
         match object {
             Object::Login(no) => {

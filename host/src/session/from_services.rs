@@ -1,5 +1,5 @@
-//! What services say: answers, attachments, calls of the client's objects, updates of cached ones, and what does not reach
-//! them.
+//! Messages from services: answers, attachments, calls of the client's objects, updates of cached ones. Also frames
+//! that services did not accept.
 
 use jelly::exceptions;
 use pb::{Failure, Jelly, Target};
@@ -30,12 +30,12 @@ fn failed(class: &str, message: &str, detail: &[u8]) -> Failure {
     failure
 }
 
-/// What a service calls of the client's.
+/// The client's object that a service calls.
 struct CalledObject {
     slot: SlotNo,
     generation: u32,
     handle: u64,
-    /// By which attachment the service has it; 0: it does not know.
+    /// The attachment by which the service has it. 0: it does not know.
     attachment: u64,
 }
 
@@ -51,7 +51,7 @@ impl Owners {
                 }
                 self.check_fields(&mut failure);
                 if let Some(no) = AttachmentNo::of(number, connection) {
-                    // It is refused, or the code that replaced what it was attached to does not take it.
+                    // The service refuses the attachment, or the generation that took over does not accept it.
                     if self.attachments.at(no, slot).is_some() {
                         self.end(&Scope::Attachment(no), &failure);
                     }
@@ -100,8 +100,9 @@ impl Owners {
         }
     }
 
-    /// The fields of a service's error are values as any other that goes to a client: what it could not read, and references,
-    /// which nobody counts here, are left out. An instance is of a class with a module of its own.
+    /// The fields of a service's error are checked as any value for a client. They are left out if the client could not
+    /// read them, or if they contain references, which are not counted here. Only an error whose class is in a module
+    /// can be sent as an instance.
     fn check_fields(&mut self, failure: &mut Failure) {
         const MOST: usize = 64 << 10;
         const LONGEST_CLASS: usize = 512;
@@ -132,8 +133,8 @@ impl Owners {
         self.call_ended(call.attachment);
     }
 
-    /// Writes a service's answer, after the same pass that a client's bytes go through. If it cannot be, the service gets its
-    /// objects back.
+    /// Writes a service's answer, after the same scan as a client's bytes. If it cannot be written, the service gets
+    /// its objects back.
     fn answer(&mut self, call: &InFlight, value: &[u8], objects: &[u8]) -> Result<(), Failure> {
         let references = match self.values.answer(value) {
             Ok([]) if objects.is_empty() => {
@@ -199,7 +200,7 @@ impl Owners {
 
     /// Whether a service may make one more call that the client has to answer.
     fn may_ask(&self) -> Result<(), Failure> {
-        // Also those that the service has given up: their answers may come, and the client has them still.
+        // Calls that the service has given up count, too: the client still has them and may answer.
         let unanswered = self.output.unanswered();
         let (own, together) = (self.limits().unanswered, self.limits.identity_unanswered);
         let why = if unanswered >= own {
@@ -212,7 +213,7 @@ impl Owners {
         Err(Failure::new("MemoryError", why))
     }
 
-    /// Writes a call of an object of the client's; after an error nothing was written, and nothing was given back.
+    /// Writes a call of an object of the client's. After an error, nothing was written, and no objects were returned.
     fn send_call(
         &mut self,
         slot: SlotNo,
@@ -238,7 +239,7 @@ impl Owners {
         written
     }
 
-    /// A service tells of a change to a cached object of its own: the client hears of it if it has the object.
+    /// A service reports a change of a cached object of its own. The client receives it if it has the object.
     fn update(
         &mut self,
         slot: SlotNo,
@@ -289,7 +290,7 @@ impl Owners {
         }
     }
 
-    /// A service gives an object of the client's back.
+    /// A service returns an object of the client's.
     pub(super) fn release(&mut self, slot: SlotNo, handle: u64, count: u64) {
         if let Some(no) = HandleNo::of(handle, self.context.number) {
             let released = self.references.release(&mut self.output, slot, no, count);
@@ -297,7 +298,7 @@ impl Owners {
         }
     }
 
-    /// Gives objects back to a service that did not reach the client.
+    /// Returns objects that did not reach the client to their service.
     pub(super) fn give_back_objects(&mut self, slot: SlotNo, objects: impl Iterator<Item = u64>) {
         let Some(backend) = self.outbox.backend(slot) else { return };
         let had = u64::from(self.context.number) << 32;
@@ -321,7 +322,7 @@ impl Owners {
         }
     }
 
-    /// Hands over what was gathered. What cannot be handed over is an error to its callers.
+    /// Submits the gathered frames. What a service does not accept fails with an error for its caller.
     pub(super) fn submit(&mut self) {
         loop {
             let refusals = self.outbox.submit();
@@ -340,7 +341,7 @@ impl Owners {
     fn bounced(&mut self, slot: SlotNo, bounced: Bounced, failure: &Failure) {
         match bounced {
             Bounced::Call(no, handles) => {
-                // The service will not give back what it was never given.
+                // The service will not return what it never received.
                 handles.iter().for_each(|handle| self.release(slot, *handle, 1));
                 if let Some(call) = self.calls.ended(no, slot) {
                     match call.answer {
@@ -356,7 +357,7 @@ impl Owners {
                 let states = mind.map(|mind| mind.states.clone()).unwrap_or_default();
                 handles.iter().for_each(|handle| self.release(slot, *handle, 1));
                 self.end(&Scope::Attachment(no), failure);
-                // Whoever keeps the mind may give it to another attachment.
+                // An avatar that keeps the mind may give it to another attachment.
                 states.iter().for_each(|luid| self.references.not_given(*luid));
             }
         }

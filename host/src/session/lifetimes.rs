@@ -1,4 +1,4 @@
-//! What begins and what ends: logins, attachments, and everything that came by them.
+//! The beginning and end of logins, attachments, and everything that came by them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::memory::Held;
 use crate::multiservice::{AttachmentChange, Backend, SlotNo};
 
 impl Owners {
-    /// Does what log-in says.
+    /// Applies the outcome of a login call.
     pub(super) fn apply(&mut self, outcome: Outcome) {
         let Outcome {
             request, answer, step, logged_in, given_back, avatar_keeps, borrows, returns, refused, left, ..
@@ -46,7 +46,7 @@ impl Owners {
                 self.demands.push(Demand::Ask(no, question));
             }
             Step::Proven(name, no, question) => {
-                // In this order: a removal is seen here, or told from now on.
+                // In this order: a removal is either seen here, or the connection is notified of it.
                 self.context.entry.enter(&name);
                 if self.context.entry.removed_since(self.login.removals(no), &name) {
                     self.login.revoke(no);
@@ -71,13 +71,14 @@ impl Owners {
         }
     }
 
-    /// Asks a service to attach this client. Its answer becomes the answer to `request`. `name`: by which everybody can call it.
+    /// Asks a service to attach this client. The service's answer becomes the answer to `request`. `name`: the name by
+    /// which everybody can call the perspective.
     fn attach(&mut self, attach: Attach, request: Option<u64>, name: Option<&str>) -> Result<AttachmentNo, Failure> {
         let Attach { identity, credential, key, era, mind } = attach;
         let service = key.service.as_str();
         let backend = self.context.backends.backend_for(service, &identity);
         let backend = backend.ok_or_else(|| Failure::new("KeyError", format!("'{service}'")))?;
-        // Whoever is attached has logged in.
+        // Everybody who is attached has logged in.
         let of_identity = self.context.meter.may_hold(Held::Attachments, self.limits.identity_attachments);
         let checked = self.attachments.check_limit(self.limits.after.attachments).map_err(|error| error.to_string());
         let checked = checked.and_then(|()| match identity.is_empty() && self.attachments.anonymous() >= ANONYMOUS {
@@ -96,7 +97,8 @@ impl Owners {
         self.check_mind(slot, &mind.mind)?;
         let attached = Attached::asked(Arc::clone(&backend), era, request, (identity, credential), key);
         if attached.identity.is_empty() {
-            // Whoever has logged in was listed before. In this order: other rules are seen here, or told from now on.
+            // An identity is listed when it logs in, but an anonymous client is not. In this order: a change of the
+            // rules is either seen here, or the connection is notified of it.
             self.context.entry.enter("");
             if !self.context.rules.get().gives(name, &attached.key) {
                 self.unlist_if_left("");
@@ -122,7 +124,7 @@ impl Owners {
         Ok(no)
     }
 
-    /// Whether everything in a mind may go to this service.
+    /// Checks whether everything in a mind may go to this service.
     fn check_mind(&mut self, slot: SlotNo, mind: &Mind) -> Result<(), Failure> {
         let Mind::Value(value) = mind else { return Ok(()) };
         let (tables, places) = (&self.output.tables, self.attachments.places());
@@ -135,7 +137,8 @@ impl Owners {
         })
     }
 
-    /// A mind as a service knows it from now on, which was checked; and the client's objects in it, once for each time.
+    /// Translates a mind, which was checked before, for a service. Also returns the client's objects in it, one entry
+    /// per occurrence.
     fn give_mind(
         &mut self,
         slot: SlotNo,
@@ -169,7 +172,8 @@ impl Owners {
         (known, handles.into())
     }
 
-    /// What the client has told of its objects before there was an attachment that they came by. It has been answered.
+    /// Sends the changes that the client reported before its objects came by an attachment. The client has had its
+    /// answers.
     fn tell_changes(&mut self, backend: &Arc<dyn Backend>, no: AttachmentNo, changes: Vec<(u64, Change)>) {
         for (luid, Change { method, arguments, keywords }) in changes {
             let Some((handle, _)) = self.references.follower(luid) else { continue };
@@ -181,13 +185,14 @@ impl Owners {
         }
     }
 
-    /// The attachment by which this client calls what everybody can call by a name; `None`: nothing has it.
+    /// The attachment by which this client calls a name that everybody can call. Attaches first, if necessary. `None`:
+    /// there is no such name.
     pub(super) fn named(&mut self, name: &str) -> Option<Result<AttachmentNo, Failure>> {
         let key = self.context.rules.get().names.get(name)?.clone();
         if let Some(no) = self.named.get(name).filter(|no| self.attachments.get(**no).is_some()) {
             return Some(Ok(*no));
         }
-        // It lasts as long as the connection: nobody holds it, who could let go of it.
+        // It lasts as long as the connection: nobody holds a reference to release.
         let (identity, era) = ("".into(), Era::Old);
         let attach = Attach { identity, credential: 0, key, era, mind: GivenMind::default() };
         let attached = self.attach(attach, None, Some(name));
@@ -197,7 +202,7 @@ impl Owners {
         Some(attached)
     }
 
-    /// The listener gives something else beside keys: what it gives no more ends.
+    /// The listener's rules have changed: ends what they no longer allow.
     pub(super) fn rules_changed(&mut self) {
         let rules = self.context.rules.get();
         let named: BTreeMap<AttachmentNo, &str> = self.named.iter().map(|(name, no)| (*no, name.as_str())).collect();
@@ -213,7 +218,7 @@ impl Owners {
         }
     }
 
-    /// The client gives a perspective back: what came by it lives on.
+    /// The client releases a perspective. What came by it lives on.
     pub(super) fn let_go(&mut self, no: AttachmentNo) {
         let Some(attached) = self.attachments.let_go(no) else { return };
         self.context.entry.detached(&attached.listed());
@@ -221,13 +226,13 @@ impl Owners {
         self.end_if_over(no);
     }
 
-    /// A service is to hear this behind all calls that the client has made so far: at once, unless some of them wait.
+    /// Notifies a service behind all calls that the client has made so far: at once, unless some of them wait.
     pub(super) fn say_late(&mut self, late: Late) {
         self.late.push_back((self.calls.waited(), late));
         self.deliver_late();
     }
 
-    /// Says what no call waits before any more.
+    /// Sends the notifications that no parked call precedes any more.
     pub(super) fn deliver_late(&mut self) {
         while let Some((_, late)) = self.late.pop_front_if(|(waited, _)| self.calls.has_begun(*waited)) {
             match late {
@@ -238,7 +243,7 @@ impl Owners {
                     }
                 }
                 Late::LetGo(no) => {
-                    // It may have ended meanwhile, or the service was told that nothing of it is left.
+                    // It may have ended meanwhile, or the service was already told that nothing of it is left.
                     let Some(attached) = self.attachments.get(no).filter(|of| of.phase == Phase::LetGo) else {
                         continue;
                     };
@@ -252,7 +257,7 @@ impl Owners {
         }
     }
 
-    /// An identity is this now, or is no more: what it may not have any longer ends.
+    /// An identity has changed, or was removed or disabled (`None`): ends what it may no longer have.
     pub(super) fn changed(&mut self, name: &str, identity: Option<&Identity>) {
         self.login.changed(name, identity.filter(|identity| identity.enabled));
         match identity.filter(|identity| identity.enabled) {
@@ -276,7 +281,7 @@ impl Owners {
         self.logged_in = self.login.any() || self.attachments.any(None);
     }
 
-    /// The operator sees an identity no longer that has nothing here.
+    /// Removes an identity that has nothing left here from the operator's list.
     fn unlist_if_left(&self, name: &str) {
         if !self.login.has(name) && !self.attachments.any(Some(name)) {
             self.context.entry.left(name);
@@ -290,8 +295,8 @@ impl Owners {
         }
     }
 
-    /// An attachment that was let go of is over when no call and no reference is left that came by it. When only objects of
-    /// the client's are left, nothing can come by it any more, and the service need not know it: it may hold its mind.
+    /// A released attachment is over when no call and no reference that came by it is left. When only objects of the
+    /// client's are left, nothing more can come by it, and the service, which may hold its mind, need not know it.
     pub(super) fn end_if_over(&mut self, no: AttachmentNo) {
         if !self.attachments.is_idle(no) || self.references.gives(no) {
             return;
@@ -306,7 +311,8 @@ impl Owners {
         }
     }
 
-    /// Something of a service's has gone out by these attachments: calls of it will come by them.
+    /// Objects of services have been sent by these attachments, so calls may come by them. Tells the services about
+    /// those that they no longer know.
     pub(super) fn remember(&mut self, by: &Provenance) {
         for no in by.iter() {
             if !self.references.gives(no) {
@@ -314,7 +320,7 @@ impl Owners {
             }
             let Some(attached) = self.attachments.forget(no, false) else { continue };
             let number = no.on(self.context.number);
-            // The service has its mind once more, as far as that is there at all.
+            // The service receives the mind again, without the objects that are gone.
             let slot = attached.slot;
             let mut there = |handle: u64| {
                 let handle = HandleNo::of(handle, self.context.number)?;
@@ -334,8 +340,8 @@ impl Owners {
         }
     }
 
-    /// The one teardown. Ends everything in this scope, at once: calls under way and those that wait are errors (`why`),
-    /// references that came by nothing else are dead, and services are told.
+    /// The only teardown. Ends everything in this scope at once: calls under way and parked calls fail with `why`,
+    /// references that came by nothing else die, and services are notified.
     pub(super) fn end(&mut self, scope: &Scope<'_>, why: &Failure) {
         for mind in self.login.end(scope) {
             mind.objects().for_each(|sent| self.references.forget_mind(&mut self.output, sent));
@@ -351,7 +357,7 @@ impl Owners {
             self.revoke(&gone);
         }
         let mut ended = self.calls.end(&numbers);
-        // Before what ends them.
+        // These notifications precede the end of what they are about.
         self.deliver_late();
         let asked = gone.iter().filter_map(|(_, attached)| match attached.phase {
             Phase::Asked { request } => request,
@@ -389,7 +395,7 @@ impl Owners {
         }
     }
 
-    /// Calls by these attachments that wait in services' gates do not begin any more.
+    /// Calls by these attachments that wait in services' gates no longer begin.
     fn revoke(&self, gone: &[(AttachmentNo, Attached)]) {
         let known = || gone.iter().filter(|(_, attached)| attached.phase != Phase::Forgotten);
         let slots: BTreeSet<SlotNo> = known().map(|(_, attached)| attached.slot).collect();
@@ -402,7 +408,7 @@ impl Owners {
         }
     }
 
-    /// What services hear of attachments that end, but for their end itself.
+    /// Notifies services of what ends with attachments, except the end of the attachments themselves.
     fn tell_services(&mut self, ended: &Ended, gone: &[AttachmentNo], why: &Failure) {
         for (slot, no) in &ended.begun {
             if let Some(backend) = self.outbox.backend(*slot) {
@@ -413,7 +419,7 @@ impl Owners {
             }
         }
         for (slot, handle) in &ended.handles {
-            // The service will not give back what it was never given.
+            // The service will not return what it never received.
             self.release(*slot, *handle, 1);
         }
         for outgoing in &ended.outgoing {
@@ -424,7 +430,7 @@ impl Owners {
     }
 }
 
-/// What tells a service of an attachment whose perspective was let go of before.
+/// The frame that tells a service about an attachment whose perspective was released before.
 fn linger(context: &SessionContext, attachment: u64, attached: &Attached, mind: &KnownMind) -> Vec<u8> {
     let (perspective, identity) = (attached.key.perspective.as_str(), &*attached.identity);
     let mut frame = Vec::new();

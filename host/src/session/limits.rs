@@ -1,4 +1,4 @@
-//! What a connection may cost.
+//! The limits of a connection.
 
 use std::time::Duration;
 
@@ -7,66 +7,66 @@ use crate::multiservice::SlotLimits;
 /// What a peer may send, hold and have in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerLimits {
-    /// What one expression may cost.
+    /// Limits of one expression.
     pub jelly: jelly::Limits,
     /// Calls in flight to services.
     pub calls: usize,
-    /// Calls beyond that wait here, in bytes.
+    /// Further calls that may wait here, in bytes.
     pub parked: usize,
-    /// Attachments it may have, those included that it let go of while something that came by them lives.
+    /// Attachments, including released ones while something that came by them lives.
     pub attachments: usize,
-    /// Objects of ours that it may hold.
+    /// The host's objects that the peer may hold.
     pub references: usize,
-    /// Calls by services of its objects that it has not answered.
+    /// Unanswered calls by services of the peer's objects.
     pub unanswered: usize,
-    /// Answers that it has not read, in bytes, before its calls are no longer read.
+    /// Unread answers, in bytes, beyond which the peer's calls are no longer read.
     pub unread: usize,
 }
 
-/// All limits of a door, each with the default of ARCHITECTURE.md.
+/// All limits, for each listener and for the whole host. The defaults are those in ARCHITECTURE.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Before log-in.
+    /// Before login.
     pub before: PeerLimits,
-    /// After.
+    /// After login.
     pub after: PeerLimits,
-    /// How long a log-in may take.
+    /// Time to log in.
     pub login: Duration,
-    /// How long after it came a refusal leaves, whatever its reason: longer than finding it out takes.
+    /// Every refusal is sent this long after its request, whatever the reason. Longer than any check takes.
     pub refusal: Duration,
     /// How long a peer with unread answers may read nothing.
     pub stalled: Duration,
-    /// After how long a silence a peer that does not answer is taken to be gone.
+    /// The silence after which a peer that does not answer is considered gone.
     pub silence: Duration,
-    /// A message that has begun comes at this rate, in bytes a second, within each such time; or it is whole by then.
+    /// Time to complete a message that has begun, or the rate that it must keep, in bytes a second.
     pub message: (Duration, usize),
-    /// How long calls in flight may take to end when the door closes.
+    /// How long calls in flight may continue when the listener closes.
     pub grace: Duration,
-    /// What clients may make the host keep, in bytes.
+    /// The memory that the host may keep for clients, in bytes.
     pub memory: usize,
-    /// What services and their generations are held to.
+    /// The limits of services and their generations.
     pub slots: SlotLimits,
-    /// Password checks that wait, in all.
+    /// Password checks that may wait, in all.
     pub checks: usize,
-    /// Password checks that wait, of one source.
+    /// Password checks that may wait, per source.
     pub checks_per_source: usize,
-    /// Password checks that wait, of one connection.
+    /// Password checks that may wait, per connection.
     pub checks_per_connection: usize,
-    /// Questions of a connection's logins that wait for their answer, beyond which it is not read.
+    /// Unanswered questions of a connection's logins, beyond which the connection is not read.
     pub questions: usize,
-    /// Refusals of a connection that wait for their time, beyond which it is not read.
+    /// Delayed refusals of a connection, beyond which the connection is not read.
     pub refusals: usize,
-    /// Sources of earlier logins that are remembered.
+    /// Sources of earlier logins that the host remembers.
     pub known_sources: usize,
-    /// Answers that a client has not read, in bytes, before it is disconnected.
+    /// Unread answers, in bytes, beyond which the client is disconnected.
     pub backlog: usize,
     /// The states of a client's cached objects that services may keep, in bytes.
     pub copied: usize,
-    /// Connections of a service's listener that wait for the service, and how long each may.
+    /// Connections of a service's listener that may wait for the service, and how long each may wait.
     pub arriving: (usize, Duration),
-    /// Connections to other services that a login of a service's door may have.
+    /// Connections to other services that a login by a service's door may have.
     pub elsewhere: usize,
-    /// Disk space that is reserved for revocations, in bytes.
+    /// Disk space reserved for revocations, in bytes.
     pub reserve: u64,
     /// Connections in all.
     pub connections: usize,
@@ -74,9 +74,9 @@ pub struct Limits {
     pub per_source: usize,
     /// Attachments of all connections of one identity.
     pub identity_attachments: usize,
-    /// Objects of services' that all clients of one identity hold.
+    /// Services' objects that all clients of one identity may hold.
     pub identity_objects: usize,
-    /// Calls by services of objects of one identity's clients that none of them has answered.
+    /// Unanswered calls by services of objects of one identity's clients.
     pub identity_unanswered: usize,
 }
 

@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use jelly::{RefKind, Reference};
 
-/// An object of the client's in a mind, by the client's number: the client counts it as sent.
+/// An object of the client's in a mind, by the client's number. The client counts it as sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Sent {
-    /// One that services call.
+    /// An object that services call.
     Object(u64),
-    /// One that services have a copy of.
+    /// An object that services have a copy of.
     Copy(u64),
 }
 
 impl Sent {
-    /// What the client counts as sent for a reference.
+    /// The object that the client counts as sent for a reference.
     pub(crate) fn of(reference: &Reference) -> Option<Self> {
         match reference.kind {
             RefKind::Remote => reference.luid.map(Self::Object),
@@ -24,15 +24,15 @@ impl Sent {
     }
 }
 
-/// A mind: kept by log-in until there is an attachment to give it to, and by an avatar for as long as that lives.
+/// A mind. Login keeps it until there is an attachment to give it to; an avatar keeps it as long as the avatar lives.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Mind {
-    /// None.
+    /// No mind.
     #[default]
     Nothing,
     /// One object of the client's, by its number.
     Object(u64),
-    /// Any other value. Shared: an avatar has it, and each call of `attach` that waits.
+    /// Any other value. Shared by the avatar and each `attach` call that waits.
     Value(Arc<MindValue>),
 }
 
@@ -41,12 +41,12 @@ pub(crate) enum Mind {
 pub(crate) struct MindValue {
     /// In Jelly, as the client wrote it.
     pub(crate) jelly: Box<[u8]>,
-    /// The client's objects in it, once for each time.
+    /// The client's objects in it, one entry per occurrence.
     pub(crate) objects: Box<[Sent]>,
 }
 
 impl Mind {
-    /// The client's objects in it, once for each time.
+    /// The client's objects in it, one entry per occurrence.
     pub(crate) fn objects(&self) -> impl Iterator<Item = Sent> {
         let (one, several): (_, &[Sent]) = match self {
             Self::Nothing => (None, &[]),
@@ -57,27 +57,27 @@ impl Mind {
     }
 }
 
-/// A mind, and what it was sent for: an avatar, or one attachment.
+/// A mind, and whether it was sent for an avatar or for one attachment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GivenMind {
     /// The mind.
     pub(crate) mind: Mind,
-    /// Whether an avatar keeps it, for whatever is attached by it; if not, it was sent for this attachment alone.
+    /// Whether an avatar keeps it for everything attached by it. If not, it was sent for this attachment alone.
     pub(crate) kept: bool,
 }
 
 impl GivenMind {
-    /// What was sent for this alone.
+    /// A mind that was sent for this attachment alone.
     pub(crate) fn sent(mind: Mind) -> Self {
         Self { mind, kept: false }
     }
 
-    /// The client's objects that were sent for this alone: whoever does not take them gives them back.
+    /// The client's objects that were sent for this attachment alone. If the attachment fails, they are returned.
     pub(crate) fn sent_objects(&self) -> Mind {
         if self.kept { Mind::Nothing } else { self.mind.clone() }
     }
 
-    /// What an avatar keeps, and this needs.
+    /// The objects that an avatar keeps and this attachment needs.
     pub(crate) fn kept_objects(&self) -> Mind {
         if self.kept { self.mind.clone() } else { Mind::Nothing }
     }
@@ -86,7 +86,7 @@ impl GivenMind {
 /// A mind as a service knows it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KnownMind {
-    /// The service's number for the client's object, if the mind is one object. Otherwise 0.
+    /// The service's handle of the client's object, if the mind is one object. Otherwise 0.
     pub(crate) object: u64,
     /// Any other value.
     pub(crate) value: Option<Box<KnownValue>>,
@@ -95,21 +95,22 @@ pub(crate) struct KnownMind {
 /// A mind that is not one object, as a service knows it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KnownValue {
-    /// In Jelly, with the service's numbers.
+    /// In Jelly, with the service's handles.
     pub(crate) jelly: Vec<u8>,
-    /// The client's objects in it, as a frame has them.
+    /// The handles of the client's objects in it, encoded as in a frame.
     pub(crate) handles: Vec<u8>,
-    /// Cached objects, by the client's numbers, whose first states the service was given with it, and no change of them.
+    /// Cached objects, by the client's numbers, whose first state the service received with the mind, without any
+    /// change.
     pub(crate) states: Box<[u64]>,
 }
 
 impl KnownMind {
-    /// The value in Jelly, and the client's objects in it, as frames have them.
+    /// The value in Jelly, and the handles of the client's objects in it, encoded as in frames.
     pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
         self.value.as_deref().map_or((&[], &[]), |value| (&value.jelly, &value.handles))
     }
 
-    /// How many bytes a value has, and its objects.
+    /// The size of the value and its handles, in bytes.
     pub(crate) fn len(&self) -> usize {
         let (value, handles) = self.parts();
         value.len() + handles.len()

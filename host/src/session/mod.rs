@@ -1,19 +1,18 @@
-//! What one connection knows and decides. No IO, no clock, no randomness: bytes, answers and the time come in, bytes,
-//! frames for services and demands go out, and nothing ever waits.
+//! The state and decisions of one connection. No IO, no clock, no randomness: bytes, answers and the time come in;
+//! bytes, frames for services and demands go out. Nothing waits.
 //!
-//! The session hands each event to one owner, and applies what that answers. The owners do not know each other:
-//!
+//! The session passes each event to one owner and applies the result. The owners do not know each other:
 //! | owner | owns |
 //! |---|---|
 //! | `login` | challengers, avatars, questions that wait for an answer, refusals that wait for their time |
-//! | `attachments` | who is attached where, by which key and credential, and how far that has come |
-//! | `calls` | calls under way, those that wait for room, services' own calls |
-//! | `references` | what the client gave and what it was given, each with the attachments that it came by |
+//! | `attachments` | who is attached where, by which key and credential, and the phase of each attachment |
+//! | `calls` | calls under way, parked calls, services' own calls |
+//! | `references` | objects that the client gave and objects that it received, each with its provenance |
 //! | `outbox` | frames for each service |
 //! | `values` | the scanners that services' values go through |
 //!
-//! `from_client` and `from_services` hand what each says to an owner; `lifetimes` is what begins and ends. There is one
-//! teardown: `Owners::end`, by scope.
+//! `from_client` and `from_services` pass each message to an owner; `lifetimes` begins and ends logins and attachments.
+//! There is one teardown: `Owners::end`, by scope.
 
 mod attachments;
 mod calls;
@@ -52,34 +51,34 @@ use crate::memory::{Held, Meter};
 use crate::multiservice::{Backends, Lane, SlotNo};
 use crate::sessions::{Acknowledgement, Notice, SessionEntry};
 
-/// What ends a connection.
+/// The reason why a connection must end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Violation {
-    /// Bytes that are no Banana, no message, or over a limit.
+    /// Bytes that are not Banana, not a message, or over a limit.
     #[error(transparent)]
     Peer(#[from] PeerFault),
 }
 
-/// What a session wants done outside.
+/// What a session asks its connection to do.
 #[derive(Debug)]
 pub(crate) enum Demand {
-    /// An answer, by [`Session::found`].
+    /// Answer this question, through [`Session::found`].
     Ask(QuestionNo, Question),
-    /// A line in the trail.
+    /// Write a line to the trail.
     Note(Refused),
 }
 
-/// Who is connected, and to what.
+/// What a session is created with.
 pub(crate) struct SessionContext {
     /// The connection's number, in the upper half of all numbers that services see.
     pub(crate) number: u32,
     /// The services.
     pub(crate) backends: Arc<dyn Backends>,
-    /// Where the operator sees it, once somebody has logged in.
+    /// The entry in the list of sessions, which the operator sees once somebody has logged in.
     pub(crate) entry: Arc<SessionEntry>,
-    /// What is kept for it.
+    /// Counts the memory that the host keeps for the connection.
     pub(crate) meter: Arc<Meter>,
-    /// What its listener gives beside keys.
+    /// The rules of its listener: the access that it gives without keys.
     pub(crate) rules: Arc<CurrentRules>,
 }
 
@@ -87,35 +86,37 @@ pub(crate) struct SessionContext {
 pub(crate) struct Session {
     input: Input,
     owners: Owners,
-    /// Who waits for the end of this connection.
+    /// Acknowledgements that wait for the end of this connection.
     cuts: Vec<Acknowledgement>,
 }
 
-/// A copy of a service's cached object that the client has let go of. Until the service has said its last word to it, the
-/// client still knows it.
+/// A copy of a service's cached object that the client has released. The client still knows it until the service has
+/// processed the release.
 struct Leaving {
     object: Object,
     luid: u64,
     by: Provenance,
-    /// The host's own call of the service, behind the news: when it has ended, the service has heard. `None`: it has not
-    /// begun.
+    /// The host's own call of the service, behind the notification: when it ends, the service has processed the
+    /// notification. `None`: the call has not begun.
     until: Option<CallNo>,
 }
 
 /// The largest number of attachments of a connection without a login.
 const ANONYMOUS: usize = 16;
 
-/// What a service hears of what the client holds: behind the calls that the client made before, some of which may wait.
+/// A notification for a service about an object of the client's. It follows the calls that the client made before, some
+/// of which may wait.
 enum Late {
-    /// The client gave back `count` references to a service's object.
+    /// The client returned `count` references to a service's object.
     Dropped { slot: SlotNo, object: u64, count: u64 },
-    /// A perspective was let go of.
+    /// The client released a perspective.
     LetGo(AttachmentNo),
-    /// The client knows its copy of an object by this number until the service has heard that it has let go of it.
+    /// The client released its copy of an object. It knows the copy by this number until the service has processed
+    /// this.
     Uncached { attachment: AttachmentNo, object: u64, luid: u64 },
 }
 
-/// All but what comes in, so that an event can be looked at while it is served.
+/// Everything but the input, so that an event can borrow the input while it is served.
 struct Owners {
     output: Output<Object>,
     login: Login,
@@ -124,23 +125,23 @@ struct Owners {
     references: References,
     outbox: Outbox,
     values: Values,
-    /// Copies that the client has let go of, and their services have not heard of it yet.
+    /// Copies that the client has released, and whose services have not processed that yet.
     leaving: Vec<Leaving>,
-    /// What services are to hear behind calls that wait.
+    /// Notifications that follow calls which still wait.
     late: VecDeque<(u64, Late)>,
-    /// What everybody can call by name, as far as this client has called it.
+    /// Attachments by names that everybody can call, as far as this client has called them.
     named: BTreeMap<String, AttachmentNo>,
     context: SessionContext,
     limits: Arc<Limits>,
-    /// Somebody has logged in: limits are those of peers that have.
+    /// The limits are those of a client that has logged in. Never reset.
     raised: bool,
-    /// Somebody has logged in, and was not sent away since.
+    /// Somebody has logged in, and the host has not ended that login since.
     logged_in: bool,
     demands: Vec<Demand>,
 }
 
 impl Session {
-    /// A connection that has just begun: its first bytes are in [`Session::output`]. `seed` is random.
+    /// A new connection. Its first bytes are in [`Session::output`]. `seed` is random.
     #[must_use]
     pub(crate) fn new(context: SessionContext, limits: Arc<Limits>, policy: Policy, seed: [u8; 32]) -> Self {
         let broker = pb::Broker::new(Role::Server, limits.before.jelly, limits.before.references);
@@ -164,17 +165,17 @@ impl Session {
         Self { input: broker.input, owners, cuts: Vec::new() }
     }
 
-    /// Where to append bytes that come.
+    /// The buffer to append received bytes to.
     pub(crate) fn input(&mut self) -> &mut Vec<u8> {
         self.input.buffer()
     }
 
-    /// How many messages have come whole, and how many bytes of the next are there.
+    /// The number of complete messages, and the number of bytes that have arrived and are not yet served.
     pub(crate) fn received(&self) -> (u64, usize) {
         (self.input.messages(), self.input.unserved())
     }
 
-    /// What is kept of what the client has sent, in bytes.
+    /// The memory that the host keeps for what the client has sent, in bytes.
     pub(crate) fn kept(&mut self) -> usize {
         self.input.buffer().capacity()
             + self.owners.calls.parked_bytes()
@@ -182,7 +183,7 @@ impl Session {
             + self.owners.references.copied_bytes()
     }
 
-    /// Gives back room that nothing is in: nothing has come or gone for a while.
+    /// Shrinks buffers. Called after a while without traffic.
     pub(crate) fn rest(&mut self) {
         let Owners { login, outbox, values, demands, output, .. } = &mut self.owners;
         login.rest();
@@ -196,21 +197,22 @@ impl Session {
         self.cuts.shrink_to_fit();
     }
 
-    /// Everybody who waits for an answer gets this error: the connection is about to end.
+    /// Sends this error to every call that still waits for an answer. The connection is about to end.
     pub(crate) fn tell_why(&mut self, why: &Failure) {
         let Owners { calls, attachments, output, .. } = &mut self.owners;
         calls.owed().chain(attachments.waiting()).for_each(|request| output.fail(request, why));
     }
 
-    /// The bytes to send. Take from its front what has been sent.
+    /// The bytes to send. The caller removes from the front what it has sent.
     pub(crate) fn output(&mut self) -> &mut Vec<u8> {
         &mut self.owners.output.bytes
     }
 
-    /// Serves everything that has come whole, unless log-in is to be answered first.
+    /// Serves all complete messages, unless a login question or parked calls must be dealt with first (see
+    /// [`is_waiting`](Self::is_waiting)).
     ///
     /// # Errors
-    /// What ends the connection.
+    /// Returns an error if the connection must end.
     pub(crate) fn serve(&mut self, now: Now) -> Result<(), Violation> {
         loop {
             self.raise_limits();
@@ -232,7 +234,7 @@ impl Session {
         }
     }
 
-    /// Serves what services have said: the numbers of slots and generations, each with its frame.
+    /// Serves frames from services. Each frame follows the numbers of its slot and generation.
     pub(crate) fn mail(&mut self, mut mail: &[u8]) {
         while let Some((from, rest)) = mail.split_first_chunk::<8>() {
             mail = rest;
@@ -244,8 +246,8 @@ impl Session {
         self.owners.unpark();
     }
 
-    /// Looks at the value in the first frame of mail, as far as `upto` bytes of it: a large one is looked at in parts, before the mail
-    /// is served. False: the rest is for whoever serves it.
+    /// Scans the value in the first frame of mail up to byte `upto`, so that a large value is scanned in parts before
+    /// the mail is served. `false`: [`mail`](Self::mail) scans the rest.
     pub(crate) fn look_ahead(&mut self, mail: &[u8], upto: usize) -> bool {
         let mut frames = mail.get(8..).unwrap_or_default();
         let value = match ToHost::read(&mut frames) {
@@ -256,10 +258,10 @@ impl Session {
         value.get(..upto).is_some_and(|beginning| upto < value.len() && self.owners.values.look_ahead(beginning))
     }
 
-    /// A question of this session's was answered.
+    /// A question of this session was answered.
     pub(crate) fn found(&mut self, no: QuestionNo, found: Found, now: Now) {
         let Owners { login, output, values, .. } = &mut self.owners;
-        // A mind that comes with it may be looked at before the answer that was looked at ahead is served.
+        // A mind in the outcome may be scanned before the answer that was partly scanned ahead: forget that scan.
         values.forget_ahead();
         if let Some(outcome) = login.resume(&mut output.tables, no, found, now) {
             self.owners.apply(outcome);
@@ -267,14 +269,14 @@ impl Session {
         self.raise_limits();
     }
 
-    /// What the host tells this connection; true: it is to close.
+    /// Applies notices from the host. `true`: the connection is to close.
     pub(crate) fn notices(&mut self) -> bool {
         let mut close = false;
         for (notice, acknowledgement) in self.owners.context.entry.notices() {
             match notice {
                 Notice::Changed(name, identity) => {
                     self.owners.changed(&name, identity.as_deref());
-                    // Services are told before it is acknowledged.
+                    // Services are notified before the notice is acknowledged.
                     self.owners.submit();
                     drop(acknowledgement);
                 }
@@ -285,7 +287,7 @@ impl Session {
                 }
                 Notice::Cut => {
                     close = true;
-                    // It is acknowledged when the connection has ended.
+                    // The notice is acknowledged when the connection has ended.
                     self.cuts.push(acknowledgement);
                 }
             }
@@ -293,7 +295,7 @@ impl Session {
         close
     }
 
-    /// Counts what this connection holds among all of its identity's, and takes up what is left of that.
+    /// Counts what this connection holds towards its identity's limits, and limits it to what these have left.
     pub(crate) fn count_held(&mut self) {
         let Owners { attachments, output, context, limits, raised, .. } = &mut self.owners;
         let (references, caches) = output.tables.held();
@@ -301,14 +303,15 @@ impl Session {
         context.meter.hold(Held::Objects, references + caches);
         context.meter.hold(Held::Unanswered, output.unanswered());
         if *raised {
-            // A few always: an identity that is at its limit elsewhere can still log in, and let go of something.
+            // A few are always allowed: an identity that is at its limit elsewhere can still log in and release
+            // something.
             let of_identity = context.meter.may_hold(Held::Objects, limits.identity_objects);
             let of_either = of_identity.saturating_sub(references.min(caches)).max(limits.before.references);
             output.set_limit(limits.after.references.min(of_either));
         }
     }
 
-    /// Sends refusals whose time has come; says when the next one's is.
+    /// Sends refusals that are due. Returns the time of the next one.
     pub(crate) fn refuse_due(&mut self, now: Now) -> Option<Instant> {
         let Owners { login, output, .. } = &mut self.owners;
         login.next_due()?;
@@ -321,28 +324,28 @@ impl Session {
         login.next_due()
     }
 
-    /// What is wanted done outside.
+    /// Takes the demands.
     pub(crate) fn demands(&mut self) -> Vec<Demand> {
         std::mem::take(&mut self.owners.demands)
     }
 
-    /// Calls that wait begin, as far as there is room for their answers.
+    /// Begins parked calls, as far as there is room for their answers.
     pub(crate) fn unpark(&mut self) {
         self.owners.unpark();
     }
 
-    /// Calls that wait begin, though those before them have not ended.
+    /// Begins parked calls, although earlier calls have not ended.
     pub(crate) fn reset_window(&mut self) {
         self.owners.calls.reset_window();
         self.owners.unpark();
     }
 
-    /// Hands over what was gathered for services.
+    /// Submits the gathered frames to the services.
     pub(crate) fn submit(&mut self) {
         self.owners.submit();
     }
 
-    /// The connection has ended: everybody who should know is told.
+    /// The connection has ended: notifies services, and everybody who waits for the end.
     pub(crate) fn close(mut self) {
         self.owners.end(&Scope::Connection, &Failure::new("twisted.spread.pb.PBConnectionLost", "the client has gone"));
         self.owners.outbox.submit_all();
@@ -351,31 +354,31 @@ impl Session {
         self.owners.context.entry.close();
     }
 
-    /// Whether somebody has logged in, and was not sent away since.
+    /// Whether somebody has logged in, and the host has not ended that login since.
     #[must_use]
     pub(crate) fn logged_in(&self) -> bool {
         self.owners.logged_in
     }
 
-    /// What the client may cost now.
+    /// The limits that apply now.
     #[must_use]
     pub(crate) fn limits(&self) -> &PeerLimits {
         self.owners.limits()
     }
 
-    /// Whether log-in is to be answered, or calls that wait are to begin, before more is read.
+    /// Whether a login question must be answered, or parked calls must begin, before more is read.
     #[must_use]
     pub(crate) fn is_waiting(&self) -> bool {
         self.owners.login.is_full() || self.owners.calls.is_crowded(self.owners.limits())
     }
 
-    /// Whether calls wait for others to end, or for answers to be read.
+    /// Whether calls are parked, until others have ended or the client has read answers.
     #[must_use]
     pub(crate) fn any_parked(&self) -> bool {
         self.owners.calls.any_parked()
     }
 
-    /// Whether nothing is under way for the client.
+    /// Whether no call and no login question of the client is under way.
     #[must_use]
     pub(crate) fn is_idle(&self) -> bool {
         self.owners.calls.is_idle() && self.owners.login.is_idle()

@@ -1,23 +1,23 @@
-//! The numbers by which a connection's calls, attachments and handles are known, and what a client can hold.
+//! The numbers of a connection's calls, attachments and handles, and the objects that a client can hold.
 //!
 //! A number has 32 bits: two for its kind, thirty that count up. Services see it with the connection's number above it,
-//! so that an answer finds its way by its number alone. A number that was given up comes back after 2^30 others.
+//! so that an answer can be routed by its number alone. A number is reused only after 2^30 others.
 
 use std::marker::PhantomData;
 
 use crate::multiservice::SlotNo;
 
-/// How many bits of a number count.
+/// The number of bits that count.
 const SERIAL: u32 = 30;
 const MASK: u32 = (1 << SERIAL) - 1;
-/// The least room of a table that is not empty.
+/// The least capacity of a table that is not empty.
 const LEAST: usize = 2;
-/// A table that had to grow larger gives the rest of its room back when it is empty.
+/// A table that has grown larger than this shrinks to it when it becomes empty.
 const KEPT: usize = 128;
 
-/// A kind of number: the type and the two upper bits say the same.
+/// A kind of number, expressed by both the type and the two upper bits.
 pub(crate) trait Kind {
-    /// 0 to 3.
+    /// The upper bits: 0 to 3.
     const BITS: u32;
 }
 
@@ -38,9 +38,9 @@ kinds! {
     CallKind CallNo 0;
     /// A client at a perspective.
     AttachmentKind AttachmentNo 1;
-    /// A service's way to an object of the client's.
+    /// A service's number for an object of the client's.
     HandleKind HandleNo 2;
-    /// An object of log-in.
+    /// An object of login.
     LoginKind LoginNo 3;
 }
 
@@ -65,13 +65,13 @@ impl<K: Kind> No<K> {
         self.0 & MASK
     }
 
-    /// As services see it, of this connection.
+    /// The number as services see it, on this connection.
     #[must_use]
     pub(crate) fn on(self, connection: u32) -> u64 {
         u64::from(connection) << 32 | u64::from(self.0)
     }
 
-    /// Of a number that a service gave back; `None` if it is another connection's, or of another kind.
+    /// Reads a number from a service. `None` if it belongs to another connection, or is of another kind.
     #[must_use]
     pub(crate) fn of(number: u64, connection: u32) -> Option<Self> {
         let low = number as u32;
@@ -79,12 +79,12 @@ impl<K: Kind> No<K> {
     }
 }
 
-/// Things by number, found without hashing: a number's place is its lower bits.
+/// A table by number, without hashing: the place of a value is given by the lower bits of its number.
 ///
-/// Numbers count up, over those whose place is taken, so one that was given up does not come back soon.
+/// Numbers count up and skip those whose place is taken, so a freed number is not reused soon.
 #[derive(Debug)]
 pub(crate) struct Table<K, V> {
-    /// As many as a power of two, or none. Each is the number's serial and the thing.
+    /// The number of places is a power of two, or zero. Each place holds the number's serial and the value.
     places: Vec<Option<(u32, V)>>,
     next: u32,
     len: usize,
@@ -98,7 +98,7 @@ impl<K, V> Default for Table<K, V> {
 }
 
 impl<K: Kind, V> Table<K, V> {
-    /// Puts a thing in; its number from now on.
+    /// Inserts a value. Returns its number.
     pub(crate) fn insert(&mut self, value: V) -> No<K> {
         if self.len * 2 >= self.places.len() {
             self.grow();
@@ -115,10 +115,10 @@ impl<K: Kind, V> Table<K, V> {
         }
     }
 
-    /// Numbers that were apart in the smaller table are apart in one of twice the size.
+    /// Numbers with different places in the smaller table have different places in one of twice the size.
     fn grow(&mut self) {
         let room = (self.places.len() * 2).max(LEAST);
-        // No more than that: a vector that grows has room for four at least.
+        // Exactly this capacity: a vector that grows by itself has room for at least four.
         let before = std::mem::replace(&mut self.places, Vec::with_capacity(room));
         self.places.resize_with(room, || None);
         for (serial, value) in before.into_iter().flatten() {
@@ -130,7 +130,7 @@ impl<K: Kind, V> Table<K, V> {
         no.serial() as usize & self.places.len().wrapping_sub(1)
     }
 
-    /// The thing of this number.
+    /// The value of this number.
     #[must_use]
     pub(crate) fn get(&self, no: No<K>) -> Option<&V> {
         match self.places.get(self.place(no)) {
@@ -139,7 +139,7 @@ impl<K: Kind, V> Table<K, V> {
         }
     }
 
-    /// As [`Table::get`], to change it.
+    /// As [`Table::get`], mutably.
     pub(crate) fn get_mut(&mut self, no: No<K>) -> Option<&mut V> {
         let place = self.place(no);
         match self.places.get_mut(place) {
@@ -148,80 +148,80 @@ impl<K: Kind, V> Table<K, V> {
         }
     }
 
-    /// Takes a thing out.
+    /// Removes a value.
     pub(crate) fn remove(&mut self, no: No<K>) -> Option<V> {
         self.get(no)?;
         let place = self.place(no);
         let (_, value) = self.places.get_mut(place)?.take()?;
         self.len -= 1;
         if self.len == 0 && self.places.len() > KEPT {
-            // A burst must not be kept for ever.
+            // Memory that a burst needed must not be kept forever.
             self.places.truncate(KEPT);
             self.places.shrink_to_fit();
         }
         Some(value)
     }
 
-    /// All, the oldest first.
+    /// All entries, the oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (No<K>, &V)> {
         let mut all: Vec<(No<K>, &V)> =
             self.places.iter().flatten().map(|(serial, value)| (No::new(*serial), value)).collect();
-        // How long ago each was given: numbers wrap around.
+        // Sorted by age, because numbers wrap around.
         all.sort_by_key(|(no, _)| std::cmp::Reverse(self.next.wrapping_sub(no.serial()) & MASK));
         all.into_iter()
     }
 
-    /// Takes out those that `wanted` picks, the oldest first.
+    /// Removes the entries that `wanted` picks, the oldest first.
     pub(crate) fn take(&mut self, mut wanted: impl FnMut(No<K>, &V) -> bool) -> Vec<(No<K>, V)> {
         let found: Vec<No<K>> = self.iter().filter(|(no, value)| wanted(*no, value)).map(|(no, _)| no).collect();
         found.into_iter().filter_map(|no| Some((no, self.remove(no)?))).collect()
     }
 
-    /// How many there are.
+    /// The number of entries.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the table is empty.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 }
 
-/// Something of ours that the client can hold.
+/// An object of the host or of a service that the client can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Object {
-    /// One of log-in's: a challenger, an avatar.
+    /// An object of login: a challenger, an avatar.
     Login(LoginNo),
     /// The perspective of an attachment.
     Perspective(AttachmentNo),
-    /// An object of a service's own.
+    /// A service's own object.
     Service { slot: SlotNo, object: u64 },
-    /// A cached object of a service's own, whose state the client has.
+    /// A service's own cached object, whose state the client has.
     Cached { slot: SlotNo, object: u64 },
 }
 
-/// The attachments by which something came: it lives for as long as one of them does.
+/// The attachments by which something came. It lives as long as one of them does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Provenance(Vec<AttachmentNo>);
 
 impl Provenance {
-    /// By one attachment.
+    /// The provenance with one attachment.
     #[must_use]
     pub(crate) fn by(attachment: AttachmentNo) -> Self {
         Self(vec![attachment])
     }
 
-    /// Adds those of `other`; answers with those that are new.
+    /// Adds those of `other`. Returns the ones that are new.
     pub(crate) fn join(&mut self, other: &Self) -> Vec<AttachmentNo> {
         let new: Vec<AttachmentNo> = other.0.iter().filter(|no| !self.0.contains(no)).copied().collect();
         self.0.extend_from_slice(&new);
         new
     }
 
-    /// Takes out those that are gone; answers with how many were.
+    /// Removes those in `gone`. Returns how many were removed.
     pub(crate) fn leave(&mut self, gone: &[AttachmentNo]) -> usize {
         let before = self.0.len();
         // `gone` is sorted.
@@ -229,36 +229,37 @@ impl Provenance {
         before - self.0.len()
     }
 
-    /// The one by which it came first, of those that are left.
+    /// The earliest of the attachments that are left.
     #[must_use]
     pub(crate) fn first(&self) -> Option<AttachmentNo> {
         self.0.first().copied()
     }
 
-    /// Whether it came by this one.
+    /// Whether it came by this attachment.
     #[must_use]
     pub(crate) fn has(&self, no: AttachmentNo) -> bool {
         self.0.contains(&no)
     }
 
-    /// All of them, in the order in which it came.
+    /// All of them, in the order in which they were added.
     pub(crate) fn iter(&self) -> impl Iterator<Item = AttachmentNo> {
         self.0.iter().copied()
     }
 
-    /// Whether all are gone.
+    /// Whether none is left.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// How many things each attachment is a provenance of. In the order of their numbers: most connections have one.
+/// For each attachment, the number of things with it in their provenance. Sorted by attachment number; most connections
+/// have one attachment.
 #[derive(Debug, Default)]
 pub(crate) struct Uses(Vec<(AttachmentNo, usize)>);
 
 impl Uses {
-    /// One more, of each of these.
+    /// Adds one use of each of these.
     pub(crate) fn begin(&mut self, attachments: impl IntoIterator<Item = AttachmentNo>) {
         for no in attachments {
             match self.place(no) {
@@ -273,7 +274,7 @@ impl Uses {
         }
     }
 
-    /// One less, of each of these.
+    /// Removes one use of each of these.
     pub(crate) fn end(&mut self, attachments: impl IntoIterator<Item = AttachmentNo>) {
         for no in attachments {
             if let Ok(at) = self.place(no) {
@@ -285,13 +286,13 @@ impl Uses {
         }
     }
 
-    /// Whether this attachment is one's.
+    /// Whether this attachment has a use.
     #[must_use]
     pub(crate) fn has(&self, no: AttachmentNo) -> bool {
         self.place(no).is_ok()
     }
 
-    /// These are gone.
+    /// Removes all uses of these.
     pub(crate) fn forget(&mut self, gone: &[AttachmentNo]) {
         for no in gone {
             if let Ok(at) = self.place(*no) {
@@ -300,7 +301,7 @@ impl Uses {
         }
     }
 
-    /// Where an attachment is, or else would be.
+    /// The index of an attachment, or the index to insert it at.
     fn place(&self, no: AttachmentNo) -> Result<usize, usize> {
         self.0.binary_search_by_key(&no, |(no, _)| *no)
     }

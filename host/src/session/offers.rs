@@ -1,13 +1,13 @@
-//! Cached objects of the client's in minds: until an attachment is given the mind, nobody follows them.
+//! The client's cached objects in minds. Until an attachment is given the mind, no service follows them.
 //!
-//! A mind's state of such an object goes to one service, the first that is given the mind: what the client tells of until
-//! then waits here.
+//! The state in a mind goes to one service: the first that is given the mind. Changes by the client until then wait
+//! here.
 
 use std::collections::BTreeMap;
 
 use pb::Call;
 
-/// A change that the client has told of.
+/// A change that the client has reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) method: String,
@@ -24,12 +24,12 @@ impl Change {
 /// An object in minds.
 #[derive(Debug, Default)]
 struct Offer {
-    /// How many minds have it: those that avatars keep, and those that wait to be given to an attachment. More often in one
-    /// counts as more.
+    /// The number of minds with it: those that avatars keep, and those that wait to be given to an attachment. Each
+    /// occurrence in a mind counts.
     minds: usize,
-    /// How often the client sent it for them.
+    /// How often the client sent it for these minds.
     count: u64,
-    /// What it has been told of since, if nobody has its state yet and that is all that it has been told of.
+    /// The changes since its state arrived, as long as no service has the state and no change is missing.
     changes: Option<Vec<Change>>,
     /// Whether a service has received a change.
     told: bool,
@@ -39,12 +39,12 @@ struct Offer {
 #[derive(Debug, Default)]
 pub(crate) struct Offers {
     all: BTreeMap<u64, Offer>,
-    /// What the changes take, in bytes.
+    /// The size of the changes, in bytes.
     bytes: usize,
 }
 
 impl Offers {
-    /// It has come with a mind; `state`: with its state, which nobody has.
+    /// It has arrived in a mind. `state`: with its state, which no service has.
     pub(crate) fn came(&mut self, luid: u64, state: bool) {
         let offer = self.all.entry(luid).or_default();
         if state && offer.count == 0 {
@@ -54,21 +54,21 @@ impl Offers {
         offer.count += 1;
     }
 
-    /// One more needs the mind that it is in.
+    /// One more call needs the mind that it is in.
     pub(crate) fn borrowed(&mut self, luid: u64) {
         if let Some(offer) = self.all.get_mut(&luid) {
             offer.minds += 1;
         }
     }
 
-    /// A mind that it was in is over; what is left is to be [settled](Self::settle).
+    /// A mind that it was in is over. The rest must be [settled](Self::settle).
     pub(crate) fn over(&mut self, luid: u64) {
         if let Some(offer) = self.all.get_mut(&luid) {
             offer.minds = offer.minds.saturating_sub(1);
         }
     }
 
-    /// What the client sent for a mind is another's to give back.
+    /// What the client sent for a mind now belongs to another owner, which returns it.
     pub(crate) fn taken(&mut self, luid: u64) {
         let Some(offer) = self.all.get_mut(&luid) else { return };
         offer.minds = offer.minds.saturating_sub(1);
@@ -78,7 +78,8 @@ impl Offers {
         }
     }
 
-    /// A service has its state from now on; what that has not been told of. `None`: its state is not here.
+    /// A service receives its state from now on. Returns the changes that are not in that state. `None`: its state is
+    /// not here.
     pub(crate) fn given(&mut self, luid: u64) -> Option<Vec<Change>> {
         let changes = self.all.get_mut(&luid).and_then(|offer| offer.changes.take())?;
         self.bytes -= changes.iter().map(Change::size).sum::<usize>();
@@ -92,20 +93,21 @@ impl Offers {
         }
     }
 
-    /// The service that was given its state has taken nothing. If it was to be told of no change, its state is here again.
+    /// The service that was given its state has not accepted it. If no change was sent to that service, the state is
+    /// available again.
     pub(crate) fn not_given(&mut self, luid: u64) {
         if let Some(offer) = self.all.get_mut(&luid).filter(|offer| !offer.told && offer.changes.is_none()) {
             offer.changes = Some(Vec::new());
         }
     }
 
-    /// Whether its state is here as it is now.
+    /// Whether its current state is available here.
     pub(crate) fn has_state(&self, luid: u64) -> bool {
         self.all.get(&luid).is_some_and(|offer| offer.changes.is_some())
     }
 
-    /// The client tells of a change that nobody follows: it waits. If it cannot, the state that came is the old one, and worth
-    /// nothing. `most`: how many bytes of changes may wait.
+    /// The client reports a change while no service follows the object: the change waits. If it cannot be kept, the
+    /// state that arrived is outdated and useless. `most`: the limit of waiting changes, in bytes.
     pub(crate) fn changed(&mut self, luid: u64, call: &Call<'_>, most: usize) {
         let Some(changes) = self.all.get_mut(&luid).and_then(|offer| offer.changes.as_mut()) else { return };
         let change = Change {
@@ -122,7 +124,7 @@ impl Offers {
         changes.push(change);
     }
 
-    /// How often it is to be given back to the client, if nobody has it any more. `held`: a service has it.
+    /// How often it must be returned to the client, if nobody has it any more. `held`: whether a service has it.
     pub(crate) fn settle(&mut self, luid: u64, held: bool) -> Option<u64> {
         let count = self.all.get(&luid).filter(|offer| offer.minds == 0 && !held)?.count;
         self.ended(luid);
@@ -135,12 +137,12 @@ impl Offers {
         self.all.remove(&luid);
     }
 
-    /// What is kept here, in bytes.
+    /// The memory used here, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes + self.all.len() * size_of::<Offer>()
     }
 
-    /// How many objects there are in minds.
+    /// The number of objects in minds.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.all.len()

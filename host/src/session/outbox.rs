@@ -1,5 +1,5 @@
-//! What goes to services, gathered while one read is served: for each service its frames, and beside them what each is, so
-//! that one which cannot be handed over is refused without reading our own bytes.
+//! Frames for services, gathered while one read is served. Each service has its frames, and a record of each frame, so
+//! that a frame that cannot be submitted is refused without decoding the host's own bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,17 +10,17 @@ use plugin_api::abi::frame::ToLibrary;
 use super::numbers::{AttachmentNo, CallNo};
 use crate::multiservice::{AttachmentChange, Backend, Lane, SlotNo};
 
-/// A buffer that has become larger is given back when it is empty, in bytes.
+/// A buffer that has grown beyond this is shrunk when it is empty, in bytes.
 const KEPT: usize = 64 << 10;
 
-/// What a frame is, if it can be refused.
+/// The kind of a frame, for the case that it is refused.
 #[derive(Debug)]
 enum Record {
     /// A call, with the client's objects in it.
     Call(CallNo, Box<[u64]>),
     /// An attachment, with the client's objects in it.
     Attach(AttachmentNo, Box<[u64]>),
-    /// What ends something: it is handed over whatever else is.
+    /// A frame that ends something. It is submitted in any case.
     End,
 }
 
@@ -28,36 +28,36 @@ enum Record {
 struct Frames {
     backend: Arc<dyn Backend>,
     bytes: Vec<u8>,
-    /// Each with the place where its frame ends.
+    /// Each with the offset of its frame's end.
     records: Vec<(Record, usize)>,
     changes: Vec<AttachmentChange>,
     calls: u64,
 }
 
-/// What could not be handed over.
+/// What a service did not accept.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Bounced {
     /// A call, and the client's objects in it.
     Call(CallNo, Box<[u64]>),
     /// An attachment, and the client's objects in it.
     Attach(AttachmentNo, Box<[u64]>),
-    /// The client's objects in an answer to a generation that is not there any more.
+    /// The client's objects in an answer to a generation that no longer exists.
     Handles(Vec<u64>),
 }
 
-/// A service that did not take what it was given.
+/// A service that did not accept its frames.
 pub(crate) struct Refusal {
     /// Its slot.
     pub(crate) slot: SlotNo,
-    /// Why, for a client to read.
+    /// The reason, for the client to read.
     pub(crate) why: String,
-    /// What was not taken.
+    /// What was not accepted.
     pub(crate) bounced: Vec<Bounced>,
 }
 
 /// Frames for all services of a connection.
 pub(crate) struct Outbox {
-    /// In the order of their slots: a client is attached to a few, and a tree's node has room for eleven.
+    /// Sorted by slot. A vector, because a client is attached to a few services and a tree's node has room for eleven.
     services: Vec<(SlotNo, Frames)>,
     /// The connection's place in services' gates.
     lane: Lane,
@@ -89,12 +89,12 @@ impl Outbox {
         &mut self.services[at].1
     }
 
-    /// Where a service's frames are, or else would be.
+    /// The index of a service's frames, or the index to insert them at.
     fn place(&self, slot: SlotNo) -> Result<usize, usize> {
         self.services.binary_search_by_key(&slot, |(slot, _)| *slot)
     }
 
-    /// Gives back buffers that are empty.
+    /// Frees empty buffers.
     pub(crate) fn rest(&mut self) {
         for (_, to) in &mut self.services {
             if to.bytes.is_empty() {
@@ -104,7 +104,7 @@ impl Outbox {
         }
     }
 
-    /// A call, with the client's objects in it.
+    /// Adds a call, with the client's objects in it.
     pub(crate) fn call(&mut self, backend: &Arc<dyn Backend>, no: CallNo, handles: &[u64], frame: &ToLibrary<'_>) {
         let to = self.to(backend);
         frame.write(&mut to.bytes);
@@ -112,7 +112,7 @@ impl Outbox {
         to.calls += 1;
     }
 
-    /// An attachment, with the client's objects in it; `again` tells a generation that takes over of it.
+    /// Adds an attachment, with the client's objects in it. `again` is the frame for a generation that takes over.
     pub(crate) fn attach(
         &mut self,
         backend: &Arc<dyn Backend>,
@@ -127,7 +127,7 @@ impl Outbox {
         to.changes.push(AttachmentChange::Attached(number, again));
     }
 
-    /// What ends something, and what it changes in who is attached.
+    /// Adds a frame that ends something, and the change to the list of attachments.
     pub(crate) fn notify(
         &mut self,
         backend: &Arc<dyn Backend>,
@@ -140,7 +140,7 @@ impl Outbox {
         to.changes.extend(change);
     }
 
-    /// How a service's own call has ended, with the client's objects in the answer.
+    /// Adds the result of a service's own call, with the client's objects in the answer.
     pub(crate) fn answer(
         &mut self,
         backend: &Arc<dyn Backend>,
@@ -158,24 +158,24 @@ impl Outbox {
         to.handles.extend_from_slice(handles);
     }
 
-    /// A service that this connection has something to do with.
+    /// A service that this connection has sent something to.
     #[must_use]
     pub(crate) fn backend(&self, slot: SlotNo) -> Option<Arc<dyn Backend>> {
         self.place(slot).ok().map(|at| Arc::clone(&self.services[at].1.backend))
     }
 
-    /// A service has ended: nothing goes there any more.
+    /// A service has ended: its frames are dropped.
     pub(crate) fn forget(&mut self, slot: SlotNo) {
         self.services.retain(|(of, _)| *of != slot);
         self.answers.retain(|(of, _), _| *of != slot);
     }
 
-    /// Hands everything over. What a service does not take is answered with, but for what ends something.
+    /// Submits everything. Returns what services did not accept, except frames that end something.
     pub(crate) fn submit(&mut self) -> Vec<Refusal> {
         let mut refusals = Vec::new();
         for ((slot, generation), to) in std::mem::take(&mut self.answers) {
             if !to.backend.answer(&self.lane, generation, &to.bytes) && !to.handles.is_empty() {
-                // It will not give back what it was never given.
+                // The service will not return what it never received.
                 refusals.push(Refusal { slot, why: String::new(), bounced: vec![Bounced::Handles(to.handles)] });
             }
         }
@@ -196,10 +196,10 @@ impl Outbox {
         refusals
     }
 
-    /// Hands everything over, whether services keep up or not: the connection has ended.
+    /// Submits everything, whether services keep up or not: the connection has ended.
     pub(crate) fn submit_all(&mut self) {
         for ((_, generation), to) in std::mem::take(&mut self.answers) {
-            // What it does not take ends with the connection.
+            // What it does not accept ends with the connection.
             let _ = to.backend.answer(&self.lane, generation, &to.bytes);
         }
         for to in self.services.iter_mut().map(|(_, to)| to).filter(|to| !to.bytes.is_empty() || !to.changes.is_empty())
@@ -211,7 +211,7 @@ impl Outbox {
 }
 
 impl Frames {
-    /// It was not taken: what ends something is handed over alone, and the rest is what bounces.
+    /// The frames were not accepted: submits those that end something alone. The rest is returned as bounced.
     fn bounce(&mut self, lane: &Lane) -> Vec<Bounced> {
         let (mut bounced, mut ends, mut start) = (Vec::new(), Vec::new(), 0);
         for (record, end) in std::mem::take(&mut self.records) {

@@ -1,9 +1,9 @@
-//! References, between a client's numbers and a service's: what may go through, what each becomes, and how often it was
-//! sent, so that each is given back.
+//! References between a client and a service: which may pass, their numbers on either side, and how often each was
+//! sent, so that each can be returned.
 //!
-//! Each reference knows all attachments by which it came. It dies when the last of them is taken away, and not before: a
-//! client that gives a perspective back keeps what it got by it (Twisted's rule), and what came by two keys survives the
-//! loss of one. A reference that is dead gives back what it counted for, on both sides.
+//! Each reference knows all attachments by which it came. It dies when the last of them is revoked, and not before: a
+//! client that releases a perspective keeps what it got by it (Twisted's rule), and what came by two keys survives the
+//! loss of one. When a reference dies, its counts are returned on both sides.
 
 mod minds;
 mod through;
@@ -18,7 +18,7 @@ use super::numbers::{AttachmentNo, HandleKind, HandleNo, Object, Provenance, Tab
 use super::offers::Offers;
 use crate::multiservice::SlotNo;
 
-/// A value that names what is not its sender's to name.
+/// The value names an object that its sender may not name.
 const FOREIGN: &str = "a reference to something that is not this service's";
 
 /// A cached object that came without its state.
@@ -36,58 +36,59 @@ pub(super) fn revoked() -> Failure {
     dead("the access that this came by was revoked")
 }
 
-/// A service's way to an object of the client's.
+/// A service's handle of an object of the client's.
 #[derive(Debug)]
 struct Held {
     slot: SlotNo,
     luid: u64,
-    /// Whether it is a cached object, whose state the service has.
+    /// Whether it is a cached object whose state the service has.
     cached: bool,
-    /// How many bytes that state had when it came.
+    /// The size of that state when it came, in bytes.
     state: usize,
-    /// How often the client sent it: each is given back.
+    /// How often the client sent it. Each time must be returned.
     count: u64,
-    /// How often the service was given it without the client having sent it once more: by an avatar that keeps its mind,
+    /// How often the service received it although the client did not send it again: from an avatar that keeps its mind,
     /// or as the next generation.
     retained: u64,
     by: Provenance,
 }
 
-/// A service's own object that the client has.
+/// A service's own object that the client holds.
 #[derive(Debug, Default)]
 struct Given {
-    /// How often it was sent: the service counts as often.
+    /// How often it was sent. The service keeps the same count.
     count: u64,
     by: Provenance,
 }
 
-/// A client's object that avatars keep, to give it to whatever is attached by them.
+/// A client's object that avatars keep, to give it to everything attached by them.
 #[derive(Debug, Default)]
 struct KeptMind {
     avatars: usize,
-    /// How often the client sent it: given back when nobody has it any more.
+    /// How often the client sent it. Returned when nobody has it any more.
     count: u64,
 }
 
-/// Between whom a value goes.
+/// The two ends of a value's way.
 #[derive(Debug)]
 pub(crate) struct Route<'r> {
     /// The connection's number.
     pub(crate) connection: u32,
     /// The service.
     pub(crate) slot: SlotNo,
-    /// By which attachments.
+    /// The attachments that it goes by.
     pub(crate) by: &'r Provenance,
 }
 
-/// What has ended on both sides.
+/// References that have ended on both sides.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Released {
-    /// Services' own objects that the client has no more: each with how often it was sent.
+    /// Services' own objects that the client no longer holds, each with how often it was sent.
     pub(crate) objects: Vec<(SlotNo, u64, u64)>,
-    /// Copies of the client's objects that services have for nothing: the client will end these objects, or has.
+    /// Copies of the client's objects that services no longer need: the client will end these objects, or has ended
+    /// them.
     pub(crate) copies: Vec<(SlotNo, HandleNo)>,
-    /// Attachments that something came by which has ended: they may be over now.
+    /// Attachments that something which has ended came by: they may be over now.
     pub(crate) attachments: Vec<AttachmentNo>,
 }
 
@@ -95,26 +96,26 @@ pub(crate) struct Released {
 #[derive(Debug, Default)]
 pub(crate) struct References {
     held: Table<HandleKind, Held>,
-    /// By the client's number and the service that has it.
+    /// By the client's number and the service's slot.
     held_by: BTreeMap<(u64, SlotNo), HandleNo>,
-    /// Cached objects of the client's, by its numbers. One service has each: its state is sent once.
+    /// The client's cached objects, by its numbers. Only one service has each, because its state is sent once.
     copies: BTreeMap<u64, HandleNo>,
-    /// What the states of all of them had, in bytes.
+    /// The size of all their states, in bytes.
     copied: usize,
     given: BTreeMap<Object, Given>,
     minds: BTreeMap<u64, KeptMind>,
     /// Cached objects of the client's in minds.
     pub(crate) offers: Offers,
-    /// Of which things of the client's each attachment is a provenance, and of which of services'.
+    /// How many of the client's objects came by each attachment, and how many of services' objects.
     held_uses: Uses,
     given_uses: Uses,
-    /// The same of cached objects of the client's: changes of them come by these attachments.
+    /// The same for the client's cached objects: their changes come by these attachments.
     copied_uses: Uses,
 }
 
 impl References {
-    /// The number by which a service knows an object of the client's, which was sent once more; or, `retained`, which it is
-    /// given without that.
+    /// Returns the service's handle of an object that the client sent once more; or, with `retained`, that the service
+    /// receives without the client sending it again.
     pub(crate) fn hold(&mut self, route: &Route<'_>, luid: u64, retained: bool) -> HandleNo {
         let (slot, by) = (route.slot, Provenance::default());
         let no = match self.held_by.get(&(luid, slot)) {
@@ -133,7 +134,7 @@ impl References {
         no
     }
 
-    /// These objects of the client's were sent for an avatar, which keeps them, and not for the service that has them, too.
+    /// The client sent these objects for an avatar, which keeps them, and not also for the service that has them.
     pub(crate) fn retain_instead(&mut self, connection: u32, handles: &[u64]) {
         for no in handles.iter().filter_map(|handle| HandleNo::of(*handle, connection)) {
             if let Some(held) = self.held.get_mut(no) {
@@ -143,7 +144,7 @@ impl References {
         }
     }
 
-    /// The number by which a service knows a cached object of the client's, which was sent once more.
+    /// Returns the service's handle of a cached object that the client sent once more.
     fn hold_copy(&mut self, route: &Route<'_>, luid: u64, state: usize) -> HandleNo {
         let slot = route.slot;
         let no = match self.copies.get(&luid) {
@@ -157,7 +158,7 @@ impl References {
             }
         };
         if let Some(held) = self.held.get_mut(no) {
-            // Its state may come behind a mention of it.
+            // The state may follow an earlier mention of the object.
             let more = state.saturating_sub(held.state);
             held.state += more;
             self.copied += more;
@@ -167,7 +168,8 @@ impl References {
         no
     }
 
-    /// The client has ended a cached object of its own; whose it was, and by what number that service knew it.
+    /// The client has ended a cached object of its own. Returns the service that had it, that service's handle, and the
+    /// attachments that it came by.
     pub(crate) fn ended(&mut self, luid: u64) -> Option<(SlotNo, HandleNo, Vec<AttachmentNo>)> {
         self.offers.ended(luid);
         let no = self.copies.remove(&luid)?;
@@ -177,10 +179,10 @@ impl References {
         Some((held.slot, no, held.by.iter().collect()))
     }
 
-    /// Whether the states that come with a value may be kept, beside those that are.
+    /// Checks that the states in a value may be kept in addition to those that are kept already.
     ///
     /// # Errors
-    /// When they are too many bytes: a service keeps each until the client has ended it.
+    /// Returns an error if they have too many bytes. A service keeps each until the client has ended it.
     pub(crate) fn check_copies<'r>(
         &self,
         coming: impl Iterator<Item = &'r Reference>,
@@ -196,7 +198,7 @@ impl References {
         }
     }
 
-    /// What the states of the client's cached objects take, in bytes.
+    /// The size of the states of the client's cached objects, in bytes.
     pub(crate) fn copied_bytes(&self) -> usize {
         self.copied + self.offers.bytes()
     }
@@ -210,17 +212,17 @@ impl References {
         self.held.get(no).is_some_and(|held| held.slot == slot && held.by.has(by))
     }
 
-    /// Who follows a cached object of the client's: its service's number for it, and by which attachment that has it.
+    /// The follower of a client's cached object: its service's handle, and an attachment by which the service has it.
     pub(crate) fn follower(&self, luid: u64) -> Option<(HandleNo, AttachmentNo)> {
         let no = *self.copies.get(&luid)?;
         Some((no, self.held.get(no)?.by.first()?))
     }
 
-    /// What a service calls, when it calls this handle: the client's luid, and by which attachments the call goes. It says
-    /// by which attachment it has the object (`None`: it does not know), and may be wrong.
+    /// Looks up the target of a service's call: the client's luid, and the attachments that the call goes by. `by` is
+    /// the attachment by which the service says it has the object (`None`: it does not know). The service may be wrong.
     ///
     /// # Errors
-    /// When the object, or what it came by, was taken away.
+    /// Returns an error if the object, or what it came by, was revoked.
     pub(crate) fn called(
         &self,
         slot: SlotNo,
@@ -237,13 +239,13 @@ impl References {
         }
     }
 
-    /// By which attachments the client has an object of a service's; `None`: it has it no more.
+    /// The attachments by which the client holds a service's object. `None`: it no longer holds it.
     #[must_use]
     pub(crate) fn given(&self, object: &Object) -> Option<&Provenance> {
         self.given.get(object).map(|given| &given.by)
     }
 
-    /// The client has given its last reference to an object back, or its copy of a cached one.
+    /// The client has returned its last reference to an object, or its copy of a cached one.
     pub(crate) fn dropped(&mut self, object: &Object) -> Released {
         let Some(given) = self.given.remove(object) else { return Released::default() };
         self.given_uses.end(given.by.iter());
@@ -257,10 +259,10 @@ impl References {
         }
     }
 
-    /// A service gives an object of the client's back, so many times.
+    /// A service returns `count` references to an object of the client's.
     pub(crate) fn release(&mut self, output: &mut Output<Object>, slot: SlotNo, no: HandleNo, count: u64) -> Released {
         let Some(held) = self.held.get_mut(no).filter(|held| held.slot == slot) else { return Released::default() };
-        // What was not sent for it is not given back for it.
+        // References that the client did not send again are not returned to it.
         let retained = count.min(held.retained);
         held.retained -= retained;
         let count = (count - retained).min(held.count);
@@ -268,7 +270,7 @@ impl References {
         let (luid, cached, left) = (held.luid, held.cached, held.count + held.retained);
         give_back_one(output, luid, cached, count);
         let mut released = Released::default();
-        // The client may send a cached one once more without its state, until it has ended it.
+        // Until the client has ended a cached object, it may send it again without its state.
         if left == 0
             && !cached
             && let Some(held) = self.held.remove(no)
@@ -281,15 +283,16 @@ impl References {
         released
     }
 
-    /// The next generation of a service has an object of the client's, too, which the client has not sent once more.
+    /// The next generation of a service has this object of the client's, too, although the client has not sent it
+    /// again.
     pub(crate) fn retain(&mut self, slot: SlotNo, no: HandleNo) {
         if let Some(held) = self.held.get_mut(no).filter(|held| held.slot == slot) {
             held.retained += 1;
         }
     }
 
-    /// These attachments were taken away (they are sorted): what came by nothing else is dead. The client's objects are
-    /// given back to it, and its luids of services' objects name nothing any more.
+    /// These attachments (sorted) were revoked: references that came only by them die. The client's objects are
+    /// returned to it, and its luids of services' objects no longer name anything.
     pub(crate) fn forget(&mut self, output: &mut Output<Object>, gone: &[AttachmentNo]) -> Released {
         if !gone.iter().any(|no| self.uses(*no)) {
             return Released::default();
@@ -320,7 +323,7 @@ impl References {
         Released { objects, copies, attachments: Vec::new() }
     }
 
-    /// A service has ended: nothing of it is there any more, and it has nothing any more.
+    /// A service has ended: the client's references to its objects are revoked, and the client's objects are returned.
     pub(crate) fn forget_slot(&mut self, output: &mut Output<Object>, slot: SlotNo) {
         let uses = &mut self.given_uses;
         self.given.retain(|object, given| {
@@ -336,7 +339,7 @@ impl References {
         self.let_go_of(output, held);
     }
 
-    /// Gives objects of the client's back to it.
+    /// Returns objects of the client's to it.
     fn let_go_of(&mut self, output: &mut Output<Object>, handles: Vec<HandleNo>) {
         for no in handles {
             let Some(held) = self.held.remove(no) else { continue };
@@ -350,7 +353,7 @@ impl References {
         }
     }
 
-    /// Its numbers lead nowhere from now on.
+    /// Removes it from the tables of numbers.
     fn unname(&mut self, held: &Held) {
         match held.cached {
             true => {
@@ -361,27 +364,28 @@ impl References {
         }
     }
 
-    /// Whether something came by this attachment that still lives.
+    /// Whether something that came by this attachment still lives.
     #[must_use]
     pub(crate) fn uses(&self, no: AttachmentNo) -> bool {
         self.held_uses.has(no) || self.given_uses.has(no) || self.copied_uses.has(no)
     }
 
-    /// Whether calls may still come by this attachment: of something of the service's that the client has, or of a copy that the
-    /// service has.
+    /// Whether calls may still come by this attachment: of a service's object that the client holds, or of a copy that
+    /// the service has.
     #[must_use]
     pub(crate) fn gives(&self, no: AttachmentNo) -> bool {
         self.given_uses.has(no) || self.copied_uses.has(no)
     }
 
-    /// How many of the client's objects services have, how many of theirs the client has, and how many minds avatars keep.
+    /// The numbers of the client's objects that services hold, of services' objects that the client holds, and of
+    /// objects in minds that avatars keep.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize, usize) {
         (self.held.len(), self.given.len(), self.minds.len() + self.offers.len())
     }
 }
 
-/// Takes an object away from the client; answers with its slot and number.
+/// Revokes an object that the client holds. Returns its slot and number.
 fn revoke(tables: &mut Tables<Object>, object: &Object) -> Option<(SlotNo, u64)> {
     match object {
         Object::Service { slot, object: number } => {
@@ -404,25 +408,25 @@ fn give_back_one(output: &mut Output<Object>, luid: u64, cached: bool, count: u6
     }
 }
 
-/// The cached objects of the client's whose states come with a value.
+/// The client's cached objects whose states are in a value.
 pub(crate) fn coming<'r>(references: impl Iterator<Item = &'r Reference>) -> BTreeSet<u64> {
     references.filter(|of| of.kind == RefKind::Cache).filter_map(|of| of.luid).collect()
 }
 
-/// Gives back what has come with a value that nobody takes: the client counts each of them as sent.
+/// Returns the objects in a value that is not accepted: the client counts each of them as sent.
 pub(crate) fn give_back<'r>(output: &mut Output<Object>, references: impl Iterator<Item = &'r Reference>) {
     for reference in references {
         match (reference.kind, reference.luid) {
             (RefKind::Remote, Some(luid)) => output.release(luid, 1),
             (RefKind::Cache, Some(luid)) => output.decache(luid),
-            // One that we never had costs nothing.
+            // One that the host never had is not counted.
             (RefKind::Cached, Some(luid)) if output.tables.keeps(luid) => output.decache(luid),
             _ => {}
         }
     }
 }
 
-/// A reference to an object of ours, in Jelly.
+/// A reference to an object of the host or a service, in Jelly.
 pub(super) fn reference(out: &mut Vec<u8>, luid: u64) {
     jelly::token::list(out, 2);
     jelly::token::bytes(out, b"remote");

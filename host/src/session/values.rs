@@ -1,10 +1,10 @@
-//! Services' values on their way to a client: scanned as a client's bytes are, before anything of them is written.
+//! Services' values on their way to a client. They are scanned as a client's bytes are, before any of them is written.
 
 use jelly::token::BananaError;
 use jelly::{Defect, Limits, Reference, Scanned, Scanner, Shape};
 use pb::{Failure, Jelly};
 
-/// The error to who sent a value that is no good.
+/// The error for the sender of an invalid value.
 pub(super) fn defective(defect: &Defect) -> Failure {
     let class = match defect {
         Defect::TooDeep(_) => "RecursionError",
@@ -14,7 +14,7 @@ pub(super) fn defective(defect: &Defect) -> Failure {
     Failure::new(class, defect.to_string())
 }
 
-/// Scanners that are used again and again, while there is something to scan.
+/// Scanners, reused as long as there is something to scan.
 pub(super) struct Values {
     limits: Limits,
     /// Whether the client is a Twisted of 2005.
@@ -23,15 +23,15 @@ pub(super) struct Values {
     ahead: Ahead,
 }
 
-/// How far the value that is served next was looked at already.
+/// How far the next value was scanned ahead.
 #[derive(Debug, Default)]
 enum Ahead {
     /// Not at all.
     #[default]
     Nowhere,
-    /// The scanner stands somewhere in it.
+    /// The scanner is somewhere within it.
     Within,
-    /// As far as something that is wrong with it.
+    /// Up to this error.
     Wrong(String),
 }
 
@@ -52,18 +52,19 @@ impl Values {
         Self { limits, old: false, scanners: None, ahead: Ahead::Nowhere }
     }
 
-    /// The client has said a word that only a Twisted of 2005 says: it is sent nothing that it could not read.
+    /// The client has used a word that only a Twisted of 2005 uses: from now on it is sent nothing that such a client
+    /// cannot read.
     pub(super) fn set_old(&mut self) {
         (self.old, self.scanners, self.ahead) = (true, None, Ahead::Nowhere);
     }
 
-    /// Gives the scanners back: nothing has come for a while.
+    /// Drops the scanners. Called after a while without traffic.
     pub(super) fn rest(&mut self) {
         self.scanners = None;
     }
 
-    /// Looks at the beginning of a value that is served next, and was looked at as far as a shorter beginning before: a large one
-    /// is looked at in parts. False: there is nothing more to look at.
+    /// Scans the beginning of the next value, so that a large value is scanned in parts. Each call passes a longer
+    /// beginning of the same value. `false`: there is nothing more to scan ahead.
     pub(super) fn look_ahead(&mut self, beginning: &[u8]) -> bool {
         let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits, self.old));
         self.ahead = match scanners.value.scan(beginning) {
@@ -74,14 +75,14 @@ impl Values {
         matches!(self.ahead, Ahead::Within)
     }
 
-    /// Something else is served next.
+    /// Another value is served next.
     pub(super) fn forget_ahead(&mut self) {
         if !matches!(std::mem::take(&mut self.ahead), Ahead::Nowhere) {
             self.scanners = None;
         }
     }
 
-    /// Looks at a value, as far as that was not done ahead.
+    /// Scans a value, except for the part that was scanned ahead.
     fn scan(&mut self, value: &[u8]) -> Result<(), String> {
         let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits, self.old));
         let scanned = match std::mem::take(&mut self.ahead) {
@@ -98,10 +99,10 @@ impl Values {
         self.scanners.as_ref().map_or(&[], |scanners| scanners.value.last().references)
     }
 
-    /// Looks at an answer.
+    /// Scans an answer.
     ///
     /// # Errors
-    /// Why no client can be sent it.
+    /// Returns an error if no client can be sent it, with the reason.
     pub(super) fn answer(&mut self, value: &[u8]) -> Result<&[Reference], Failure> {
         match self.scan(value) {
             Ok(()) => Ok(self.references()),
@@ -111,10 +112,10 @@ impl Values {
         }
     }
 
-    /// The references in a mind that was kept since the client sent it.
+    /// The references in a mind, kept since the client sent it.
     ///
     /// # Errors
-    /// When it is no whole value.
+    /// Returns an error if it is not one whole value.
     pub(super) fn mind(&mut self, value: &[u8]) -> Result<&[Reference], Failure> {
         self.forget_ahead();
         match self.scan(value) {
@@ -123,10 +124,10 @@ impl Values {
         }
     }
 
-    /// Looks at the arguments of a call.
+    /// Scans the arguments of a call.
     ///
     /// # Errors
-    /// Why no client can be sent them.
+    /// Returns an error if no client can be sent them, with the reason.
     pub(super) fn call<'v>(
         &'v mut self,
         arguments: &'v [u8],
@@ -148,8 +149,8 @@ impl Values {
     }
 }
 
-/// Whether a scan has found one whole value, and nothing wrong with it. A scanner that met an error may stand anywhere: it
-/// is not to be used again.
+/// Checks that a scan has found one whole value without a defect. After an error, the state of a scanner is undefined:
+/// it must not be used again.
 fn whole(scanned: Result<Option<Scanned<'_>>, BananaError>, length: usize) -> Result<(), String> {
     match scanned {
         Ok(Some(scanned)) if scanned.end == length => scanned.defect.map_or(Ok(()), |defect| Err(defect.to_string())),
@@ -165,7 +166,7 @@ mod tests {
 
     use super::*;
 
-    /// Nested lists of small things, and now and then what no client can be sent.
+    /// Nested lists of small values, some of them corrupted so that no client can be sent them.
     fn value() -> impl Strategy<Value = Vec<u8>> {
         let leaf =
             prop_oneof![any::<i64>().prop_map(Value::from), "[a-z]{0,40}".prop_map(|text| Value::from(text.as_str())),];
@@ -197,7 +198,7 @@ mod tests {
     }
 
     proptest! {
-        /// However a value was looked at in parts, and whether it came to be served then, what is served is judged as ever.
+        /// Scanning ahead in parts, whether the value is then served or not, does not change the result.
         #[test]
         fn a_value_that_was_looked_at_in_parts_is_as_one_that_was_not(
             all in prop::collection::vec((value(), 1..40_usize, any::<bool>()), 1..8),

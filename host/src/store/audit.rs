@@ -1,24 +1,24 @@
-//! The audit trail: what has happened, in lines that are chained.
+//! The audit trail: a chain of lines about events.
 //!
-//! Each line has a digest of itself and of the line before it, by a key that is sealed under `master.key`: whoever can
-//! write to the store, but has not that key, cannot change, remove or reorder lines so that it fits again. That lines
-//! were cut off at the end shows by the *head*: the last line's number and digest, kept in a file beside the store
-//! (`audit.head`, with a digest of its own by the same key), and wherever else the operator notes it down.
+//! Each line has a digest of itself and of the line before it, by a key that is sealed under `master.key`. Someone who
+//! can write to the store, but does not have that key, cannot change, remove or reorder lines without detection. Lines
+//! cut off at the end are detected by the *head*: the last line's number and digest, stored in a file beside the store
+//! (`audit.head`, with its own digest by the same key), and anywhere else that the operator notes it down.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::cred::StoreSecret;
 
-/// What the digests are for.
+/// The purpose of the digests.
 const PURPOSE: &str = "audit trail, version 1";
 
-/// What a line is that is noted down with a digest of its own: what was sealed as one is none of the others.
+/// The role of a line that is recorded with its own digest. A line sealed for one role is invalid for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Edge {
-    /// The last line, beside the store.
+    /// The last line, recorded beside the store.
     Head,
-    /// The last line of those that were dropped, in the store.
+    /// The last dropped line, recorded in the store.
     Anchor,
 }
 
@@ -31,32 +31,32 @@ impl Edge {
     }
 }
 
-/// The longest text about an event, in bytes.
+/// The longest text in an event, in bytes.
 pub const LONGEST: usize = 512;
 
-/// Something that has happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// When, in milliseconds since 1970.
+    /// The time, in milliseconds since 1970.
     pub at: u64,
-    /// What, in words joined by dots: "login.refused".
+    /// The kind of event, in words joined by dots: "login.refused".
     pub what: &'static str,
-    /// More about it.
+    /// More about the event.
     pub about: Map<String, Value>,
 }
 
 impl Event {
-    /// Something that has happened now.
+    /// Creates an event that happens now.
     #[must_use]
     pub fn new(what: &'static str) -> Self {
         let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self { at: u64::try_from(at.as_millis()).unwrap_or(u64::MAX), what, about: Map::new() }
     }
 
-    /// Says more about it.
+    /// Adds a detail.
     ///
-    /// A text that is longer than [`LONGEST`] bytes is cut there: the trail belongs to the operator, not to who is written
-    /// about.
+    /// A text longer than [`LONGEST`] bytes is cut there: the trail belongs to the operator, not to the client that it
+    /// is about.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         let value = match value.into() {
@@ -73,20 +73,20 @@ impl Event {
         self
     }
 
-    /// The same, happening now.
+    /// The same event with the current time.
     #[must_use]
     pub fn now(self) -> Self {
         Self { at: Self::new(self.what).at, ..self }
     }
 
-    /// About how much room it takes, in bytes.
+    /// Its approximate size, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         let value = |value: &Value| value.as_str().map_or(16, str::len);
         128 + self.about.iter().map(|(key, of)| key.len() + value(of)).sum::<usize>()
     }
 
-    /// The line's text: JSON.
+    /// The line's text, in JSON.
     #[must_use]
     pub fn text(&self) -> String {
         let mut all = Map::new();
@@ -97,49 +97,49 @@ impl Event {
     }
 }
 
-/// A line of the trail, as it is kept.
+/// A stored line of the trail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// Its number; the first is 1.
     pub number: u64,
-    /// What it says: JSON.
+    /// Its text, in JSON.
     pub text: String,
     /// Its digest, in hex.
     pub digest: String,
 }
 
-/// The digest of what stands before the first line.
+/// The digest before the first line.
 pub const BEGINNING: &str = "";
 
-/// How that is written down.
+/// The form in which that is written.
 const NONE: &str = "-";
 
-/// The digest of a line.
+/// Computes the digest of a line.
 #[must_use]
 pub fn digest(secret: &StoreSecret, before: &str, number: u64, text: &str) -> String {
     let parts = [before.as_bytes(), &number.to_le_bytes(), text.as_bytes()];
     data_encoding::HEXLOWER.encode(&secret.digest(PURPOSE, &parts))
 }
 
-/// What is wrong with a trail.
+/// A fault in a trail.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Broken {
-    /// A line is missing, or stands elsewhere.
+    /// A line is missing, or in another place.
     #[error("after line {0} comes line {1}: lines were removed or reordered")]
     Gap(u64, u64),
-    /// A line was changed, or another stood before it.
+    /// A line was changed, or the line before it was replaced.
     #[error("line {0} is not what was written: it, or a line before it, was changed or put in another's place")]
     Changed(u64),
     /// The end was cut off.
     #[error("the trail ends at line {0}, but line {1} was written: lines were cut off at the end")]
     Short(u64, u64),
-    /// The line that is the head is another.
+    /// The line that should be the head is a different one.
     #[error("line {0} is another than the one that was noted down as the head")]
     Head(u64),
 }
 
-/// Walks a trail, line by line.
+/// Verifies a trail, line by line.
 #[derive(Debug, Clone)]
 pub struct Verifier<'a> {
     secret: &'a StoreSecret,
@@ -151,14 +151,14 @@ pub struct Verifier<'a> {
 /// The last line of a trail at some time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// Its number; 0: there is none.
+    /// Its number; 0 if there is none.
     pub number: u64,
     /// Its digest.
     pub digest: String,
 }
 
 impl Head {
-    /// Reads what [`Head`]'s `Display` has written.
+    /// Parses the output of [`Head`]'s `Display`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (number, digest) = text.trim().split_once(' ')?;
@@ -166,7 +166,7 @@ impl Head {
         Some(Self { number: number.parse().ok()?, digest: digest.to_owned() })
     }
 
-    /// What stands before the first line.
+    /// The head before the first line.
     #[must_use]
     pub fn beginning() -> Self {
         Self { number: 0, digest: BEGINNING.to_owned() }
@@ -174,13 +174,13 @@ impl Head {
 }
 
 impl Head {
-    /// As it is noted down: with a digest of its own, so that who can write there cannot note down another line's.
+    /// Formats it with its own digest, so that someone who can write to its file cannot record another line there.
     #[must_use]
     pub fn sealed(&self, edge: Edge, secret: &StoreSecret) -> String {
         format!("{self} {}", self.seal(edge, secret))
     }
 
-    /// Reads what [`Head::sealed`] has written.
+    /// Parses the output of [`Head::sealed`].
     #[must_use]
     pub fn unsealed(text: &str, edge: Edge, secret: &StoreSecret) -> Option<Self> {
         let (head, seal) = text.trim().rsplit_once(' ')?;
@@ -193,7 +193,7 @@ impl Head {
     }
 }
 
-/// What a segment is sealed with: it covers where it begins and where it ends, so that neither can be put elsewhere.
+/// The seal of a segment. It covers the segment's beginning and end, so that neither can be moved.
 #[must_use]
 pub fn segment_seal(secret: &StoreSecret, after: &Head, end: &Head) -> String {
     let (first, last) = (after.number.to_le_bytes(), end.number.to_le_bytes());
@@ -208,17 +208,17 @@ impl std::fmt::Display for Head {
 }
 
 impl<'a> Verifier<'a> {
-    /// A walk that begins behind a line, or at [`Head::beginning`]. `head`: a line that must be there, if it is not before
-    /// that.
+    /// Starts after a line, or at [`Head::beginning`]. `head` is a line that must be there, unless it is before the
+    /// start.
     #[must_use]
     pub fn new(secret: &'a StoreSecret, after: Head, head: Option<Head>) -> Self {
         Self { secret, number: after.number, digest: after.digest, head }
     }
 
-    /// The next line.
+    /// Verifies the next line.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// If it is wrong.
     pub fn line(&mut self, line: &Line) -> Result<(), Broken> {
         if line.number != self.number + 1 {
             return Err(Broken::Gap(self.number, line.number));
@@ -237,10 +237,10 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    /// The trail has ended. Answers with its head.
+    /// Ends the trail, and returns its head.
     ///
     /// # Errors
-    /// When it ended too early.
+    /// If it ended too early.
     pub fn end(self) -> Result<Head, Broken> {
         match &self.head {
             Some(head) if head.number > self.number => Err(Broken::Short(self.number, head.number)),

@@ -1,4 +1,4 @@
-//! An authorizer whose identities are in a store.
+//! An authorizer that reads identities from a store.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use super::audit::Event;
 use super::{Store, StoreError, Write, ask};
 use crate::cred::{Answer, Authorizer, AuthorizerError, Identity, LoginChange, LoginChanged, TokenDigest};
 
-/// The identities of a store. It keeps none in memory: a million cost no more than a hundred.
+/// The identities of a store. None is cached in memory, so a million of them take no more than a hundred.
 #[derive(Clone)]
 pub struct StoreAuthorizer(Arc<dyn Store>);
 
 impl StoreAuthorizer {
-    /// The identities of this store.
+    /// Uses the identities of this store.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
         Self(store)
@@ -48,7 +48,7 @@ impl Authorizer for StoreAuthorizer {
                 let mut writes = vec![Write::Identity { identity: Arc::new(identity), base: kept.version }];
                 writes.extend(events(name, change, &changed).into_iter().map(Write::Audit));
                 match ask(|done| self.0.commit(writes, done)).await {
-                    // Somebody has changed it meanwhile: once more.
+                    // The identity was changed meanwhile, so it is tried again.
                     Err(StoreError::Conflict(_)) => {}
                     other => return Ok(other.map(|()| Some(changed))?),
                 }
@@ -57,7 +57,7 @@ impl Authorizer for StoreAuthorizer {
     }
 }
 
-/// The lines in the trail. That one was used is none: its login has one.
+/// The lines for the trail. The use of a remembered login has none, since its login has one.
 fn events(name: &str, change: &LoginChange, changed: &LoginChanged) -> Vec<Event> {
     let event = |what, number| Event::new(what).with("identity", name).with("login", number);
     let own = match change {

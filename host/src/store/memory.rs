@@ -1,4 +1,5 @@
-//! A store in memory, for tests and for programs that keep nothing: it outlives the last detach, not the process.
+//! A store in memory, for tests and for programs that need no persistence. It outlives the last detach, but not the
+//! process.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use super::{Done, Entries, Kept, Range, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
 use crate::cred::{Identity, MasterKey, StoreSecret, TokenDigest};
 
-/// Of every store in memory: there is nothing that it could keep from anybody.
+/// The secret of every store in memory. There is nothing to protect.
 const SECRET: [u8; 32] = [0; 32];
 
 /// A store in memory.
@@ -39,7 +40,7 @@ struct All {
 }
 
 impl MemoryStore {
-    /// A store that has nothing.
+    /// Creates an empty store.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -48,14 +49,14 @@ impl MemoryStore {
 
 #[cfg(test)]
 impl MemoryStore {
-    /// Changes what a line of the trail says, and nothing else.
+    /// Changes only the text of a line of the trail.
     pub(crate) fn tamper(&self, index: usize, text: &str) {
         text.clone_into(&mut self.all.lock().audit[index].text);
     }
 }
 
 impl All {
-    /// Checks everything, then writes everything.
+    /// Checks all writes, then applies all of them.
     fn commit(&mut self, writes: Vec<Write>) -> Result<(), StoreError> {
         for write in &writes {
             let (fits, what) = match write {
@@ -245,7 +246,7 @@ impl Store for MemoryStore {
     }
 
     fn reseal(&self, _: &MasterKey, _: &[u8; 24]) -> Result<(), StoreError> {
-        // It is sealed under nothing.
+        // Nothing is sealed in this store.
         Ok(())
     }
 

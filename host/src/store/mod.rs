@@ -1,8 +1,8 @@
-//! What is kept: identities, the states of perspectives and services, services' own data, the audit trail.
+//! Persistent data: identities, the states of perspectives and services, services' own data, the audit trail.
 //!
-//! One trait, [`Store`]. What is written carries the version that it was made from, so that a second writer is found out
-//! and never overwritten: a store shared by several hosts can be one, too. What is committed is told to nobody before
-//! the commit is done: see `multiservice::line`.
+//! One trait, [`Store`]. Each write names the version that it was made from, so that a second writer is detected and
+//! never overwritten. So a store that several hosts share can implement it, too. No client learns of a change before
+//! its commit: see `multiservice::line`.
 
 pub mod audit;
 mod authorizer;
@@ -25,9 +25,9 @@ use crate::cred::{Identity, MasterKey, StoreSecret, TokenDigest};
 /// A saved state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saved {
-    /// In Jelly.
+    /// The state, in Jelly.
     pub state: Vec<u8>,
-    /// How often it has been saved. A state that never was has version 0.
+    /// The number of times that it was saved. A state that was never saved has version 0.
     pub version: u64,
 }
 
@@ -38,29 +38,29 @@ pub struct Change {
     pub service: String,
     /// The perspective's name; empty for the service itself.
     pub perspective: String,
-    /// In Jelly.
+    /// The state, in Jelly.
     pub state: Vec<u8>,
     /// The version that it was made from.
     pub base: u64,
-    /// Its version from now on.
+    /// Its new version.
     pub version: u64,
 }
 
-/// An identity as it is kept.
+/// A stored identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
     /// The identity.
     pub identity: Arc<Identity>,
-    /// How often it has been written.
+    /// The number of times that it was written.
     pub version: u64,
 }
 
-/// Something to write.
+/// A change to commit.
 #[derive(Debug, Clone)]
 pub enum Write {
     /// A state.
     State(Change),
-    /// Some of a service's data: keys with what they shall have, or nothing to remove them.
+    /// Some of a service's data: keys with their new values, or with nothing to remove them.
     Data {
         /// The service's name.
         service: String,
@@ -71,16 +71,16 @@ pub enum Write {
     },
     /// An identity, new or changed.
     Identity {
-        /// As it shall be.
+        /// The new content.
         identity: Arc<Identity>,
-        /// The version that it was made from; 0: there shall be none of its name.
+        /// The version that it was made from. 0: no identity of this name may exist.
         base: u64,
     },
-    /// No identity of this name any more.
+    /// Removes an identity.
     Remove {
         /// Its name.
         name: String,
-        /// The version that is removed.
+        /// The version to be removed.
         base: u64,
     },
     /// A source that an identity has logged in from.
@@ -89,18 +89,18 @@ pub enum Write {
         name: String,
         /// A digest of the source.
         source: [u8; 16],
-        /// When, in seconds since 1970.
+        /// The time of the login, in seconds since 1970.
         at: u64,
     },
-    /// What a counter of failed logins says; 0 to forget it.
+    /// The state of a counter of failed logins; 0 removes it.
     Failures(Counter, u32),
     /// A line of the audit trail.
     Audit(audit::Event),
-    /// The audit trail begins behind this line from now on: it and those before it are dropped.
+    /// Drops this line of the audit trail, and all lines before it. The trail then begins after it.
     Prune {
         /// The line's number.
         through: u64,
-        /// Its digest, as it was verified. One that has another is not dropped.
+        /// Its digest, as it was verified. A line with another digest is not dropped.
         digest: String,
     },
 }
@@ -121,108 +121,109 @@ pub struct Entries {
 pub struct Range {
     /// The first key.
     pub from: Vec<u8>,
-    /// The first key that is not in it any more; `None`: to the end.
+    /// The first key after the range; `None` for no upper bound.
     pub to: Option<Vec<u8>>,
-    /// How many entries at most.
+    /// The most entries to return.
     pub limit: usize,
-    /// Whether the last come first.
+    /// Whether the order is reversed.
     pub reverse: bool,
-    /// How many bytes at most, keys and values together; but one entry, if there is one.
+    /// The most bytes to return, keys and values together. One entry is returned in any case, if there is one.
     pub bytes: usize,
 }
 
-/// Why a store could not do its work.
+/// Why a store failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Somebody else has written it meanwhile; nothing was overwritten.
+    /// Someone else has changed it meanwhile. Nothing was overwritten.
     #[error("{0} was changed by another meanwhile; nothing was overwritten")]
     Conflict(String),
-    /// It cannot be written or read: the disk is full, say.
+    /// It cannot be written or read, for example because the disk is full.
     #[error("the store: {0}")]
     Failed(String),
-    /// Another version of a service has this state just now: who, in a sentence.
+    /// Another version of the service holds this state at the moment. The text says which, in a sentence.
     #[error("{0}")]
     Elsewhere(String),
-    /// A copy of it cannot be made, or is not sound.
+    /// A backup cannot be made, or is damaged.
     #[error("no backup is made: {0}")]
     Backup(String),
 }
 
-/// What to do with what a store answers; may be called on any thread, before the store's method returns or later.
+/// The callback for a store's answer. It may be called on any thread, before the store's method returns or later.
 pub type Done<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
 
-/// Keeps things. Commits of one caller happen in the order they were asked for.
+/// Stores data. Commits of one caller happen in the order of the calls.
 pub trait Store: Send + Sync + 'static {
     /// Commits all of these, or none.
     fn commit(&self, writes: Vec<Write>, done: Done<()>);
 
-    /// Answers when all that was to be committed before this is, or has failed: also what nobody waits for, which lingers a while.
+    /// Answers when every earlier commit is done or has failed, including commits that nobody waits for, which are
+    /// delayed a little.
     fn settle(&self, done: Done<()>) {
         done(Ok(()));
     }
 
-    /// Keeps room back from now on, so that what takes away (an identity is changed or removed) can be committed though all
-    /// else fails for want of it. A store that has no such room does nothing.
+    /// Reserves disk space from now on, so that revocations (an identity is changed or removed) can be committed even
+    /// when everything else fails because the disk is full. A store without such a reserve does nothing.
     fn keep_room(&self, _bytes: u64) {}
 
-    /// The last committed state, if there is one.
+    /// Returns the last committed state, if there is one.
     fn state(&self, service: &str, perspective: &str, done: Done<Option<Saved>>);
 
-    /// Some of a service's data.
+    /// Returns some of a service's data.
     fn data(&self, service: &str, range: &Range, done: Done<Entries>);
 
-    /// The identity of this name.
+    /// Returns the identity of this name.
     fn identity(&self, name: &str, done: Done<Option<Kept>>);
 
-    /// Saved states of a service, in the order of the perspectives' names (the service's own has an empty one): those
-    /// after this name, so many at most.
+    /// Returns saved states of a service, sorted by the perspectives' names (the service's own state has an empty
+    /// name): at most `limit` of those after this name.
     fn states(&self, service: &str, after: Option<&str>, limit: usize, done: Done<Vec<(String, Saved)>>);
 
-    /// The identity that has this token.
+    /// Returns the identity that has this token.
     fn bearer(&self, token: &TokenDigest, done: Done<Option<Kept>>);
 
-    /// Identities in the order of names: those after this name, so many at most.
+    /// Returns identities, sorted by name: at most `limit` of those after this name.
     fn identities(&self, after: Option<&str>, limit: usize, done: Done<Vec<Kept>>);
 
     /// Whether an identity has logged in from this source.
     fn is_known_source(&self, name: &str, source: &[u8; 16], done: Done<bool>);
 
-    /// Digests of the sources that anybody has logged in from, the latest first, so many at most.
+    /// Returns digests of sources of earlier logins, the latest first, at most `limit`.
     fn sources(&self, limit: usize, done: Done<Vec<[u8; 16]>>);
 
-    /// The counters of failed logins that were kept.
+    /// Returns the stored counters of failed logins.
     fn failures(&self, done: Done<Vec<(Counter, u32)>>);
 
-    /// Lines of the audit trail: those after this number, so many at most, and fewer when they are long.
+    /// Returns lines of the audit trail: at most `limit` of those after this number, and fewer if they are long.
     fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>);
 
-    /// What stands before the first line of the audit trail that is kept: the last that was dropped, or nothing.
+    /// Returns the head before the first line of the audit trail: the last dropped line, or nothing.
     fn anchor(&self, done: Done<audit::Head>);
 
-    /// What keys of the store's own are made of: the trail's, those that names are hidden under.
+    /// The secret from which the store's own keys are derived: for the trail, and for hidden names.
     fn secret(&self) -> &StoreSecret;
 
-    /// Seals that secret under the newest part of the master key, so that the parts before it can be forgotten.
+    /// Seals that secret under the newest part of the master key, so that the older parts can be discarded.
     ///
     /// # Errors
-    /// When it cannot be written. The old part still opens it then.
+    /// If it cannot be written. The old part then still opens it.
     fn reseal(&self, key: &MasterKey, nonce: &[u8; 24]) -> Result<(), StoreError>;
 
-    /// Looks for damage in everything. May take its time.
+    /// Checks everything for damage. This may take long.
     ///
     /// # Errors
-    /// What is damaged.
+    /// If something is damaged.
     fn check(&self) -> Result<(), StoreError>;
 
-    /// Copies everything, as it is at one moment, into a new file, and looks whether the copy is sound. May take its time;
-    /// `progress` hears how much is left, and of how much.
+    /// Copies everything, as of one moment, into a new file, and verifies the copy. This may take long. `progress` is
+    /// called with the remaining and the total amount.
     ///
     /// # Errors
-    /// When the file is there already, or cannot be written, or the store leaves backups to others.
+    /// If the file exists already or cannot be written, or if the store does not support backups.
     fn backup(&self, to: &Path, progress: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError>;
 
-    /// The file in which the head of the trail is noted down, outside of the store, if there is one.
+    /// The file outside of the store in which the head of the trail is recorded, if there is one.
     fn head(&self) -> Option<PathBuf>;
 }
 
@@ -232,7 +233,7 @@ pub trait Store: Send + Sync + 'static {
 /// As the store.
 pub async fn ask<T: Send + 'static>(question: impl FnOnce(Done<T>)) -> Result<T, StoreError> {
     let (answer, answered) = tokio::sync::oneshot::channel();
-    // Who asked may have gone.
+    // The caller may have ended.
     question(Box::new(move |result| drop(answer.send(result))));
     answered.await.unwrap_or_else(|_| Err(StoreError::Failed("it has ended".to_owned())))
 }
@@ -247,7 +248,7 @@ pub fn wait<T: Send + 'static>(question: impl FnOnce(Done<T>)) -> Result<T, Stor
     answered.recv().unwrap_or_else(|_| Err(StoreError::Failed("it has ended".to_owned())))
 }
 
-/// Seconds since 1970.
+/// The current time, in seconds since 1970.
 #[must_use]
 pub fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())

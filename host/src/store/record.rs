@@ -1,19 +1,19 @@
-//! An identity as it is written down: in the store, in an export, in an import. JSON, one object.
+//! The serialized form of an identity, in the store, in an export and in an import: one JSON object.
 
 use serde::{Deserialize, Serialize};
 
 use crate::cred::{Credential, Identity, Key, NameError, ProofBy, PublicKey, Remembered, Sealed, check_label};
 
-/// An identity in JSON. What is absent takes its default, so that what is written today is read tomorrow.
+/// An identity in JSON. Missing fields have their default, so that future versions can read today's records.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Record {
     /// Its name.
     pub name: String,
-    /// Whether it may not log in.
+    /// Whether it is disabled.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub disabled: bool,
-    /// "service/perspective" each.
+    /// Its keys, each as "service/perspective".
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
     /// Its credentials.
@@ -36,13 +36,13 @@ pub struct CredentialRecord {
     /// Its number.
     #[serde(skip_serializing_if = "is_zero")]
     pub id: u64,
-    /// For a person to know it by.
+    /// A description for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub label: String,
-    /// In seconds since 1970.
+    /// When it was added, in seconds since 1970.
     #[serde(skip_serializing_if = "is_zero")]
     pub created: u64,
-    /// In seconds since 1970.
+    /// When it expires, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires: Option<u64>,
     /// An argon2id hash.
@@ -51,7 +51,7 @@ pub struct CredentialRecord {
     /// md5 of the password, sealed under master.key, in base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verifier: Option<String>,
-    /// An SSH public key's line.
+    /// An SSH public key, as a line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pubkey: Option<String>,
     /// The digest of a token, in hex.
@@ -68,31 +68,31 @@ pub struct CredentialRecord {
 pub struct LoginRecord {
     /// The digest of its token, in hex.
     pub token: String,
-    /// The service by whose door it began.
+    /// The service at whose door it began.
     pub service: String,
     /// The number of the credential that it began with.
     pub by: u64,
-    /// In seconds.
+    /// It expires this many seconds after its last use.
     pub idle: u64,
-    /// In seconds since 1970.
+    /// When it expires in any case, in seconds since 1970.
     pub until: u64,
 }
 
-/// So many credentials an identity of a record may have.
+/// The most credentials of an identity in a record.
 const MOST_CREDENTIALS: usize = 1000;
-/// Numbers of credentials are smaller.
+/// The upper bound of credentials' numbers (exclusive).
 const LAST: u64 = 1 << 53;
 /// The last second of the year 9999.
 pub const LATEST: u64 = 253_402_300_799;
 
-/// Why a record is no identity.
+/// Why a record is not a valid identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordError {
-    /// A name is none.
+    /// A name is invalid.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// Something else in it.
+    /// Another part of it is invalid.
     #[error("{0}")]
     Content(String),
 }
@@ -167,10 +167,10 @@ impl CredentialRecord {
 }
 
 impl Record {
-    /// The identity that it is.
+    /// Converts it into an identity.
     ///
     /// # Errors
-    /// When it is none: what, and in which part of it.
+    /// If it is invalid: what is wrong, and in which part of it.
     pub fn identity(&self) -> Result<Identity, RecordError> {
         let mut identity = Identity::new(&self.name)?;
         identity.enabled = !self.disabled;

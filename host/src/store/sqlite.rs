@@ -1,8 +1,9 @@
 //! The store on disk: SQLite, in one file.
 //!
-//! One thread writes. What waits while it commits is committed together, next (group commit): each asks for its own
-//! writes, which are done whole or not at all, and all are told when the disk has them (WAL, `synchronous = FULL`).
-//! Whoever reads does so at once, on its own thread, from the last commit; nobody waits for the writer.
+//! One thread writes. Jobs that wait while it commits are committed together, next (group commit). Each job's writes
+//! are applied completely or not at all, and all jobs are notified when the data is on disk (WAL,
+//! `synchronous = FULL`). Reads happen immediately, on the reader's own thread, from the last commit, and never wait
+//! for the writer.
 
 mod backup;
 mod open;
@@ -27,10 +28,10 @@ use crate::cred::throttle::Counter;
 use crate::cred::{MasterKey, StoreSecret, TokenDigest};
 use crate::store::audit::Edge;
 
-/// Under which it is kept what the audit trail begins behind.
+/// The key under which the audit trail's anchor is stored.
 const ANCHOR: &str = "audit anchor";
 
-/// A page of the trail has this many bytes, but for its last line.
+/// The size of a page of the trail, in bytes. Its last line may exceed it.
 const PAGE_BYTES: usize = 1 << 20;
 
 /// A store in a file.
@@ -38,7 +39,7 @@ pub struct SqliteStore {
     path: PathBuf,
     jobs: Option<Sender<Job>>,
     writer: Option<JoinHandle<()>>,
-    /// Connections that nobody reads with just now.
+    /// Idle read connections.
     readers: Mutex<Vec<Connection>>,
     secret: StoreSecret,
 }
@@ -46,11 +47,11 @@ pub struct SqliteStore {
 struct Job {
     writes: Vec<Write>,
     done: Done<()>,
-    /// So much room is to be kept back on the disk from now on.
+    /// The disk space to reserve from now on.
     reserves: Option<u64>,
 }
 
-/// What is said of a full disk.
+/// The error text for a full disk.
 const FULL: &str = "the disk is full";
 
 impl std::fmt::Debug for SqliteStore {
@@ -70,7 +71,7 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// Of a store that was open already.
+/// For a store that was already open.
 impl From<OpenError> for StoreError {
     fn from(error: OpenError) -> Self {
         Self::Failed(error.to_string())
@@ -78,27 +79,26 @@ impl From<OpenError> for StoreError {
 }
 
 impl SqliteStore {
-    /// Opens the store in this file, and makes it if there is none. `random` gives the bytes of a new store's secret
-    /// and of the nonce that it is sealed with.
+    /// Opens the store in this file, or creates it. `random` provides the bytes of a new store's secret and of the
+    /// nonce that seals it.
     ///
     /// # Errors
-    /// When it cannot be read or written, is not this program's, is newer than it, or the key is another.
+    /// If it cannot be read or written, belongs to another program, was written by a newer version, or has another key.
     pub fn open(path: &Path, key: &MasterKey, random: &[u8; 56]) -> Result<Self, OpenError> {
         let sqlite = |error| OpenError::Sqlite { path: path.to_owned(), error };
         let io = |error| OpenError::Io { path: path.to_owned(), error };
         if !path.exists() {
             use std::os::unix::fs::OpenOptionsExt;
-            // Made by us, so that it is nobody else's to read from the beginning. SQLite gives its other files the same
-            // mode.
+            // Created here, so that it is never readable for others. SQLite gives its other files the same mode.
             fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
         }
         let mut connection = Connection::open(path).map_err(sqlite)?;
-        // Before anything of it is changed.
+        // This must precede any change to the file.
         belongs(&connection, path)?;
         prepare(&connection).map_err(sqlite)?;
         migrate(&mut connection, path)?;
         if let Err(error) = make_shrinkable(&connection, path) {
-            // It is a store as any other, whose file does not become shorter.
+            // The store works, but its file does not shrink.
             tracing::warn!(%error, "cannot vacuum the store: its file will not shrink");
         }
         let secret = secret(&connection, path, key, random)?;
@@ -112,11 +112,11 @@ impl SqliteStore {
         Ok(Self { path: path.to_owned(), jobs: Some(jobs), writer: Some(writer), readers: Mutex::default(), secret })
     }
 
-    /// Whether the store in this file is one that this program can open. Reads, and changes nothing; another program may have it
-    /// open.
+    /// Checks whether this program can open the store in this file. It only reads, and another program may have the
+    /// store open.
     ///
     /// # Errors
-    /// When it cannot be read, is not this program's, or is newer than it.
+    /// If it cannot be read, belongs to another program, or was written by a newer version.
     pub fn check(path: &Path) -> Result<(), OpenError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags);
@@ -133,12 +133,13 @@ impl SqliteStore {
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
         connection.busy_timeout(Duration::from_secs(5))?;
-        // The upper pages of a large store, in KiB; a map of the file would make a failing disk a crash.
+        // The cache holds the upper pages of a large store (size in KiB). The file is not mapped into memory, since a
+        // failing disk would then crash the host.
         connection.pragma_update(None, "cache_size", -16_384)?;
         Ok(connection)
     }
 
-    /// Reads, on this thread, from the last commit.
+    /// Reads on this thread, from the last commit.
     fn read<T>(&self, done: Done<T>, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) {
         let result = self.reader().and_then(|connection| {
             let result = read(&connection);
@@ -154,7 +155,8 @@ impl SqliteStore {
 impl Drop for SqliteStore {
     fn drop(&mut self) {
         self.jobs = None;
-        // The writer's connection is the last: whoever closes last leaves one file behind, and one that only reads cannot.
+        // The writer's connection must be the last one to close: it leaves a single file behind, which a read-only
+        // connection cannot do.
         self.readers.lock().clear();
         if let Some(writer) = self.writer.take()
             && writer.join().is_err()
@@ -164,7 +166,7 @@ impl Drop for SqliteStore {
     }
 }
 
-/// What the audit trail begins behind.
+/// The head before the first line of the audit trail.
 fn anchor(connection: &Connection, secret: &StoreSecret) -> Result<audit::Head, StoreError> {
     let sealed: Option<String> = connection
         .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
@@ -186,7 +188,7 @@ fn kept(row: &rusqlite::Row<'_>) -> rusqlite::Result<Kept> {
 impl Store for SqliteStore {
     fn keep_room(&self, bytes: u64) {
         if let Some(jobs) = &self.jobs {
-            // A writer that has ended keeps nothing.
+            // A writer that has ended reserves nothing.
             let _ = jobs.send(Job { writes: Vec::new(), done: Box::new(drop), reserves: Some(bytes) });
         }
     }
@@ -221,7 +223,7 @@ impl Store for SqliteStore {
 
     fn data(&self, service: &str, range: &Range, done: Done<Entries>) {
         self.read(done, |connection| {
-            // Both from one commit.
+            // Both queries must see the same commit.
             let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
             let version: Option<i64> = transaction
                 .prepare_cached("SELECT version FROM data_version WHERE service = ?1")?
@@ -294,7 +296,7 @@ impl Store for SqliteStore {
         self.read(done, |connection| {
             let mut statement = connection
                 .prepare_cached("SELECT version, record FROM identity WHERE name > ?1 ORDER BY name LIMIT ?2")?;
-            // No name is empty: all come after it.
+            // No name is empty, so all come after the empty one.
             statement.query_map(params![after.unwrap_or(""), limit.cast_signed()], kept)?.collect()
         });
     }
@@ -312,14 +314,14 @@ impl Store for SqliteStore {
             let mut statement =
                 connection.prepare("SELECT source FROM source GROUP BY source ORDER BY max(at) DESC LIMIT ?1")?;
             let sources = statement.query_map([limit.cast_signed()], |row| row.get::<_, Vec<u8>>(0))?;
-            // What is none cannot be anybody's.
+            // Skips invalid digests.
             sources.filter_map(|source| source.map(|source| source.try_into().ok()).transpose()).collect()
         });
     }
 
     fn failures(&self, done: Done<Vec<(Counter, u32)>>) {
         self.read(done, |connection| {
-            // Those who are being guessed at before all others.
+            // The highest counters come first.
             let mut statement =
                 connection.prepare("SELECT name, source, count FROM failure ORDER BY count DESC LIMIT ?1")?;
             let counters = statement.query_map([FAILURES], |row| {
@@ -327,7 +329,7 @@ impl Store for SqliteStore {
                 let counter = name.try_into().ok().map(|name| Counter { name, source: source.try_into().ok() });
                 Ok(counter.zip(Some(row.get(2)?)))
             })?;
-            // What is none cannot be anybody's.
+            // Skips invalid digests.
             counters.filter_map(Result::transpose).collect()
         });
     }

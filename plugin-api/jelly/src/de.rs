@@ -1,4 +1,4 @@
-//! From bytes straight to serde types.
+//! Decoding of bytes directly into serde types.
 
 use serde::de::{
     self, Deserialize, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess, Visitor,
@@ -13,15 +13,15 @@ use crate::value::Parts;
 /// Reads one whole value within the default [`Limits`].
 ///
 /// # Errors
-/// When the bytes are no Jelly, cost too much, are followed by others, or do not fit the type.
+/// Returns an error if the bytes are not valid Jelly, exceed the limits, are followed by others, or do not fit the type.
 pub fn from_slice<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T> {
     from_slice_with(bytes, Classes::Any)
 }
 
-/// As [`from_slice`]; untyped values in it may have instances of `classes` only.
+/// [`from_slice`], where untyped values may contain instances of `classes` only.
 ///
 /// # Errors
-/// As [`from_slice`], and when an untyped value has an instance of another class.
+/// As [`from_slice`]. Returns an error if an untyped value contains an instance of another class.
 pub fn from_slice_with<'de, T: Deserialize<'de>>(bytes: &'de [u8], classes: Classes) -> Result<T> {
     let mut scanner = Scanner::new(Shape::Value, Limits::default());
     let scanned = scanner.scan(bytes)?.ok_or(Error::Incomplete)?;
@@ -34,11 +34,11 @@ pub fn from_slice_with<'de, T: Deserialize<'de>>(bytes: &'de [u8], classes: Clas
     T::deserialize(&mut Deserializer::new(bytes).with_classes(classes))
 }
 
-/// Reads one value from bytes that a [`Scanner`] has found good before. On others it may fail late or recurse deeper
-/// than the limits allow; it is never unsound.
+/// Reads one value from bytes that a [`Scanner`] has accepted. On other bytes it may fail late or recurse deeper than the limits
+/// allow; it is never unsound.
 ///
 /// # Errors
-/// When the bytes do not fit the type.
+/// Returns an error if the bytes do not fit the type.
 pub fn from_scanned<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T> {
     let mut deserializer = Deserializer::new(bytes);
     T::deserialize(&mut deserializer)
@@ -49,15 +49,15 @@ pub fn from_scanned<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T> {
 pub struct Deserializer<'de> {
     bytes: &'de [u8],
     at: usize,
-    /// Made at the first `(dereference n)`: knows where `(reference n …)` stands.
+    /// Created at the first `(dereference n)`. It knows the position of each `(reference n …)`.
     index: Option<Scanner>,
-    /// The references being followed just now; one that comes up again contains itself.
+    /// The references that are being followed. One that occurs again contains itself.
     following: Vec<u64>,
-    /// Made at the first untyped value that refers to something outside of itself.
+    /// Created at the first untyped value that refers to something outside itself.
     parts: Option<Parts>,
-    /// How many bytes may still be read a second time, because something refers to them.
+    /// How many bytes may still be read a second time, through references to them.
     again: u64,
-    /// What untyped values may have instances of.
+    /// The classes whose instances untyped values may contain.
     classes: Classes,
 }
 
@@ -86,7 +86,7 @@ impl<'de> SeqAccess<'de> for WithState<'_, 'de> {
     }
 }
 
-/// A value's beginning: an atom whole, or a type whose elements follow.
+/// The beginning of a value: a whole atom, or a type whose elements follow.
 #[derive(Debug)]
 enum Head<'de> {
     Int(Integer<'de>),
@@ -100,9 +100,9 @@ enum Head<'de> {
     Calendar(&'static str, &'de str),
     Decimal,
     Handle(&'static str, u64),
-    /// A type not known here; the state follows.
+    /// An unknown type. Its state follows.
     Instance(&'de [u8], u32),
-    /// `(dereference n)`: its value begins here; then go on there.
+    /// `(dereference n)`: the number, and the position after it.
     Shared(u64, usize),
 }
 
@@ -139,36 +139,36 @@ fn short(text: &str) -> String {
 }
 
 impl<'de> Deserializer<'de> {
-    /// A deserializer at the start of `bytes`, which a [`Scanner`] has found good.
+    /// Creates a deserializer at the start of `bytes`, which a [`Scanner`] has accepted.
     #[must_use]
     pub fn new(bytes: &'de [u8]) -> Self {
         let again = expansion(bytes.len());
         Self { bytes, at: 0, index: None, following: Vec::new(), parts: None, again, classes: Classes::Any }
     }
 
-    /// Another deserializer at the same place of the same bytes: for what is to be read later.
+    /// Another deserializer at the same position in the same bytes, to read the value later.
     #[must_use]
     pub fn here(&self) -> Self {
         Self { at: self.at, ..Self::new(self.bytes) }.with_classes(self.classes)
     }
 
-    /// The same deserializer, whose untyped values may have instances of these classes only.
+    /// Restricts untyped values to instances of these classes.
     #[must_use]
     pub fn with_classes(self, classes: Classes) -> Self {
         Self { classes, ..self }
     }
 
-    /// How many bytes have been read.
+    /// The number of bytes that have been read.
     #[must_use]
     pub fn position(&self) -> usize {
         self.at
     }
 
-    /// Reads the header of a `(tuple …)` or `(list …)` and answers with the number of its elements, which are then
-    /// read one by one: for a call's arguments.
+    /// Reads the header of a `(tuple …)` or `(list …)`, and returns the number of its elements. The elements are then read one by
+    /// one. This is for a call's arguments.
     ///
     /// # Errors
-    /// When it is another value.
+    /// Returns an error if it is another value.
     pub fn sequence(&mut self) -> Result<usize> {
         match self.head()? {
             Head::List(_, length) => Ok(length as usize),
@@ -176,11 +176,11 @@ impl<'de> Deserializer<'de> {
         }
     }
 
-    /// Reads the header of a `(dictionary …)` and answers with the number of its pairs; each is then read with
-    /// [`Deserializer::key`] and one value: for a call's keywords.
+    /// Reads the header of a `(dictionary …)`, and returns the number of its pairs. Each pair is then read with
+    /// [`Deserializer::key`] and one value. This is for a call's keywords.
     ///
     /// # Errors
-    /// When it is another value.
+    /// Returns an error if it is another value.
     pub fn dictionary(&mut self) -> Result<usize> {
         match self.head()? {
             Head::Dictionary(length) => Ok(length as usize),
@@ -191,7 +191,7 @@ impl<'de> Deserializer<'de> {
     /// Reads the next pair's key as text, from either era.
     ///
     /// # Errors
-    /// When the key is no text.
+    /// Returns an error if the key is not text.
     pub fn key(&mut self) -> Result<&'de str> {
         self.pair()?;
         match self.head()? {
@@ -207,10 +207,10 @@ impl<'de> Deserializer<'de> {
         self.bytes.get(self.at..).unwrap_or_default()
     }
 
-    /// Passes over the next value, whatever it is.
+    /// Skips the next value, whatever it is.
     ///
     /// # Errors
-    /// When the bytes end before it does.
+    /// Returns an error if the bytes end inside the value.
     pub fn skip(&mut self) -> Result<()> {
         let mut pending = 1u64;
         while pending > 0 {
@@ -294,7 +294,7 @@ impl<'de> Deserializer<'de> {
         }
     }
 
-    /// Where the value of `(reference id …)` begins.
+    /// The position of the value in `(reference id …)`.
     fn definition(&mut self, id: u64) -> Result<usize> {
         if self.index.is_none() {
             let mut scanner = Scanner::new(Shape::Value, Limits::NONE);
@@ -304,14 +304,14 @@ impl<'de> Deserializer<'de> {
         self.index.as_ref().and_then(|index| index.shared_at(id)).ok_or(Error::Dangling(id))
     }
 
-    /// Runs `read` at the value that `(dereference id)` stands for, then goes on behind the dereference.
+    /// Runs `read` on the value that `(dereference id)` refers to, then continues after the dereference.
     fn follow<T>(&mut self, id: u64, back: usize, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.following.contains(&id) {
             return Err(Error::Cycle);
         }
         let definition = self.definition(id)?;
         if definition > back {
-            // Twisted defines at the first use. What is used before was counted by nobody.
+            // Twisted defines a value at its first use. The scanner has not counted one that is used before its definition.
             return Err(Error::Dangling(id));
         }
         self.at = definition;
@@ -324,15 +324,15 @@ impl<'de> Deserializer<'de> {
         result
     }
 
-    /// Charges bytes that are read again. The scanner has counted those that were complete when they were referred to;
-    /// here all are, also those that hold what refers to them.
+    /// Charges bytes that are read again. The scanner counted only values that were complete when they were referred to. Here all
+    /// are counted, including those that contain the reference to them.
     fn charge(&mut self, bytes: usize) -> Result<()> {
         let left = self.again.checked_sub(bytes as u64);
         self.again = left.ok_or_else(|| Defect::TooLarge(expansion(self.bytes.len())))?;
         Ok(())
     }
 
-    /// Reads a head, following it where it is shared, and hands it on.
+    /// Reads a head, follows it if it is shared, and passes it to `read`.
     fn with_head<T>(&mut self, read: impl FnOnce(&mut Self, Head<'de>) -> Result<T>) -> Result<T> {
         match self.head()? {
             Head::Shared(id, back) => self.follow(id, back, |this| this.with_head_again(read)),
@@ -342,7 +342,7 @@ impl<'de> Deserializer<'de> {
 
     fn with_head_again<T>(&mut self, read: impl FnOnce(&mut Self, Head<'de>) -> Result<T>) -> Result<T> {
         match self.head()? {
-            // `(reference 1 (dereference 2))`: nothing that Twisted writes.
+            // `(reference 1 (dereference 2))`: Twisted never writes this.
             Head::Shared(..) => Err(Error::Cycle),
             head => read(self, head),
         }
@@ -377,13 +377,13 @@ impl<'de> Deserializer<'de> {
             Head::List(_, length) => self.list(length, visitor),
             Head::Decimal => self.list(2, visitor),
             Head::Dictionary(length) => self.pairs(length, visitor),
-            // A copyable that may be one of several: told apart by what it has.
+            // A Copyable that may be of one of several types, which are distinguished by its fields.
             Head::Instance(_, 1) => de::Deserializer::deserialize_map(self, visitor),
             Head::Handle(..) | Head::Instance(..) | Head::Shared(..) => Err(unexpected("a plain value", &head)),
         }
     }
 
-    /// One value as bytes that stand alone: what they share with their surroundings is taken in.
+    /// The bytes of one value, made self-contained: they include what the value shares with its surroundings.
     fn alone(&mut self) -> Result<Vec<u8>> {
         let start = self.at;
         self.skip()?;
@@ -391,7 +391,7 @@ impl<'de> Deserializer<'de> {
         let mut scanner = Scanner::new(Shape::Value, Limits::NONE).with_classes(self.classes);
         match scanner.scan(slice)?.ok_or(Error::Incomplete)?.defect {
             None => return Ok(slice.to_vec()),
-            // It refers to something outside of itself: read the whole, and cut the value out of that.
+            // It refers to something outside itself. Read the whole, and extract the value from that.
             Some(Defect::Dangling(_)) => {}
             Some(defect) => return Err(defect.clone().into()),
         }
@@ -622,7 +622,7 @@ impl<'de> de::Deserializer<'de> for &mut Deserializer<'de> {
                 this.pair()?;
                 visitor.visit_enum(Variant { de: this, class: None })
             }
-            // A copyable: each of its classes is a variant.
+            // A Copyable: each of the classes is a variant.
             Head::Instance(class, 1) => {
                 let class = std::str::from_utf8(class).map_err(|_| Error::NotUtf8)?;
                 visitor.visit_enum(Variant { de: this, class: Some(class) })
@@ -662,7 +662,7 @@ impl<'de> SeqAccess<'de> for &mut Elements<'_, 'de> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        // serde caps what it allocates for a hint.
+        // serde limits what it allocates for a hint.
         Some(self.left as usize)
     }
 }
@@ -690,7 +690,7 @@ impl<'de> MapAccess<'de> for &mut Elements<'_, 'de> {
 
 struct Variant<'a, 'de> {
     de: &'a mut Deserializer<'de>,
-    /// Its name, where that has been read.
+    /// The variant's name, if it has been read.
     class: Option<&'de str>,
 }
 

@@ -1,13 +1,13 @@
-//! What can be wrong with a value, in the words of the person who made it.
+//! Errors of values, in the words of the person who made the value.
 
 /// A value that could not be read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The bytes are no Banana token, or one over a limit.
+    /// The bytes are not a Banana token, or the token exceeds a limit.
     #[error(transparent)]
     Banana(#[from] crate::token::BananaError),
-    /// The tokens are no Jelly, or over a limit.
+    /// The tokens are not valid Jelly, or exceed a limit.
     #[error(transparent)]
     Defect(#[from] crate::scan::Defect),
     /// The bytes end inside a value.
@@ -16,24 +16,24 @@ pub enum Error {
     /// There are bytes after the value.
     #[error("{0} bytes follow the value")]
     Trailing(usize),
-    /// The value is of another kind than the one asked for.
+    /// The value is not of the expected kind.
     #[error("expected {expected}, found {found}")]
     Unexpected {
-        /// What was asked for.
+        /// The expected kind.
         expected: &'static str,
-        /// What is there.
+        /// The kind that was found.
         found: String,
     },
     /// A text that is not UTF-8.
     #[error("a text that is not UTF-8")]
     NotUtf8,
-    /// An integer that does not fit the type asked for.
+    /// An integer that does not fit the expected type.
     #[error("the integer {0} is too large here")]
     IntegerRange(String),
-    /// A value that contains itself, where a plain type was asked for.
+    /// A value that contains itself, where a plain type was expected.
     #[error("the value contains itself; only an untyped value can hold a cycle")]
     Cycle,
-    /// A `(dereference n)` with no `(reference n …)`.
+    /// A `(dereference n)` without its `(reference n …)`.
     #[error("dereference of {0}, which is not defined")]
     Dangling(u64),
     /// An error of a type's own `Serialize` or `Deserialize`.

@@ -1,8 +1,8 @@
-//! Python's builtin exceptions, by what they derive from.
+//! Python's builtin exceptions and their bases.
 //!
-//! Source: `builtins` of Python 3.11, and `exceptions` of Python 2.7 for the names that are gone.
+//! Source: `builtins` of Python 3.11, and `exceptions` of Python 2.7 for the names that no longer exist.
 
-/// Each with its bases, the nearest first, `BaseException` last.
+/// Each exception with its bases, the nearest first, `BaseException` last.
 const BUILTINS: &[(&str, &[&str])] = &[
     ("ArithmeticError", &["Exception", "BaseException"]),
     ("AssertionError", &["Exception", "BaseException"]),
@@ -76,8 +76,8 @@ const BUILTINS: &[(&str, &[&str])] = &[
     ("ZeroDivisionError", &["ArithmeticError", "Exception", "BaseException"]),
 ];
 
-/// What a builtin derives from, the nearest first, up to `BaseException`; `None`: there is no such builtin. A name may
-/// come with its module, of either era: `builtins.ValueError`, `exceptions.ValueError`.
+/// The bases of a builtin exception, the nearest first, up to `BaseException`; `None` if there is no such builtin. The name may
+/// include the module of either era: `builtins.ValueError`, `exceptions.ValueError`.
 ///
 /// ```
 /// use jelly::exceptions::bases;
@@ -92,7 +92,7 @@ pub fn bases(name: &str) -> Option<&'static [&'static str]> {
     BUILTINS.get(at).map(|(_, bases)| *bases)
 }
 
-/// A name without the module of builtins, of either era.
+/// A name without the module of the builtins of either era.
 ///
 /// ```
 /// assert_eq!(jelly::exceptions::bare("builtins.ValueError"), "ValueError");

@@ -1,20 +1,20 @@
 //! Jelly in Banana: the one value encoding of credhost.
 //!
-//! *Banana* is a framing of tokens (integers, floats, byte strings, lists); *Jelly* is a grammar over such lists that
-//! says what is a text, a dictionary, a date, a reference. Together they are the wire format of Twisted's Perspective
-//! Broker, unchanged since 2002. The sources are `twisted.spread.banana` and `twisted.spread.jelly`.
+//! *Banana* is a framing of tokens (integers, floats, byte strings, lists). *Jelly* is a grammar over such lists, which defines
+//! texts, dictionaries, dates and references. Together they are the wire format of Twisted's Perspective Broker, unchanged since
+//! 2002. The sources are `twisted.spread.banana` and `twisted.spread.jelly`.
 //!
 //! This crate is bytes in, bytes out. It does no IO, reads no clock and draws no randomness.
 //!
-//! * [`to_vec`] and [`from_slice`] go straight between bytes and an author's serde types, with no tree between.
-//! * [`Value`] is for what has no type: an arena, so that sharing and cycles are kept and a deep value is dropped flat.
-//! * [`Scanner`] is the one pass that everything from a wire goes through first: it finds where an expression ends,
-//!   follows Jelly's grammar, charges the [`Limits`], and says where the true references are.
-//! * [`exceptions`] are Python's, by what they derive from.
+//! * [`to_vec`] and [`from_slice`] convert directly between bytes and serde types, without an intermediate tree.
+//! * [`Value`] holds untyped values. It is an arena: it keeps sharing and cycles, and drops a deep value without recursion.
+//! * [`Scanner`] is the single pass that everything from a wire goes through first. It finds the end of an expression, checks
+//!   Jelly's grammar, charges the [`Limits`], and locates the true references.
+//! * [`exceptions`] lists Python's builtin exceptions and their bases.
 //! * [`token`] is Banana itself.
-//! * [`types`] are the values that Rust has no type for: [`Bytes`], [`Set`], dates, big integers.
+//! * [`types`] defines the types that Rust lacks: [`Bytes`], [`Set`], dates, big integers.
 //!
-//! What it is not: it knows no connection and no message (crate `pb`), and it never makes an object of bytes.
+//! The crate knows no connections and no messages (crate `pb` does), and it never creates objects from bytes.
 
 mod de;
 mod error;

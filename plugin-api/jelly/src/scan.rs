@@ -1,30 +1,30 @@
-//! The one pass over everything that comes from a wire or a library.
+//! The single pass over everything that comes from a wire or a library.
 //!
-//! Resumable (an incomplete expression is never read twice), without recursion, and charged to a budget. It follows
-//! Jelly's grammar, so that `("remote" 5)` as a pair of a dictionary is told from a true reference.
+//! It is resumable (an incomplete expression is never read twice), does not recurse, and is charged to a budget. It follows
+//! Jelly's grammar, to distinguish `("remote" 5)` as a pair of a dictionary from a true reference.
 
 use std::collections::BTreeMap;
 
 use crate::token::{self, BananaError, Token};
 use crate::types;
 
-/// What one expression may cost. The defaults are those for a peer that has logged in.
+/// Limits for one expression. The defaults are for a peer that has logged in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The longest string in bytes, and the longest list in elements.
     pub item: u32,
     /// The longest expression, in bytes.
     pub expression: usize,
-    /// How deep lists may nest, shared values followed.
+    /// How deep lists may nest. Shared values are followed.
     pub depth: usize,
-    /// How many values there may be, each shared one counted every time it is used.
+    /// The most values. A shared value counts every time it is used.
     pub values: u64,
 }
 
 impl Limits {
     /// For a peer that has not logged in.
     pub const BEFORE_LOGIN: Self = Self { item: 1024, expression: 4096, depth: 16, values: 64 };
-    /// No limits but those of the machine: for what the host itself has written.
+    /// No limits but those of the machine, for what the host itself has written.
     pub const NONE: Self = Self { item: u32::MAX, expression: usize::MAX, depth: 512, values: u64::MAX };
 }
 
@@ -34,13 +34,13 @@ impl Default for Limits {
     }
 }
 
-/// Which classes an expression may have instances of: Copyables, and Cacheables with their state.
+/// The classes whose instances an expression may contain: Copyables, and Cacheables with their state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Classes {
-    /// All. The typed reader and writer name the classes themselves.
+    /// All classes. The typed reader and writer name the classes themselves.
     #[default]
     Any,
-    /// Those of these names, "module.Class" each.
+    /// Only classes with these names, each "module.Class".
     Only(&'static [&'static str]),
 }
 
@@ -53,89 +53,89 @@ impl Classes {
     }
 }
 
-/// How many times larger than the largest expression one may become by what it shares.
+/// With its shared values expanded, an expression may have this many times [`Limits::expression`] bytes.
 const EXPANSION: u64 = 4;
 
-/// How many bytes an expression of `own` bytes may stand for, shared values counted each time. A fixed part, so that a
-/// small one may share what it likes, and then so much for each byte: what reads it takes time in proportion to `own`.
+/// The most bytes that an expression of `own` bytes may expand to, with shared values counted each time. The fixed part lets a
+/// small expression share freely. The rest is proportional to `own`, and so is the time to read the expression.
 pub(crate) fn expansion(own: usize) -> u64 {
     const FREE: u64 = 64 << 10;
     const FACTOR: u64 = 64;
     FREE + FACTOR.saturating_mul(own as u64)
 }
-/// What is kept of buffers from one expression to the next, in elements.
+/// The most elements of a buffer that are kept from one expression to the next.
 const KEPT: usize = 1024;
 
-/// What the outermost tokens are.
+/// The form of the outermost tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// One Jelly value.
     Value,
-    /// A message of the broker: a list, each of whose elements is a Jelly value.
+    /// A message of the broker: a list whose elements are Jelly values.
     Message,
 }
 
-/// A whole expression that is no good Jelly, or costs too much. It answers its call with an error; the connection
-/// lives on.
+/// A complete expression that is not valid Jelly, or exceeds a limit. Its call is answered with an error; the connection stays
+/// open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Defect {
     /// Nested deeper than the limit.
     #[error("nested deeper than {0}")]
     TooDeep(usize),
-    /// More values than the limit, shared ones counted each time.
+    /// More values than the limit. Shared values are counted each time.
     #[error("more than {0} values")]
     TooManyValues(u64),
-    /// More bytes than so many, shared ones counted each time.
+    /// More bytes than this limit. Shared values are counted each time.
     #[error("more than {0} bytes, shared values counted each time")]
     TooLarge(u64),
-    /// A list whose first element is no byte string.
+    /// A list whose first element is not a byte string.
     #[error("a list that does not start with its type")]
     Untagged,
     /// A list of a known type that does not have the elements of that type.
     #[error("a malformed {0}")]
     Malformed(String),
-    /// A dictionary's key, or an element of a set, that Python cannot hash.
+    /// A key of a dictionary, or an element of a set, that Python cannot hash.
     #[error("unhashable: a list, set or dictionary as a key")]
     Unhashable,
-    /// Two `(reference n …)` of one number.
+    /// Two `(reference n …)` with the same number.
     #[error("reference {0} is defined twice")]
     DuplicateReference(u64),
     /// A `(dereference n)` without its `(reference n …)`.
     #[error("dereference of {0}, which is not defined")]
     Dangling(u64),
-    /// A type that a stock Twisted refuses to make anything of, and ends its connection over: `class`, `module`,
-    /// `function`, `method`, `instance`, `persistent`, and every other name without a module.
+    /// A type that a stock Twisted refuses, and ends its connection over: `class`, `module`, `function`, `method`, `instance`,
+    /// `persistent`, and every other name without a module.
     #[error("a {0}, which Perspective Broker does not let through")]
     Insecure(String),
-    /// An instance of a class that its receiver has not named.
+    /// An instance of a class that the receiver has not named.
     #[error("an instance of {0}, a class that this service does not name as copyable")]
     UnnamedClass(String),
-    /// A type that Twisted of 2005 does not know: it ends its connection over one.
+    /// A type that Twisted of 2005 does not know. It ends its connection over one.
     #[error("a {0}, which a Twisted as old as this client's does not know")]
     TooNew(String),
-    /// Tokens that are not Banana, where the framing was known otherwise.
+    /// Tokens that are not Banana, where the framing was known by other means.
     #[error(transparent)]
     Banana(BananaError),
 }
 
-/// Which table a reference names.
+/// The table that a reference names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RefKind {
-    /// `(remote luid)`: an object of the sender's.
+    /// `(remote luid)`: an object of the sender.
     Remote,
-    /// `(local luid)`: an object of the receiver's, coming home.
+    /// `(local luid)`: an object of the receiver, sent back.
     Local,
-    /// `(cached luid)`: a cached object of the sender's that the receiver has.
+    /// `(cached luid)`: a cached object of the sender that the receiver has.
     Cached,
-    /// `(lcache luid)`: a cached object of the receiver's, coming home.
+    /// `(lcache luid)`: a cached object of the receiver, sent back.
     Lcache,
-    /// `("type" luid state)`: a cached object of the sender's, for the first time.
+    /// `("type" luid state)`: a cached object of the sender, for the first time.
     Cache,
 }
 
 impl RefKind {
-    /// How it is spelled. A cached object with its state has its class there; without, it is written as `remote`.
+    /// Its tag. A cached object with its state has its class in this place; without its state, it is written as `remote`.
     #[must_use]
     pub fn tag(self) -> &'static str {
         match self {
@@ -147,50 +147,50 @@ impl RefKind {
     }
 }
 
-/// A true reference, and where its number stands.
+/// A true reference, with the position of its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reference {
-    /// Which table it names.
+    /// The table that it names.
     pub kind: RefKind,
     /// Its number; `None` for a name (`(local "root")`).
     pub luid: Option<u64>,
-    /// Where its list starts, from the start of the expression.
+    /// The start of its list, from the start of the expression.
     pub open: usize,
-    /// Where the token of its number starts.
+    /// The start of its number's token.
     pub start: usize,
-    /// Where that token ends.
+    /// The end of that token.
     pub end: usize,
-    /// Where its list ends. A cached object's state, with references of its own, stands before it.
+    /// The end of its list. The state of a cached object, with references of its own, is before it.
     pub close: usize,
 }
 
-/// What a scan found out about a complete expression.
+/// The result of scanning a complete expression.
 #[derive(Debug, Clone, Copy)]
 pub struct Scanned<'s> {
-    /// How many bytes the expression has.
+    /// The length of the expression, in bytes.
     pub end: usize,
-    /// Where the elements of a message start (the first eight; a message has at most seven), then where it ends.
+    /// The starts of a message's elements (the first eight; a message has at most seven), then the end of the message.
     pub elements: &'s [usize],
-    /// How many elements the message has.
+    /// The number of elements in the message.
     pub count: usize,
     /// The true references, in order.
     pub references: &'s [Reference],
-    /// What is wrong with it, if something is. The references are then incomplete.
+    /// The defect, if any. The references are incomplete then.
     pub defect: Option<&'s Defect>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Message,
-    /// The type is not yet read.
+    /// The type is not read yet.
     Untyped,
-    /// Any number of values (list, tuple, and whatever is not known otherwise).
+    /// Values without restrictions (list, tuple, unpersistable).
     Values,
     /// Values that must be hashable.
     Set,
     Dictionary,
     Pair,
-    /// `(None)`: nothing more.
+    /// `(None)`: no further elements.
     Nothing,
     /// One byte string, checked by the type's own rule.
     Leaf(Leaf),
@@ -199,7 +199,7 @@ enum Kind {
     ReferenceBody(u64),
     DereferenceId,
     Handle(RefKind),
-    /// Nothing more may follow.
+    /// No further elements may follow.
     Full,
     /// An unknown type: an instance, a Copyable, or a Cacheable.
     Instance,
@@ -225,22 +225,22 @@ struct Frame {
     /// The deepest level below this one, in absolute depth.
     deepest: usize,
     hashable: bool,
-    /// The count of values when it began.
+    /// The count of values at its start.
     values: u64,
-    /// The count of bytes when it began.
+    /// The count of bytes at its start.
     bytes: u64,
-    /// The reference that it is (an instance that is cached).
+    /// The index of its reference (for an instance that is cached).
     reference: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct SharedValue {
     at: usize,
-    /// Once it is complete: values and bytes it counts for, levels it has, whether it can be a key.
+    /// Set when it is complete: the values and bytes that it counts for, its levels, and whether it can be a key.
     done: Option<(u64, u64, usize, bool)>,
 }
 
-/// Finds the end of one expression after the other. Keeps its buffers from one to the next.
+/// Finds the end of one expression after another. Keeps its buffers in between.
 #[derive(Debug)]
 pub struct Scanner {
     shape: Shape,
@@ -250,10 +250,10 @@ pub struct Scanner {
     old: bool,
     at: usize,
     stack: Vec<Frame>,
-    /// After a defect: the tokens still to come, whatever they mean.
+    /// After a defect: the number of tokens still to come, whatever they mean.
     pending: u64,
     values: u64,
-    /// So far, with shared ones counted each time.
+    /// The bytes so far. Shared values are counted each time.
     bytes: u64,
     elements: Vec<usize>,
     count: usize,
@@ -265,7 +265,7 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// A scanner for expressions of this shape, within these limits.
+    /// Creates a scanner for expressions of this shape, within these limits.
     #[must_use]
     pub fn new(shape: Shape, limits: Limits) -> Self {
         Self {
@@ -288,29 +288,29 @@ impl Scanner {
         }
     }
 
-    /// The same scanner, for expressions that may have instances of these classes only.
+    /// Restricts expressions to instances of these classes.
     #[must_use]
     pub fn with_classes(self, classes: Classes) -> Self {
         Self { classes, ..self }
     }
 
-    /// The same scanner, for values on their way to a Twisted of 2005 (2.1.0), if `old`: sets, frozensets and decimals, which
-    /// it does not know, are a defect.
+    /// If `old`, checks values that are sent to a Twisted of 2005 (2.1.0): sets, frozensets and decimals, which it does not know,
+    /// are then a defect.
     #[must_use]
     pub fn for_twisted_of_2005(self, old: bool) -> Self {
         Self { old, ..self }
     }
 
-    /// Changes the limits, from the next token on (a peer has logged in).
+    /// Changes the limits, from the next token on. For a peer that has logged in.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
-    /// Goes on with the expression that starts at `bytes[0]`; `None` while it is incomplete. Called again with more
-    /// of the same expression, it goes on where it stopped; after a complete one, it starts with the next.
+    /// Continues with the expression that starts at `bytes[0]`. Returns `None` while it is incomplete. A call with more bytes of
+    /// the same expression continues where the last one stopped. After a complete expression, the next call starts a new one.
     ///
     /// # Errors
-    /// When the bytes are not Banana within the limits. What is only bad Jelly is [`Scanned::defect`].
+    /// Returns an error if the bytes are not Banana within the limits. Invalid Jelly is only reported in [`Scanned::defect`].
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<Scanned<'_>>, BananaError> {
         if self.done {
             self.clear();
@@ -346,13 +346,13 @@ impl Scanner {
         }
     }
 
-    /// Where the value of `(reference n …)` starts, in the expression just scanned.
+    /// The position of the value of `(reference n …)` in the expression just scanned.
     #[must_use]
     pub fn shared_at(&self, id: u64) -> Option<usize> {
         self.shared.get(&id).map(|shared| shared.at)
     }
 
-    /// Whether the expression just scanned has any `(reference n …)`.
+    /// Whether the expression just scanned contains any `(reference n …)`.
     #[must_use]
     pub fn shares(&self) -> bool {
         !self.shared.is_empty()
@@ -364,7 +364,7 @@ impl Scanner {
         self.pending = 0;
         self.values = 0;
         self.bytes = 0;
-        // An expression that was large must not be kept for ever.
+        // The buffers of a large expression must not be kept forever.
         self.elements.clear();
         self.references.shrink_to(KEPT);
         self.forward.shrink_to(KEPT);
@@ -388,7 +388,7 @@ impl Scanner {
         self.last()
     }
 
-    /// What the last scan found, if it was complete: for a caller that could not keep the borrow.
+    /// The result of the last scan, if it was complete. For a caller that could not keep the borrow.
     #[must_use]
     pub fn last(&self) -> Scanned<'_> {
         Scanned {
@@ -400,7 +400,7 @@ impl Scanner {
         }
     }
 
-    /// From here on only the end of the expression matters: count tokens.
+    /// Records a defect. From here on, tokens are only counted, to find the end of the expression.
     fn give_up(&mut self, defect: Defect, token: Token<'_>) {
         self.defect = Some(defect);
         self.pending = self.stack.iter().map(|frame| u64::from(frame.left)).sum();
@@ -410,7 +410,7 @@ impl Scanner {
         self.stack.clear();
     }
 
-    /// Takes one token. Before anything can fail, the token is taken off what its list still lacks.
+    /// Takes one token. The token is subtracted from what its list still lacks before anything can fail.
     fn step(&mut self, token: Token<'_>, start: usize) -> Result<(), Defect> {
         let depth = self.stack.len();
         let Some(frame) = self.stack.last_mut() else {
@@ -506,8 +506,8 @@ impl Scanner {
                             return Err(Defect::TooDeep(self.limits.depth));
                         }
                     }
-                    // Inside itself (a cycle), or before its definition; both are for untyped values only, which
-                    // share it and never expand it.
+                    // Inside its own definition (a cycle), or before it. Both are for untyped values only, which share the value
+                    // and never expand it.
                     Some(SharedValue { done: None, .. }) => {}
                     None => self.forward.push(id),
                 }
@@ -515,7 +515,7 @@ impl Scanner {
             }
             Kind::Handle(kind) => {
                 let luid = match token {
-                    // A number that no table can have is no reference.
+                    // A number that no table can have is not a reference.
                     Token::Int(value) => Some(value.to_u64().ok_or_else(|| malformed(handle_name(kind)))?),
                     Token::Bytes(_) if kind == RefKind::Local => None,
                     _ => return Err(malformed(handle_name(kind))),
@@ -543,7 +543,7 @@ impl Scanner {
         }
     }
 
-    /// A token where a value stands: an atom, or the list that begins a typed value.
+    /// Takes a token in the place of a value: an atom, or the list that begins a typed value.
     fn value(&mut self, token: Token<'_>, start: usize) -> Result<(), Defect> {
         self.charge(1)?;
         if let Token::List(length) = token {
@@ -568,7 +568,7 @@ impl Scanner {
         if self.bytes > most { Err(Defect::TooLarge(most)) } else { Ok(()) }
     }
 
-    /// Pops every list that is complete, and checks what can be checked only then.
+    /// Pops every complete list, and makes the checks that need the complete list.
     fn close(&mut self) -> Result<(), Defect> {
         while let Some(frame) = self.stack.last() {
             // A pair's key is complete when its value has not begun.
@@ -643,7 +643,7 @@ impl Leaf {
     }
 }
 
-/// What follows a type's name. `rest` is how many elements do.
+/// The content that follows a type's name. `rest` is the number of elements that follow.
 fn kind_of(name: &[u8], rest: u32) -> Result<Kind, Defect> {
     let exactly = |count: u32, kind: Kind| {
         if rest == count { Ok(kind) } else { Err(malformed(&String::from_utf8_lossy(name))) }
@@ -667,7 +667,7 @@ fn kind_of(name: &[u8], rest: u32) -> Result<Kind, Defect> {
         b"timedelta" => exactly(1, Kind::Leaf(Leaf::TimeDelta)),
         b"decimal" => exactly(2, Kind::Decimal),
         b"unpersistable" => exactly(1, Kind::Values),
-        // A class has a module. Whatever else is tagged, a stock peer knows no way to read it.
+        // A class has a module. A stock peer cannot read any other tag.
         _ if !name.contains(&b'.') => Err(Defect::Insecure(shown(name))),
         _ => match rest {
             1 | 2 => Ok(Kind::Instance),
@@ -676,7 +676,7 @@ fn kind_of(name: &[u8], rest: u32) -> Result<Kind, Defect> {
     }
 }
 
-/// A type's name in an error: at most 64 characters of it.
+/// A type's name for an error, shortened to 64 characters.
 fn shown(name: &[u8]) -> String {
     String::from_utf8_lossy(name).chars().take(64).collect()
 }

@@ -1,4 +1,4 @@
-//! From serde types straight to bytes.
+//! Encoding of serde types directly into bytes.
 
 use serde::ser::{self, Serialize};
 
@@ -11,14 +11,14 @@ use crate::{Limits, Value};
 /// Writes `value` as Jelly.
 ///
 /// # Errors
-/// When the type's own `Serialize` fails, or an integer is 2^448 or more.
+/// Returns an error if the type's own `Serialize` fails, or an integer is 2^448 or more.
 pub fn to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     write(&mut out, value)?;
     Ok(out)
 }
 
-/// Appends `value` to `out` as Jelly. After an error, `out` is as it was.
+/// Appends `value` to `out` as Jelly. After an error, `out` is unchanged.
 ///
 /// # Errors
 /// As [`to_vec`].
@@ -26,11 +26,12 @@ pub fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<()> 
     write_with(out, value, Classes::Any, &mut Vec::new())
 }
 
-/// As [`write()`]; untyped values in `value` may have instances of `classes` only, and every reference written is appended
-/// to `references`, in order. After an error, `references` has those that were written before it.
+/// [`write()`], where untyped values in `value` may contain instances of `classes` only. Appends every reference written to
+/// `references`, in order. After an error, `references` contains those that were written before it.
 ///
 /// # Errors
-/// As [`to_vec`], and when an untyped value has an instance of another class, or something that no peer would read.
+/// As [`to_vec`]. Returns an error if an untyped value contains an instance of another class, or something that no peer would
+/// read.
 pub fn write_with<T: Serialize + ?Sized>(
     out: &mut Vec<u8>,
     value: &T,
@@ -48,8 +49,7 @@ pub fn write_with<T: Serialize + ?Sized>(
     written
 }
 
-/// The caller's buffers while they are written into. They are given back also where a `Serialize` panics, with what it
-/// wrote before.
+/// The caller's buffers while they are written into. They are returned even if a `Serialize` panics, with what it wrote before.
 struct Lent<'b> {
     output: Output,
     out: &'b mut Vec<u8>,
@@ -63,19 +63,19 @@ impl Drop for Lent<'_> {
     }
 }
 
-/// What is written into, and how many `(reference n …)` it has so far: two untyped values in one typed one must not
-/// use the same numbers.
+/// The output, and the number of `(reference n …)` in it so far. Two untyped values in one typed value must not use the same
+/// numbers.
 #[derive(Debug)]
 struct Output {
     bytes: Vec<u8>,
     shared: u64,
-    /// What untyped values may have instances of.
+    /// The classes whose instances untyped values may contain.
     classes: Classes,
     /// The references written so far.
     references: Vec<(RefKind, u64)>,
 }
 
-/// What the value inside a newtype of one of [`name`]'s names is to become.
+/// The form of the value inside a newtype that has one of [`name`]'s names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Special {
     None,
@@ -94,9 +94,9 @@ enum Special {
 
 /// The serializer behind [`to_vec`].
 ///
-/// A struct becomes a dictionary with texts as keys; a struct whose serde name holds a dot
-/// (`#[serde(rename = "module.Class")]`) becomes a Copyable of that type. Enums are tagged from outside: a unit variant
-/// is a text, another a dictionary of one pair.
+/// A struct becomes a dictionary with texts as keys. A struct whose serde name contains a dot (`#[serde(rename =
+/// "module.Class")]`) becomes a Copyable of that type. Enums are externally tagged: a unit variant is a text, any other a
+/// dictionary of one pair. A newtype or struct variant whose name contains a dot becomes a Copyable of that type.
 #[derive(Debug)]
 pub struct Serializer<'o> {
     out: &'o mut Output,
@@ -104,7 +104,7 @@ pub struct Serializer<'o> {
 }
 
 impl Output {
-    /// Appends an untyped value, which was encoded alone, with numbers of its own for what it shares.
+    /// Appends an untyped value that was encoded separately. What it shares gets numbers of its own.
     fn splice(&mut self, encoded: &[u8]) -> Result<()> {
         let mut scanner = Scanner::new(Shape::Value, Limits::NONE).with_classes(self.classes);
         if let Some(scanned) = scanner.scan(encoded)? {
@@ -147,8 +147,8 @@ impl Serializer<'_> {
     }
 }
 
-/// A list or dictionary being written. serde may not know its length beforehand, or may be wrong about it; then its
-/// header is put right at the end.
+/// A list or dictionary that is being written. serde may not know its length in advance, or may be wrong about it. The header is
+/// then corrected at the end.
 #[derive(Debug)]
 pub struct Compound<'o> {
     out: &'o mut Output,
@@ -166,7 +166,7 @@ impl Compound<'_> {
     }
 
     fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
-        // Only a cached object's tuple has no tag: its class, its number, its state.
+        // Only the tuple of a cached object has no tag. It holds the class, the number and the state.
         let special = if self.tag.is_empty() && self.count == 1 { Special::CacheNumber } else { Special::None };
         self.count += 1;
         value.serialize(&mut Serializer { out: self.out, special })

@@ -22,7 +22,7 @@ const VOCAB: u8 = 0x87;
 /// One token, borrowed from the bytes it was read from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Token<'a> {
-    /// A list of that many elements, which follow.
+    /// A list of this many elements, which follow.
     List(u32),
     /// A byte string, spelled out or by its number in the vocabulary.
     Bytes(&'a [u8]),
@@ -33,7 +33,7 @@ pub enum Token<'a> {
 }
 
 impl Token<'_> {
-    /// What it is, for an error message.
+    /// The kind of token, for an error message.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -45,10 +45,10 @@ impl Token<'_> {
     }
 }
 
-/// An integer as it stands in the bytes: a sign, and base-128 digits, least significant first.
+/// An integer as encoded: a sign, and base-128 digits, least significant first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Integer<'a> {
-    /// Whether it is below zero (a negative zero is zero).
+    /// Whether it is negative (a negative zero is zero).
     pub negative: bool,
     /// Its digits, each below 128, least significant first; trailing zeros are allowed.
     pub digits: &'a [u8],
@@ -109,7 +109,7 @@ impl std::fmt::Display for Integer<'_> {
     }
 }
 
-/// Bytes that are no token. A connection that sends them is closed, as Twisted closes it.
+/// Bytes that are not a token. A connection that sends them is closed, as in Twisted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BananaError {
@@ -133,10 +133,10 @@ pub enum BananaError {
     ExpressionTooLong(usize),
 }
 
-/// Reads the token at the start of `bytes`; `None` while it is incomplete. `size_limit` bounds strings and lists.
+/// Reads the token at the start of `bytes`; `None` while it is incomplete. `size_limit` limits the length of strings and lists.
 ///
 /// # Errors
-/// As soon as the bytes can no longer become a token within the limits, even before they are all there.
+/// Returns an error as soon as the bytes cannot become a token within the limits any more, even if they are incomplete.
 pub fn read(bytes: &[u8], size_limit: u32) -> std::result::Result<Option<(Token<'_>, usize)>, BananaError> {
     let mut at = 0;
     let kind = loop {
@@ -178,8 +178,8 @@ pub fn read(bytes: &[u8], size_limit: u32) -> std::result::Result<Option<(Token<
     Ok(Some((token, body)))
 }
 
-/// How many bytes the string at the start of `bytes` announces, header included, if its header is complete.
-/// Tells a reader how much is still to come, before it has come.
+/// The length of the string at the start of `bytes` in bytes, header included, if its header is complete. This tells a reader in
+/// advance how much is still to come.
 #[must_use]
 pub fn announced(bytes: &[u8]) -> Option<usize> {
     let at = bytes.iter().take(PREFIX_LIMIT + 1).position(|&byte| byte >= 0x80)?;
@@ -216,7 +216,7 @@ pub fn list(out: &mut Vec<u8>, length: usize) {
     out.push(LIST);
 }
 
-/// Writes a byte string; a word of the vocabulary goes out as its number.
+/// Writes a byte string. A word of the vocabulary is written as its number.
 pub fn bytes(out: &mut Vec<u8>, string: &[u8]) {
     match vocabulary::id(string) {
         Some(id) => out.extend_from_slice(&[id, VOCAB]),
@@ -224,7 +224,7 @@ pub fn bytes(out: &mut Vec<u8>, string: &[u8]) {
     }
 }
 
-/// Writes a byte string spelled out, whatever it is (dialect "none", and the negotiation itself).
+/// Writes a byte string spelled out, even if it is in the vocabulary (for dialect "none", and for the negotiation itself).
 pub fn spelled(out: &mut Vec<u8>, string: &[u8]) {
     digits(out, string.len() as u64);
     out.push(STRING);
@@ -278,10 +278,10 @@ pub fn float(out: &mut Vec<u8>, value: f64) {
     out.extend_from_slice(&value.to_be_bytes());
 }
 
-/// Appends `expression`, which may use the vocabulary, in the dialect "none", which has none.
+/// Appends `expression`, which may use the vocabulary, in the dialect "none", which has no vocabulary.
 ///
 /// # Errors
-/// When `expression` is not whole tokens.
+/// Returns an error if `expression` contains something that is not a token. An incomplete token at the end is left out.
 pub fn transcode_to_none(out: &mut Vec<u8>, mut expression: &[u8]) -> std::result::Result<(), BananaError> {
     while let Some((token, used)) = read(expression, u32::MAX)? {
         match token {

@@ -1,6 +1,6 @@
-//! Values that Rust has no type for, each a small type with `serde` both ways.
+//! Values that Rust has no type for. Each is a small type that serde reads and writes.
 //!
-//! In other formats than Jelly (a test's JSON, say) they read and write as strings, lists or integers.
+//! In formats other than Jelly (the JSON of a test, for example), they are strings, lists or integers.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,7 +11,7 @@ use serde::ser::{Serialize, SerializeTuple, Serializer};
 
 use crate::token;
 
-/// Names by which the types below make themselves known to Jelly's own serializer and deserializer.
+/// The names by which the types below identify themselves to Jelly's own serializer and deserializer.
 pub(crate) mod name {
     pub(crate) const BYTES: &str = "$jelly::bytes";
     pub(crate) const INT: &str = "$jelly::int";
@@ -29,21 +29,21 @@ pub(crate) mod name {
     pub(crate) const CACHE: &str = "$jelly::cache";
 }
 
-/// The names under which a reference passes through serde as its number: for `plugin-api` and `pb`, whose types they
-/// are. A newtype of this name around a `u64` is written as `(remote n)`, `(local n)` or `(cached n)`.
+/// The names under which a reference passes through serde as its number, for the types of `plugin-api` and `pb`. A newtype of
+/// such a name around a `u64` is written as `(remote n)`, `(local n)` or `(cached n)`.
 pub mod reference {
-    /// `(remote n)`: an object of the writer's.
+    /// `(remote n)`: an object of the writer.
     pub const REMOTE: &str = super::name::REMOTE;
-    /// `(local n)`: an object of the reader's.
+    /// `(local n)`: an object of the reader.
     pub const LOCAL: &str = super::name::LOCAL;
-    /// `(cached n)`: a cached object of the writer's.
+    /// `(cached n)`: a cached object of the writer.
     pub const CACHED: &str = super::name::CACHED;
-    /// `("type" n state)`: a cached object of the writer's, with its state. Around a tuple of the type's name as bytes
-    /// ([`super::Name`]), the number, and the state. Read: the same three, or the number alone of a `(cached n)`.
+    /// `("type" n state)`: a cached object of the writer, with its state. The newtype is around a tuple of the type's name as
+    /// bytes ([`super::Name`]), the number, and the state. It is read as the same three, or as only the number of a `(cached n)`.
     pub const CACHE: &str = super::name::CACHE;
 }
 
-/// The name of a type, as it stands at the head of its values.
+/// The name of a type, as written at the head of its values.
 #[derive(Debug, Clone, Copy)]
 pub struct Name<'a>(pub &'a str);
 
@@ -53,7 +53,7 @@ impl Serialize for Name<'_> {
     }
 }
 
-/// Writes a string of bytes without copying it: what a newtype wraps that holds `&[u8]`.
+/// Writes `&[u8]` as a byte string without copying it. It is the content of a newtype.
 pub(crate) struct Raw<'a>(pub(crate) &'a [u8]);
 
 impl Serialize for Raw<'_> {
@@ -64,7 +64,7 @@ impl Serialize for Raw<'_> {
 
 /// A byte string: Python 3's `bytes`, Python 2's `str`.
 ///
-/// `Vec<u8>` is to serde a list of small integers and is written as such (it reads a byte string, too).
+/// To serde, `Vec<u8>` is a list of small integers, and it is written as such. It can also be read from a byte string.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes(pub Vec<u8>);
 
@@ -142,12 +142,12 @@ macro_rules! set {
 set!(Set, name::SET, "set");
 set!(FrozenSet, name::FROZENSET, "frozenset");
 
-/// An integer of any size that the wire carries: below 2^448 in magnitude.
+/// An integer of any size that fits the wire: below 2^448 in magnitude.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BigInt(num_bigint::BigInt);
 
 impl BigInt {
-    /// Sign and base-128 digits, least significant first, as the wire has them. `None` from 2^448 on.
+    /// Sign and base-128 digits, least significant first, as on the wire. `None` from 2^448 on.
     pub(crate) fn digits(&self) -> Option<(bool, Vec<u8>)> {
         let (sign, digits) = self.0.to_radix_le(128);
         (digits.len() <= token::PREFIX_LIMIT).then_some((sign == num_bigint::Sign::Minus, digits))
@@ -175,7 +175,7 @@ impl FromStr for BigInt {
 
 impl From<token::Integer<'_>> for BigInt {
     fn from(value: token::Integer<'_>) -> Self {
-        // The digits of a token are all below 128, so that this cannot fail.
+        // The digits of a token are all below 128, so this cannot fail.
         Self::from_digits(value.negative, value.digits).unwrap_or_default()
     }
 }
@@ -291,7 +291,7 @@ pub struct Time {
 /// Python's `datetime.timedelta`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimeDelta {
-    /// Below zero for a span backwards; -999,999,999 to 999,999,999.
+    /// Negative for a span backwards; -999,999,999 to 999,999,999.
     pub days: i32,
     /// 0 to 86,399.
     pub seconds: u32,

@@ -1,7 +1,6 @@
-//! A value of no particular type, held as an arena: nodes that name each other by index.
+//! An untyped value, held as an arena: nodes refer to each other by index.
 //!
-//! So sharing and cycles are kept as they came, and a value nested a hundred thousand deep is dropped without
-//! recursion.
+//! This keeps sharing and cycles as received, and lets a value nested a hundred thousand deep be dropped without recursion.
 
 mod build;
 mod show;
@@ -18,7 +17,7 @@ use crate::types::{BigInt, Date, DateTime, Decimal, Raw, Time, TimeDelta, name};
 
 /// Any value that Jelly can carry.
 ///
-/// Two values are equal when they are written the same: sharing counts, order in dictionaries counts.
+/// Two values are equal if their encodings are equal: sharing counts, and so does the order in dictionaries.
 #[derive(Clone)]
 pub struct Value {
     nodes: Vec<Stored>,
@@ -34,7 +33,7 @@ enum Stored {
     Float(f64),
     Bytes(Vec<u8>),
     Text(String),
-    /// list, tuple, set, frozenset, and types that PB refuses to make anything of (class, module …).
+    /// list, tuple, set, frozenset, and types that PB refuses (class, module …).
     Items(&'static str, Vec<u32>),
     Dictionary(Vec<(u32, u32)>),
     DateTime(DateTime),
@@ -50,14 +49,14 @@ enum Stored {
     },
 }
 
-/// One node of a [`Value`], to look at.
+/// A view of one node of a [`Value`].
 #[derive(Clone, Copy)]
 pub struct ValueRef<'a> {
     value: &'a Value,
     index: u32,
 }
 
-/// What a node is.
+/// The kind and content of a node.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "each is the Python type of that name")]
@@ -80,9 +79,9 @@ pub enum Node<'a> {
     Time(Time),
     TimeDelta(TimeDelta),
     Decimal(&'a Decimal),
-    /// A reference, and its number where it has one.
+    /// A reference, with its number if it has one.
     Reference(RefKind, Option<u64>),
-    /// An instance of this class; [`ValueRef::items`] has its state.
+    /// An instance of this class. [`ValueRef::items`] returns its state.
     Instance(&'a str),
     /// A type that PB does not allow (`class`, `module`, `function`, `method`, `instance`, `persistent`) or could not
     /// send (`unpersistable`).
@@ -93,7 +92,7 @@ impl Value {
     /// Reads one whole value within the default limits.
     ///
     /// # Errors
-    /// When the bytes are no Jelly, cost too much, or are followed by others.
+    /// Returns an error if the bytes are not valid Jelly, exceed the limits, or are followed by others.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut scanner = Scanner::new(Shape::Value, Limits::default());
         let scanned = scanner.scan(bytes)?.ok_or(Error::Incomplete)?;
@@ -106,13 +105,13 @@ impl Value {
         Self::decode_scanned(bytes)
     }
 
-    /// Reads one value from bytes that a scanner has found good.
+    /// Reads one value from bytes that a scanner has accepted.
     pub(crate) fn decode_scanned(bytes: &[u8]) -> Result<Self> {
         Builder::default().read(bytes)
     }
 
-    /// The value as bytes. What is used more than once is written once, as `(reference n …)`; the numbers are those
-    /// that Twisted would give.
+    /// Encodes the value. What is used more than once is written once, as `(reference n …)`. The numbers are those that Twisted
+    /// would assign.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -120,23 +119,23 @@ impl Value {
         out
     }
 
-    /// Of a typed value, an untyped one.
+    /// Converts a typed value to an untyped one.
     ///
     /// # Errors
-    /// As [`crate::to_vec`].
+    /// As [`crate::to_vec`] and [`Value::decode`].
     pub fn from_typed<T: Serialize + ?Sized>(typed: &T) -> Result<Self> {
         Self::decode(&crate::to_vec(typed)?)
     }
 
-    /// Of an untyped value, a typed one.
+    /// Converts the value to a typed one.
     ///
     /// # Errors
-    /// When it does not fit the type, or contains itself.
+    /// Returns an error if the value does not fit the type, or contains itself.
     pub fn to_typed<T: de::DeserializeOwned>(&self) -> Result<T> {
         crate::from_slice(&self.encode())
     }
 
-    /// Its outermost node.
+    /// The outermost node.
     #[must_use]
     pub fn root(&self) -> ValueRef<'_> {
         ValueRef { value: self, index: self.root }
@@ -158,12 +157,12 @@ impl Value {
         Self::items("tuple", items)
     }
 
-    /// A set of values. Whether they differ is not looked at.
+    /// A set of values. Duplicates are not detected.
     pub fn set(items: impl IntoIterator<Item = Self>) -> Self {
         Self::items("set", items)
     }
 
-    /// A dictionary of pairs, in this order. Whether the keys differ is not looked at.
+    /// A dictionary of pairs, in this order. Duplicate keys are not detected.
     pub fn dictionary(pairs: impl IntoIterator<Item = (Self, Self)>) -> Self {
         let mut all = Self { nodes: Vec::new(), root: 0 };
         let pairs = pairs.into_iter().map(|(key, value)| (all.absorb(key), all.absorb(value))).collect();
@@ -204,8 +203,8 @@ impl Value {
         other.root + base
     }
 
-    /// Gives numbers to the nodes that are met more than once from `root`, in the order in which they are met the second
-    /// time: that is when Twisted gives them one. `next` is the highest number in use.
+    /// Assigns numbers to the nodes that are visited more than once from `root`, in the order of their second visit, as Twisted
+    /// does. `next` is the highest number in use.
     fn number_shared(&self, root: u32, next: &mut u64, marks: &mut Marks) {
         let mut stack = vec![root];
         while let Some(at) = stack.pop() {
@@ -235,12 +234,12 @@ impl Value {
         }
     }
 
-    /// Appends it to an expression in which numbers up to `next` are in use for what is shared.
+    /// Appends the value to an expression that already uses the numbers up to `next` for shared values.
     pub(crate) fn write(&self, out: &mut Vec<u8>, next: &mut u64) {
         self.write_part(self.root, out, next, &mut Marks::of(self));
     }
 
-    /// Appends what starts at the node `root`. It costs what it writes: `marks` are as they were when it is done.
+    /// Appends the value at the node `root`. The cost is proportional to what is written, because `marks` is reset afterwards.
     fn write_part(&self, root: u32, out: &mut Vec<u8>, next: &mut u64, marks: &mut Marks) {
         enum Step {
             Node(u32),
@@ -291,17 +290,17 @@ impl Value {
     }
 }
 
-/// What writing knows of a node.
+/// The state of a node while the value is written.
 #[derive(Debug, Clone, Copy)]
 enum Mark {
     Unmet,
     Once,
-    /// Met more than once, and not yet written: its number.
+    /// Visited more than once, and not written yet. This is its number.
     Shared(u64),
     Written(u64),
 }
 
-/// A mark for each node of an arena, and which of them are set: they can be cleared without a look at the others.
+/// A mark for each node of an arena, and the list of those that are set, so that they can be cleared without visiting the others.
 #[derive(Debug)]
 struct Marks(Vec<Mark>, Vec<u32>);
 
@@ -353,7 +352,7 @@ impl Stored {
 }
 
 fn big(out: &mut Vec<u8>, value: &BigInt) {
-    // What was read from the wire fits it; what was made in Rust is checked where it is made.
+    // A value read from the wire fits it. A value made in Rust is checked where it is made.
     let (negative, digits) = value.digits().unwrap_or_default();
     token::integer(out, token::Integer { negative, digits: &digits });
 }
@@ -364,12 +363,12 @@ fn tagged(out: &mut Vec<u8>, tag: &str, length: usize) {
 }
 
 fn index(at: usize) -> u32 {
-    // An expression has fewer tokens than bytes, and its bytes are limited far below this.
+    // An expression has fewer tokens than bytes, and its length is limited far below this.
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
 impl<'a> ValueRef<'a> {
-    /// What it is.
+    /// The kind and content of the node.
     #[must_use]
     pub fn node(&self) -> Node<'a> {
         match &self.value.nodes[self.index as usize] {
@@ -396,16 +395,16 @@ impl<'a> ValueRef<'a> {
         }
     }
 
-    /// This part as a value of its own, with all that it shares.
+    /// This part as a separate value, with everything that it shares.
     #[must_use]
     pub fn to_value(&self) -> Value {
         let mut bytes = Vec::new();
         self.value.write_part(self.index, &mut bytes, &mut 0, &mut Marks::of(self.value));
-        // It was written from a value: it is one.
+        // It was written from a value, so it is one.
         Value::decode(&bytes).unwrap_or_else(|_| Value::none())
     }
 
-    /// Its elements: of a list, tuple or set; the state of an instance; nothing of others.
+    /// The elements of a list, tuple or set; the state of an instance; empty for others.
     pub fn items(&self) -> impl ExactSizeIterator<Item = ValueRef<'a>> + use<'a> {
         let value = self.value;
         let items: &[u32] = match &value.nodes[self.index as usize] {
@@ -416,7 +415,7 @@ impl<'a> ValueRef<'a> {
         items.iter().map(move |&index| ValueRef { value, index })
     }
 
-    /// Its pairs, if it is a dictionary.
+    /// The pairs of a dictionary; empty for others.
     pub fn pairs(&self) -> impl ExactSizeIterator<Item = (ValueRef<'a>, ValueRef<'a>)> + use<'a> {
         let value = self.value;
         let pairs: &[(u32, u32)] = match &value.nodes[self.index as usize] {
@@ -426,13 +425,13 @@ impl<'a> ValueRef<'a> {
         pairs.iter().map(move |&(key, index)| (ValueRef { value, index: key }, ValueRef { value, index }))
     }
 
-    /// The value under this key, if it is a dictionary that has it; texts and byte strings alike.
+    /// The value under this key, if this is a dictionary that has the key. Texts and byte strings both match.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<ValueRef<'a>> {
         self.pairs().find(|(found, _)| found.as_text() == Some(key)).map(|(_, value)| value)
     }
 
-    /// Its text, from either era: a text, or a byte string of UTF-8.
+    /// The text, from either era: a text, or a byte string in UTF-8.
     #[must_use]
     pub fn as_text(&self) -> Option<&'a str> {
         match self.node() {
@@ -442,7 +441,7 @@ impl<'a> ValueRef<'a> {
         }
     }
 
-    /// Its integer, if it is one of 64 bits.
+    /// The integer, if this is one that fits an `i64`.
     #[must_use]
     pub fn as_int(&self) -> Option<i64> {
         match self.node() {
@@ -451,7 +450,7 @@ impl<'a> ValueRef<'a> {
         }
     }
 
-    /// Whether both are the same node: shared, not merely equal.
+    /// Whether both are the same node, not only equal ones.
     #[must_use]
     pub fn is(&self, other: &ValueRef<'_>) -> bool {
         std::ptr::eq(self.value, other.value) && self.index == other.index
@@ -527,7 +526,7 @@ from! {
 impl TryFrom<BigInt> for Value {
     type Error = Error;
     /// # Errors
-    /// From 2^448 on.
+    /// Returns an error from 2^448 on.
     fn try_from(value: BigInt) -> Result<Self> {
         if let Ok(small) = i64::try_from(&value) {
             return Ok(Self::leaf(Stored::Int(small)));

@@ -1,7 +1,7 @@
-//! The 31 words that dialect "pb" sends as one number, in both directions, for ever.
+//! The 31 words that dialect "pb" sends as one number, in both directions. The list never changes.
 //!
-//! Source: `twisted.spread.banana.Banana` (its `outgoingVocabulary`). Every byte string equal to a word is sent as its
-//! number, data of users included; a receiver takes the string, too.
+//! Source: `twisted.spread.banana.Banana` (its `outgoingVocabulary`). Every byte string equal to a word is sent as its number,
+//! including user data. A receiver accepts the string, too.
 
 /// The words; a word's number is its index plus one.
 pub const WORDS: [&str; 31] = [
@@ -44,7 +44,7 @@ pub fn word(id: u8) -> Option<&'static [u8]> {
     WORDS.get(usize::from(id).checked_sub(1)?).map(|word| word.as_bytes())
 }
 
-/// The number of this word, if it is one.
+/// The number of this word, if it is in the vocabulary.
 #[must_use]
 pub fn id(bytes: &[u8]) -> Option<u8> {
     let id = match bytes {

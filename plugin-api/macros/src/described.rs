@@ -1,4 +1,4 @@
-//! `#[derive(Described)]`, and what other macros tell of types.
+//! `#[derive(Described)]`, and descriptions of types for the other macros.
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -11,7 +11,7 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
     }
     let (me, doc, serde) = (&input.ident, crate::doc(&input.attrs), Serde::read(&input.attrs));
     let name = me.to_string();
-    // A name with a module is a class; any other stays the type's own business.
+    // A name with a module is a class. Any other name is ignored here.
     let class = serde.rename.clone().filter(|name| name.contains('.')).unwrap_or_default();
     let (fields, variants, leaves) = match &input.data {
         Data::Struct(data) if !serde.other && is_plain(&data.fields) => {
@@ -44,7 +44,7 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
             let variants: TokenStream = variants.collect();
             (quote!(), variants, leaves)
         }
-        // It is written in another way than its fields say.
+        // Its serialized form differs from its fields.
         Data::Struct(_) | Data::Enum(_) => (quote!(), quote!(), Vec::new()),
         Data::Union(_) => return Err(Error::new(me.span(), "a union has no fields that could be told of")),
     };
@@ -72,15 +72,15 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
 pub(crate) struct Serde {
     rename: Option<String>,
     pub(crate) rename_all: Option<String>,
-    /// The same for the fields of all variants.
+    /// The same, for the fields of all variants.
     rename_all_fields: Option<String>,
-    /// It is not on the wire.
+    /// Whether it is omitted on the wire.
     skip: bool,
-    /// It may be left out.
+    /// Whether it may be absent.
     optional: bool,
-    /// Its fields are those of what it is in.
+    /// Whether its fields become those of the type that contains it.
     flatten: bool,
-    /// It is written in another way: untagged, transparent, by another type.
+    /// Whether its serialized form differs: untagged, transparent, or by another type.
     other: bool,
 }
 
@@ -88,7 +88,7 @@ impl Serde {
     pub(crate) fn read(attributes: &[Attribute]) -> Self {
         let mut all = Self::default();
         for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("serde")) {
-            // What cannot be read here serde's own macro tells of.
+            // Serde's own macro reports what cannot be parsed here.
             let _ = attribute.parse_nested_meta(|meta| {
                 let is = |word: &str| meta.path.is_ident(word);
                 let names = [
@@ -105,7 +105,7 @@ impl Serde {
                 all.other |= ["untagged", "transparent", "into", "from", "try_from", "tag", "with", "serialize_with"]
                     .iter()
                     .any(|word| is(word));
-                // What follows is of no account: it is read to its end.
+                // The rest is parsed and ignored.
                 if meta.input.peek(syn::Token![=]) {
                     let _: syn::Expr = meta.value()?.parse()?;
                 } else if meta.input.peek(syn::token::Paren) {
@@ -120,7 +120,7 @@ impl Serde {
     }
 }
 
-/// `= "name"`, or `(serialize = "name", deserialize = "other")`, of which the first is what is written.
+/// `= "name"`, or `(serialize = "name", deserialize = "other")`, of which the first is the name that is written.
 fn name_of(meta: &syn::meta::ParseNestedMeta<'_>, into: &mut Option<String>) -> Result<()> {
     if meta.input.peek(syn::Token![=]) {
         *into = Some(meta.value()?.parse::<LitStr>()?.value());
@@ -135,7 +135,7 @@ fn name_of(meta: &syn::meta::ParseNestedMeta<'_>, into: &mut Option<String>) -> 
     })
 }
 
-/// The words of a name, each with a capital.
+/// Joins the words of a name, each capitalized.
 fn capitals(words: impl Iterator<Item = impl AsRef<str>>) -> String {
     let capital = |word: &str| {
         let mut letters = word.chars();
@@ -162,7 +162,7 @@ fn field_name(name: &str, case: Option<&str>) -> String {
     }
 }
 
-/// A variant's.
+/// A variant's name as serde's `rename_all` has it.
 fn variant_name(name: &str, case: Option<&str>) -> String {
     let name = name.trim_start_matches("r#");
     let snake = || {
@@ -184,12 +184,12 @@ fn variant_name(name: &str, case: Option<&str>) -> String {
     }
 }
 
-/// Whether all of it is written by its own fields' names.
+/// Whether every field is written under its own name.
 fn is_plain(fields: &Fields) -> bool {
     fields.iter().all(|field| !Serde::read(&field.attrs).flatten)
 }
 
-/// Fields with names, as manifests.
+/// The manifests of named fields.
 pub(crate) fn fields(fields: &Fields, case: Option<&str>) -> TokenStream {
     let Fields::Named(named) = fields else { return quote!() };
     let told = named.named.iter().filter_map(|field| {
@@ -221,7 +221,7 @@ pub(crate) fn leaves_of(fields: &Fields) -> Vec<Type> {
     found
 }
 
-/// The types that a type is made of, which have no parameters of their own.
+/// Collects the types without parameters of their own that make up a type.
 pub(crate) fn leaves(kind: &Type, found: &mut Vec<Type>) {
     match kind {
         Type::Path(path) if path.qself.is_none() => {
@@ -251,7 +251,7 @@ pub(crate) fn leaves(kind: &Type, found: &mut Vec<Type>) {
     }
 }
 
-/// Asks each of these types what it has to tell.
+/// Generates code that lets each of these types describe itself.
 pub(crate) fn probes(leaves: &[Type]) -> TokenStream {
     quote! {
         #[allow(unused_imports)]

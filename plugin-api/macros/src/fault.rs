@@ -7,7 +7,7 @@ use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Fields, LitStr, Result, Token};
 
-/// What every failure has already: a field of such a name would take its place.
+/// Names that every failure already has. A field of such a name would replace the failure's own.
 const TAKEN: [&str; 12] = [
     "type",
     "value",
@@ -134,7 +134,7 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
     })
 }
 
-/// A message whose fields are named, without how they are written: `{to:?}` is `{to}`.
+/// A message with the names of its fields, but without their format: `{to:?}` becomes `{to}`.
 fn plain(message: &str) -> String {
     let (mut out, mut inside, mut skips) = (String::new(), false, false);
     for letter in message.chars() {

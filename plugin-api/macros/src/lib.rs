@@ -1,7 +1,7 @@
-//! The two attributes of `plugin-api`.
+//! The macros of `plugin-api`.
 //!
-//! What they write is plain code against `plugin_api::__private`; what they refuse, they refuse in the words of the
-//! person who wrote it.
+//! They generate plain code against `plugin_api::__private`. Their error messages use the terms of the author's own
+//! code.
 
 mod described;
 mod fault;
@@ -13,33 +13,35 @@ use proc_macro::TokenStream;
 
 /// Makes the methods of an `impl` block callable by clients. Nothing else of the type is.
 ///
-/// * `fn look(&self, …)` and `fn change(&mut self, …)` run to their end at once, one at a time.
-/// * `async fn wait(me: Handle<Self>, …)` may wait; it uses `me.read(…)` and `me.write(…)` in between.
-/// * Arguments are owned types that serde can read; an `Option` may be absent. A parameter `&Call` (`Call` in an async
-///   method), `&Context<Service>` or, in a plain method, `&Handle<Self>` (the object's own handle) is filled in and is no
-///   argument.
-/// * `#[raises(Full)]` before a method tells clients which errors of the service's own (`#[derive(Fault)]`) it answers with.
-/// * `#[method("getSimple")]` before a method is the name by which clients call it.
-/// * `#[rest] more: Vec<T>` takes the positional arguments that are left (Python's `*more`), `#[rest] named: HashMap<String,
-///   T>` the keywords (Python's `**named`).
-/// * A method answers with a type that serde can write, or a `Result` of one.
+/// * `fn look(&self, …)` and `fn change(&mut self, …)` run to their end without interruption, one at a time.
+/// * `async fn wait(me: Handle<Self>, …)` may wait. It uses `me.read(…)` and `me.write(…)` in between.
+/// * Arguments are owned types that serde can read; an `Option` may be absent. A parameter `&Call` (`Call` in an
+///   async method), `&Context<Service>` or, in a plain method, `&Handle<Self>` (the object's own handle) is injected
+///   and is not an argument.
+/// * `#[raises(Full)]` before a method tells clients which of the service's own errors (`#[derive(Fault)]`) it
+///   returns.
+/// * `#[method("getSimple")]` before a method sets the name that clients call.
+/// * `#[rest] more: Vec<T>` receives the remaining positional arguments (Python's `*more`),
+///   `#[rest] named: HashMap<String, T>` the remaining keywords (Python's `**named`).
+/// * A method returns a type that serde can write, or a `Result` of one.
 ///
-/// Doc comments become the manifest, which `credhost describe` shows.
+/// Doc comments are copied into the manifest, which `credhost describe` shows.
 #[proc_macro_attribute]
 pub fn perspective(attribute: TokenStream, item: TokenStream) -> TokenStream {
     perspective::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
-/// Makes a struct an error that clients trap by its class, and whose fields they can read.
+/// Turns a struct into an error that clients trap by its class, and whose fields they can read.
 ///
-/// * `#[fault(class = "shop.Full")]` is its class; a Python builtin's name makes it one of those.
-/// * `message = "only {left} are left"` is what it says, with its fields; without, it says nothing.
-/// * `parents = ["LookupError", "shop.Error"]` are the classes that it is under, beside its own, the nearest first; without,
+/// * `#[fault(class = "shop.Full")]` is its class. The name of a Python builtin makes it that builtin.
+/// * `message = "only {left} are left"` is its message, which may contain its fields. Without it the message is
+///   empty.
+/// * `parents = ["LookupError", "shop.Error"]` are its parent classes, the nearest first. Without it, the parent is
 ///   Twisted's `pb.Error`.
 /// * `instance` sends it as an instance of its class: only for clients that know it (see `Fault::as_instance`).
 ///
-/// The struct must be `Serialize`. `Err(Full { left: 3 }.into())` answers with it, and `Err(Full { left: 3 })?` as well. In
-/// Twisted: `failure.trap("shop.Full")`, then `failure.left`.
+/// The struct must be `Serialize`. `Err(Full { left: 3 }.into())` returns it, and so does `Err(Full { left: 3 })?`.
+/// In Twisted: `failure.trap("shop.Full")`, then `failure.left`.
 ///
 /// ```ignore
 /// use plugin_api::prelude::*;
@@ -59,22 +61,24 @@ pub fn fault(item: TokenStream) -> TokenStream {
     fault::expand(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
-/// Describes a type's fields to `credhost describe` and to the clients that it writes: see `plugin_api::Described`. Names are as serde
-/// writes them; doc comments are copied.
+/// Describes a type's fields for `credhost describe` and for the clients that it generates. See
+/// `plugin_api::Described`. Names are as serde writes them; doc comments are copied.
 #[proc_macro_derive(Described, attributes(serde))]
 pub fn described(item: TokenStream) -> TokenStream {
     described::expand(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
-/// Makes a trait the type of an object that clients give: its methods are the client's, and this calls them.
+/// Turns a trait into the type of an object that clients pass. The client implements the methods; the service calls
+/// them.
 ///
-/// * `fn heard(&self, who: &str, text: &str);` tells the client, and waits for nothing. It answers with `Result<()>`: whether the
-///   arguments could be written.
+/// * `fn heard(&self, who: &str, text: &str);` notifies the client and does not wait. It returns `Result<()>`: an
+///   error if the arguments could not be serialized.
 /// * `async fn ask(&self, text: &str) -> Result<bool>;` waits for the client's answer.
-/// * `#[method("goOn")]` before a method is the name by which the client has it.
+/// * `#[method("goOn")]` before a method sets the client's name for it.
 ///
-/// The name of the trait becomes a struct, made of what a client gives: `let ear: Ear = attachment.mind_as()?`, an argument `ear:
-/// Ear`, or `Ear::from(remote)`. `#[service("chat", mind = Ear)]` has `credhost describe` tell of it.
+/// The macro replaces the trait with a struct of the same name, which is made from what a client passes:
+/// `let ear: Ear = attachment.mind_as()?`, an argument `ear: Ear`, or `Ear::from(remote)`. With
+/// `#[service("chat", mind = Ear)]`, `credhost describe` shows it.
 ///
 /// ```ignore
 /// use plugin_api::prelude::*;
@@ -99,23 +103,25 @@ pub fn mind(attribute: TokenStream, item: TokenStream) -> TokenStream {
     mind::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
-/// Makes an `impl Service for …` block complete: `#[service("name")]`.
+/// Completes an `impl Service for …` block: `#[service("name")]`.
 ///
-/// After the name, separated by commas: `save = "call"` (default), `"detach"` or `"never"`; `shared`, if the service
-/// itself has state that is to be saved; `needs = ["other"]`, `permissions = ["net:tcp:443"]`, `copyables = ["module.Class"]`;
-/// `mind = Ear`, the `#[mind]` trait that clients give an object of.
+/// After the name, separated by commas: `save = "call"` (default), `"detach"` or `"never"`; `shared`, if the
+/// service's own state is to be saved; `needs = ["other"]`, `permissions = ["net:tcp:443"]`,
+/// `copyables = ["module.Class"]`; `mind = Ear`, the `#[mind]` trait of the object that clients pass.
 ///
-/// Filled in where absent: `init` (the type's `Default`), `start`, `stop`, `perspective` (the perspective's
-/// `Default`), `attached`, `detached`, `health`. The doc comment of the block becomes the service's.
+/// The attribute provides these methods if they are absent: `init` (the type's `Default`), `start`, `stop`,
+/// `perspective` (the perspective's `Default`), `attached`, `detached`, `health`, `rebuild`, `migrate`,
+/// `migrate_shared`. The doc comment of the block becomes the service's.
 #[proc_macro_attribute]
 pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
     service::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
-/// Methods are described by their position: one that is compiled only sometimes would shift the others.
+/// Rejects a method that is compiled conditionally. Methods are described by their position, so such a method would
+/// shift the others.
 ///
 /// # Errors
-/// When it is there only under some condition.
+/// If the method has a `cfg` or `cfg_attr` attribute.
 fn no_cfg(attributes: &[syn::Attribute]) -> syn::Result<()> {
     match attributes.iter().find(|of| of.path().is_ident("cfg") || of.path().is_ident("cfg_attr")) {
         None => Ok(()),
@@ -138,7 +144,7 @@ fn doc(attributes: &[syn::Attribute]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// A type as a person would write it.
+/// A type as an author would write it.
 fn shown(tokens: &impl quote::ToTokens) -> String {
     let mut text = tokens.to_token_stream().to_string();
     for (spaced, tight) in [

@@ -81,13 +81,13 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     })
 }
 
-/// What attributes of ours say of a method. They are taken off: they are nobody else's.
+/// What this macro's own attributes say about a method. They are removed, because they belong to no other macro.
 struct Words {
-    /// By what name clients call it: `#[method("getSimple")]`.
+    /// The name that clients call: `#[method("getSimple")]`.
     name: Option<LitStr>,
-    /// Which parameters take all that is left: `#[rest]`.
+    /// The positions of parameters that take all remaining arguments: `#[rest]`.
     rest: Vec<usize>,
-    /// The errors that it answers with: `#[raises(Full)]`.
+    /// The errors that it declares: `#[raises(Full)]`.
     raises: Vec<syn::Path>,
 }
 
@@ -130,7 +130,7 @@ struct Method {
     at: proc_macro2::Span,
     manifest: TokenStream,
     arm: TokenStream,
-    /// What it takes and answers with.
+    /// The types that it takes and returns.
     types: Vec<Type>,
     raises: Vec<syn::Path>,
 }
@@ -195,7 +195,7 @@ impl Method {
                     return refuse(argument.ty.span(), "an async method has it already: `me`, its first parameter");
                 }
                 Some(Special::Me) => passed.push(quote!(me)),
-                // The receiver is the first.
+                // `place` does not count the receiver.
                 None if words.rest.contains(&(place + 1)) => {
                     let (star, take) = rest(&argument.ty)?;
                     let (kind, shown) = (&argument.ty, crate::shown(&argument.ty));
@@ -215,7 +215,7 @@ impl Method {
                     types.push((**kind).clone());
                     let shown = crate::shown(kind);
                     parameters.push(quote!(::plugin_api::__private::Parameter { name: #name, r#type: #shown }));
-                    // Told at the type, if serde cannot read it.
+                    // If serde cannot read the type, the compiler reports it there.
                     takes.push(quote_spanned!(kind.span()=> let #local: #kind = arguments.take::<#kind>()?;));
                     passed.push(quote!(#local));
                 }
@@ -283,12 +283,12 @@ impl Method {
     }
 }
 
-/// As clients spell it: `r#type` is `type`.
+/// The name as clients spell it: `r#type` becomes `type`.
 fn plain_name(ident: &syn::Ident) -> String {
     ident.to_string().trim_start_matches("r#").to_owned()
 }
 
-/// What a parameter takes that takes all that is left: a `Vec` the positional arguments, a map the keywords.
+/// What a `#[rest]` parameter takes: a `Vec` takes the remaining positional arguments, a map the remaining keywords.
 fn rest(kind: &Type) -> Result<(&'static str, syn::Ident)> {
     let (star, take) = match last(kind).map(|segment| segment.ident.to_string()).as_deref() {
         Some("Vec") => ("*", "rest"),

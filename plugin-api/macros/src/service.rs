@@ -6,7 +6,7 @@ use syn::parse::{Parse, ParseStream};
 use syn::spanned::Spanned;
 use syn::{Error, Ident, ImplItem, ItemImpl, LitStr, Result, Token, Type};
 
-/// Names are at most this long, in bytes of UTF-8.
+/// The maximum length of a name, in bytes of UTF-8.
 const NAME_LIMIT: usize = 255;
 
 struct Attribute {
@@ -187,7 +187,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     let (save_perspective, load_perspective) = if never {
         (quote!({ let _ = perspective; #unsaved }), quote!({ let _ = state; #unsaved }))
     } else {
-        // Told at the type, if serde cannot save it.
+        // If serde cannot save the type, the compiler reports it there.
         let at = perspective.span();
         let load = if has("migrate") {
             quote_spanned!(at=> ::plugin_api::__private::load_migrated::<#perspective>(state, <Self as ::plugin_api::Service>::migrate))

@@ -1,21 +1,20 @@
-//! A library's memory: what it has not given back when it is closed can be given back for it.
+//! A library's allocator: what the library has not freed when it is closed, the host can free.
 //!
-//! Statics are never dropped, so that every library leaves what they own. Each piece of memory here has a header, by
-//! which all that is in use hangs together; the host takes over the chain before it closes the library, and frees it
-//! after.
+//! Statics are never dropped, so every library leaves the memory that they own. Each allocation here has a header, which links
+//! all that is in use into a chain. The host takes over the chain before it closes the library, and frees it afterwards.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What stands before each piece of memory.
+/// The header before each allocation.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Header {
     previous: *mut Header,
     next: *mut Header,
-    /// Where the piece starts that the system gave.
+    /// The start of the allocation that the system returned.
     base: *mut u8,
     size: usize,
 }
@@ -24,7 +23,7 @@ pub struct Header {
 #[derive(Debug)]
 pub struct Arena {
     taken: AtomicBool,
-    /// The first piece in use; or, once the host has taken over, where the host keeps that.
+    /// The first header in use. Once the host has taken over, the host keeps it, at `elsewhere`.
     first: UnsafeCell<*mut Header>,
     elsewhere: UnsafeCell<*mut *mut Header>,
 }
@@ -41,13 +40,13 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// The room that a header takes before memory of this alignment.
+/// The space that a header takes before memory of this alignment.
 const fn before(align: usize) -> usize {
     let header = size_of::<Header>();
     header.div_ceil(align) * align
 }
 
-/// The layout of a piece with its header.
+/// The layout of an allocation with its header, and the space before the memory.
 fn whole(layout: Layout) -> Option<(Layout, usize)> {
     let align = layout.align().max(align_of::<Header>());
     let before = before(align);
@@ -67,7 +66,7 @@ impl Arena {
         }
     }
 
-    /// A few instructions at a time are done under it; nothing that could wait or come back here.
+    /// Takes the lock. It is held for a few instructions only, none of which may block or use the allocator.
     fn turn(&self) -> Turn<'_> {
         let mut tries = 0u32;
         while self.taken.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
@@ -81,14 +80,14 @@ impl Arena {
         Turn(self)
     }
 
-    /// Where the first piece's address is kept.
+    /// Where the address of the first header is kept.
     fn place(&self, _: &Turn<'_>) -> *mut *mut Header {
         // SAFETY: the lock is held.
         let elsewhere = unsafe { *self.elsewhere.get() };
         if elsewhere.is_null() { self.first.get() } else { elsewhere }
     }
 
-    /// From now on the chain's beginning is kept at `place`, in the host's memory.
+    /// Keeps the head of the chain at `place`, in the host's memory, from now on.
     ///
     /// # Safety
     /// `place` must be writable for as long as the library can allocate or free anything: until it is closed.
@@ -182,7 +181,7 @@ unsafe impl GlobalAlloc for Arena {
     }
 }
 
-/// Frees all that hangs on a chain; answers with how many bytes that was.
+/// Frees all allocations of a chain. Returns how many bytes that was.
 ///
 /// # Safety
 /// The chain must be that of a library that is closed; nothing of its memory may be used any more.

@@ -1,12 +1,12 @@
-//! Descriptors of the host's: numbers in frames, of which a library makes descriptors of its own.
+//! The host's descriptors: numbers in frames, which a library duplicates.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
-/// A descriptor of one's own for what the host has under this number.
+/// Duplicates the host's descriptor with this number.
 ///
 /// # Errors
-/// When it is none, or the process has none left.
+/// If it is not a descriptor, or the process has none left.
 pub(crate) fn duplicate(number: u64) -> io::Result<OwnedFd> {
     let raw = RawFd::try_from(number).ok().filter(|raw| *raw >= 0);
     let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;

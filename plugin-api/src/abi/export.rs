@@ -16,7 +16,7 @@ use crate::runtime::{Sleep, Wall, run};
 use crate::service::Service;
 
 pub use abi_stable::library::LibHeader as Header;
-/// What the exported symbol's constructor answers with.
+/// What the exported symbol's constructor returns.
 pub type ModuleResult = abi_stable::library::RootModuleResult;
 
 /// The header behind the symbol that [`crate::export!`] exports.
@@ -28,7 +28,7 @@ pub const fn header(constructor: extern "C" fn() -> ModuleResult) -> LibHeader {
     unsafe { LibHeader::from_constructor::<ModuleRef>(constructor, CheckTypeLayout::Yes) }
 }
 
-/// The module of a service, in erased form. `UNWINDS`: whether a panic of the library does.
+/// The module of a service, in erased form. `UNWINDS`: whether the library's panics unwind.
 #[must_use]
 pub fn module<S: Service, M: Memory, const UNWINDS: bool>() -> ModuleResult {
     // SAFETY: `cast` changes the type behind the reference to the erased one, which has no fields to read; the loader
@@ -47,13 +47,13 @@ fn table<S: Service, M: Memory, const UNWINDS: bool>() -> ModuleRef {
     Module { built: built::<UNWINDS>, run: run_library::<S>, hand_over: hand_over::<M> }.leak_into_prefix()
 }
 
-/// Where a library's memory comes from. [`crate::export!`] says it.
+/// A library's allocator, as [`crate::export!`] has set it.
 pub trait Memory: 'static {
     /// The library's allocator, if it is an arena.
     fn arena() -> Option<&'static Arena>;
 }
 
-/// Memory of which nothing is known: an allocator of the author's own.
+/// An allocator of the author's own, of which nothing is known.
 #[derive(Debug)]
 pub struct Foreigners;
 
@@ -88,7 +88,7 @@ extern "C" fn run_linked<S: Service>(host: HostRef, gate: usize) {
     contained(host, gate, || run::<S>(Box::new(Foreign { host, gate })));
 }
 
-/// A panic must not cross the wall. Whatever `run` does not catch itself ends the service, not the host.
+/// A panic must not cross the wall. A panic that `run` does not catch ends the service, not the host.
 fn contained(host: HostRef, gate: usize, body: impl FnOnce()) {
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
         let text = "the service's main loop panicked; the service has ended";
@@ -145,12 +145,12 @@ impl Sleep for Eventfd {
     fn sleep(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + '_>> {
         Box::pin(async {
             let Some(ready) = &self.0 else {
-                // No descriptors left to duplicate it: look again now and then.
+                // No descriptor is left to duplicate it: poll instead.
                 tokio::time::sleep(std::time::Duration::from_millis(1)).await;
                 return;
             };
             if let Ok(mut guard) = ready.readable().await {
-                // Its count is never read: each write is told once, however high it stands (tokio waits for edges).
+                // The count is never read: tokio waits for edges, so each write wakes it once, regardless of the count.
                 guard.clear_ready();
             }
         })

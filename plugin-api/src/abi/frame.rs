@@ -1,8 +1,8 @@
-//! What goes across the wall: frames of a kind, numbers and bytes. The same bytes could go through a socket.
+//! What crosses the wall: frames of a kind, numbers and bytes. The same bytes could go through a socket.
 //!
-//! A frame is its length (4 bytes, what follows), its kind (1 byte), then its fields in order: numbers of 8 bytes,
-//! flags of 1, strings as 4 bytes of length and the bytes; all little-endian. New kinds and new fields at the end may
-//! be added: a reader passes over what it does not know.
+//! A frame is its length (4 bytes, of what follows), its kind (1 byte), then its fields in order: numbers of 8 bytes, flags of 1
+//! byte, strings as 4 bytes of length and the bytes; all little-endian. New kinds, and new fields at the end of a kind, may be
+//! added: a reader skips what it does not know.
 
 /// Appends frames and reads them back.
 macro_rules! frames {
@@ -37,7 +37,7 @@ macro_rules! frames {
                 out[start..start + 4].copy_from_slice(&length.to_le_bytes());
             }
 
-            /// Takes the first frame off `bytes`. `None` at the end, or when the rest is no frame.
+            /// Takes the first frame off `bytes`. Returns `None` at the end, or if the rest is not a frame.
             #[must_use]
             pub fn read(bytes: &mut &'a [u8]) -> Option<Self> {
                 let body = take(bytes, 4).and_then(|length| {
@@ -72,7 +72,7 @@ macro_rules! frames {
     (@read $in:ident flag) => { take(&mut $in, 1)? != [0] };
     (@read $in:ident text) => { std::str::from_utf8(get(&mut $in)?).ok()? };
     (@read $in:ident bytes) => { get(&mut $in)? };
-    // A field that came with a later version: who wrote the frame may not know it.
+    // A field that a later version added: the writer of the frame may not know it.
     (@read $in:ident later) => { if $in.is_empty() { &[] } else { get(&mut $in)? } };
     (@read $in:ident maybe) => {{
         let some = take(&mut $in, 1)? != [0];
@@ -81,14 +81,14 @@ macro_rules! frames {
     }};
 }
 
-/// Takes the first frame off what a library says, and answers with its bytes, too.
+/// Takes the first frame off a library's output, and returns it with its bytes.
 pub fn next_to_host<'a>(bytes: &mut &'a [u8]) -> Option<(ToHost<'a>, &'a [u8])> {
     let before = *bytes;
     let frame = ToHost::read(bytes)?;
     Some((frame, &before[..before.len() - bytes.len()]))
 }
 
-/// Whether a frame of this kind to a library is a call of a client's.
+/// Whether a frame of this kind to a library is a client's call.
 #[must_use]
 pub fn is_call(kind: u8) -> bool {
     kind == 5
@@ -116,27 +116,27 @@ fn get<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 frames! {
-    /// What the host says.
+    /// The frames that the host sends.
     ToLibrary {
-        /// The first: make the service, from its section of the configuration. Answered by `Initialised` or `Refused`.
+        /// Create the service, from its section of the configuration. Answered by `Initialised` or `Refused`.
         1 Init {
             /// A dictionary in Jelly.
             config: bytes,
             /// Whether this is a trial in a process of its own, which ends after the service has started.
             vetting: flag,
-            /// How many bytes a saved state may have.
+            /// The largest saved state, in bytes.
             quota: number,
-            /// How long calls may go on whose clients have gone, in milliseconds. For libraries that do not know `Limits`.
+            /// How long calls may continue after their client has gone, in milliseconds. For libraries that do not know `Limits`.
             orphans: number,
         }
-        /// Start it, from the state it saved last. Answered by `Started` or `Refused`.
+        /// Start the service, from the state that it saved last. Answered by `Started` or `Refused`.
         2 Start {
             /// The service's own saved state.
             saved: maybe,
             /// Its version.
             version: number,
         }
-        /// Somebody with the key attaches to a perspective. Answered by `Attached` or `Failed`.
+        /// A client that may do so attaches to a perspective. Answered by `Attached` or `Failed`.
         3 Attach {
             /// Its number from now on.
             attachment: number,
@@ -146,41 +146,41 @@ frames! {
             identity: text,
             /// A handle to the client's object, or 0.
             mind: number,
-            /// Where the client is, for a person to read.
+            /// Where the client connects from, for a person to read.
             peer: text,
-            /// Whether it was attached to the generation before this one, and does not know of the change. A refusal
-            /// then ends the attachment.
+            /// Whether the client was attached to the previous generation, and does not know of the replacement. A refusal then
+            /// ends the attachment.
             again: flag,
-            /// The client's mind, in Jelly, where it is not one object; empty: it is.
+            /// The client's mind, in Jelly, if it is not one object; otherwise empty.
             value: later,
-            /// The client's objects in that, once for each time; each is counted for the service.
+            /// The client's objects in the mind, once for each occurrence. Each is counted for the service.
             handles: later,
         }
-        /// The attachment has ended, and everything that came by it: no call comes by it any more.
+        /// The attachment has ended, with everything that came by it: no more calls come by it.
         4 Detach {
-            /// Which.
+            /// The attachment.
             attachment: number,
         }
-        /// A call of a client's. Answered by `Answer` or `Failed`, once.
+        /// A client's call. Answered by `Answer` or `Failed`, once.
         5 Call {
             /// Its number.
             call: number,
-            /// By which attachment it comes.
+            /// The attachment by which it comes.
             attachment: number,
-            /// An object of the library's, or 0 for the attachment's perspective.
+            /// The library's object that is called, or 0 for the attachment's perspective.
             object: number,
             /// Whether the caller wants an answer.
             answer: flag,
             /// The method.
             method: text,
-            /// A tuple in Jelly; references are handles and objects of the library's.
+            /// A tuple in Jelly; references are handles and the library's objects.
             arguments: bytes,
             /// A dictionary in Jelly.
             keywords: bytes,
-            /// The handles in both, once for each time: 8 bytes each. Each is given back by `Release`.
+            /// The handles in both, once for each occurrence: 8 bytes each. The library gives each back by `Release`.
             handles: bytes,
         }
-        /// The answer to a call of the library's.
+        /// The answer to the library's call.
         6 Answer {
             /// The library's number for it.
             call: number,
@@ -189,15 +189,15 @@ frames! {
             /// The handles in it, as in `Call`.
             handles: bytes,
         }
-        /// The error to a call of the library's.
+        /// The error that the library's call has ended with.
         7 Failed {
             /// The library's number for it.
             call: number,
             /// The class of the error.
             class: text,
-            /// What it says.
+            /// The error's message.
             message: text,
-            /// What else is known of it, in Jelly: see `Detail`. Empty: nothing.
+            /// Details of the error, in Jelly: see `Detail`. Empty if there are none.
             detail: later,
         }
         /// The client that made this call has gone.
@@ -205,13 +205,13 @@ frames! {
             /// The host's number for it.
             call: number,
         }
-        /// References to an object of the library's were given back.
+        /// References to one of the library's objects were given back.
         9 Dropped {
             /// The object.
             object: number,
             /// How many.
             count: number,
-            /// Which connection had them: a number with it in its upper half.
+            /// The connection that had them: a number with it in its upper half.
             had: number,
         }
         /// The answer to `Load`.
@@ -223,21 +223,21 @@ frames! {
             /// Its version; 0 if there is none.
             version: number,
         }
-        /// The saved state cannot be had.
+        /// The request has failed: for example, the saved state cannot be loaded.
         11 NotLoaded {
             /// The library's number for it.
             request: number,
             /// Why.
             message: text,
         }
-        /// Are you well? Answered by `Healthy`.
+        /// A health check. Answered by `Healthy` or `Refused`.
         12 Health {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
         }
-        /// The last: end all tasks, drop everything, and return from `run`.
+        /// The last frame: end all tasks, drop everything, and return from `run`.
         13 Stop {}
-        /// A change could not be committed: this perspective's state is this again. Answered by `Reverted`.
+        /// A change could not be committed: revert this perspective to this state. Answered by `Reverted`.
         14 Revert {
             /// The perspective's name; empty for the service itself.
             perspective: text,
@@ -257,43 +257,43 @@ frames! {
             /// The version of the service's data.
             version: number,
         }
-        /// The answer to `Write`: it is committed.
+        /// The answer to `Write` or `Sync`: it is committed.
         16 Committed {
             /// The library's number for it.
             request: number,
         }
-        /// Save everything, answer `Frozen` or `Refused`, and stand still: run no code of the service's until `Thaw`,
-        /// `Retire` or `Stop` has come. What comes before that is kept, and served then.
+        /// Save everything, answer `Frozen` or `Refused`, and freeze: run none of the service's code until `Thaw`, `Retire` or
+        /// `Stop` arrives. Frames that arrive before that are kept, and served then.
         17 Freeze {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
         }
-        /// Nothing has come of it: go on.
+        /// The replacement has failed: resume.
         18 Thaw {}
-        /// Another generation serves. Calls that wait go on to their end, and change nothing that is saved; then this
-        /// one stops by itself, or when it is told to.
+        /// Another generation serves. Suspended calls continue to their end, and change no saved state. Then this generation
+        /// stops by itself, or earlier if the host sends `Stop`.
         19 Retire {}
         /// Take over objects that an earlier generation has handed out. Comes after `Started`; answered by `Adopted`.
         20 Adopt {
             /// As in `Frozen`.
             objects: bytes,
-            /// Numbers up to this have been given to objects.
+            /// The highest number that was given to an object.
             numbers: number,
         }
-        /// Could this saved state be read? May come before `Init`. Answered by `Tried`.
+        /// Check whether this saved state can be read. May come before `Init`. Answered by `Tried`.
         21 Try {
             /// The perspective's name; empty for the service itself.
             perspective: text,
             /// Its state.
             state: bytes,
         }
-        /// The client has let go of an attachment's perspective. Objects that came by it live on: calls of them still
-        /// come by this attachment, until `Detach`.
+        /// The client has released an attachment's perspective. Objects that came by it stay alive: calls of them still come by
+        /// this attachment, until `Detach`.
         22 LetGo {
-            /// Which.
+            /// The attachment.
             attachment: number,
         }
-        /// To a generation that takes over: an attachment whose perspective was let go of before. Nothing answers it.
+        /// To a generation that takes over: an attachment whose perspective was released before. Not answered.
         23 Linger {
             /// Its number.
             attachment: number,
@@ -303,61 +303,61 @@ frames! {
             identity: text,
             /// A handle to the client's object, or 0.
             mind: number,
-            /// Where the client is, for a person to read.
+            /// Where the client connects from, for a person to read.
             peer: text,
             /// The client's mind, as in `Attach`.
             value: later,
             /// The client's objects in it, as in `Attach`.
             handles: later,
         }
-        /// What the attachment came by was taken away. Calls by it that have not begun do not begin any more, also those
-        /// that come behind this frame; a `Detach` follows them. An older library passes over this, and serves them.
+        /// The attachment's access was revoked. Calls by it that have not begun must not begin, including those that arrive
+        /// behind this frame; a `Detach` follows them. An older library skips this frame, and serves these calls.
         24 Revoke {
-            /// Which.
+            /// The attachment.
             attachment: number,
         }
-        /// A client has ended a cached object of its own, of which it was told that nobody has a copy any more: its handle names
-        /// nothing from now on. Until then the client may send it once more without its state.
+        /// A client has ended one of its cached objects, after it was told that nobody has a copy any more. The handle is invalid
+        /// from now on. Until then, the client may send the object again without its state.
         25 Uncached {
             /// The client's object.
             handle: number,
         }
-        /// A stream has come by one of the service's listeners: by a new connection, or from the generation before this one.
+        /// A stream of one of the service's listeners: a new connection, or one from the previous generation.
         26 Stream {
             /// Its number from now on. Ended by `Closed`.
             stream: number,
             /// The listener's name.
             listener: text,
-            /// Its descriptor: the host's, and open until `Taken`. The library makes one of its own of it.
+            /// Its descriptor, which belongs to the host and stays open until `Taken`. The library duplicates it.
             descriptor: number,
-            /// Whether that is a socket of TCP's; if not, it is one of Unix's.
+            /// Whether it is a TCP socket; otherwise, it is a Unix socket.
             tcp: flag,
-            /// Where the client is, for a person to read.
+            /// Where the client connects from, for a person to read.
             peer: text,
             /// Whether the client speaks TLS.
             tls: flag,
-            /// Whether it may go over to TLS by `StartTls`.
+            /// Whether it may switch to TLS by `StartTls`.
             starttls: flag,
-            /// The name that the client asked for by TLS; empty: none.
+            /// The server name that the client requested in TLS; empty if none.
             asked: text,
-            /// What the generation before this one had of it: see `Carry`.
+            /// What the previous generation had of it: see `Carry`.
             state: maybe,
-            /// The login that the stream belongs to, or 0; its identity, and its perspectives (a list in Jelly).
+            /// The login that the stream belongs to, or 0. The next two fields describe it.
             login: number,
             /// The identity's name.
             identity: text,
             /// The perspectives' names: a list in Jelly.
             perspectives: bytes,
-            /// Whether it is a proxy's, which the operator believes when it says whose requests it passes on.
+            /// Whether the client is a proxy that the operator trusts to say whose requests it forwards.
             forwarded: flag,
-            /// The key of the certificate that the client has shown by TLS, as OpenSSH writes it; empty: none.
+            /// The key of the certificate that the client presented in TLS, in OpenSSH's format; empty if none.
             certificate: later,
-            /// The protocol that was agreed on by TLS (ALPN); empty: none.
+            /// The protocol negotiated in TLS (ALPN); empty if none.
             protocol: later,
-            /// How fast it has to move: see `Rates`. Empty: as if nobody had said.
+            /// How fast it must move: see `Rates`. Empty: as if nothing was set.
             rates: later,
         }
-        /// The answer to `Authenticate`: right.
+        /// The answer to `Authenticate`: the login has succeeded.
         27 LoggedIn {
             /// The library's number for it.
             request: number,
@@ -368,65 +368,68 @@ frames! {
             /// The names of its perspectives on this service: a list in Jelly.
             perspectives: bytes,
         }
-        /// The answer to `Authenticate`, or to `StartTls`: refused.
+        /// A refusal, as the answer to `Authenticate`, `StartTls` or another request about a login.
         28 NotLoggedIn {
             /// The library's number for it.
             request: number,
-            /// What whoever asked may be told.
+            /// The reason, as the client may be told.
             message: text,
-            /// In how many seconds the next try is looked at; 0: at once.
+            /// The number of seconds until the next attempt is considered; 0: at once.
             wait: number,
         }
-        /// What the login came by was taken away. Its streams are closed already. Answered by `LogOut`.
+        /// The login's access was revoked. Its streams are already closed. Answered by `LogOut`.
         29 LoginEnded {
-            /// Which.
+            /// The login.
             login: number,
         }
-        /// The answer to `StartTls`: from here on, this is the stream; and to `Attach`: here it can be attached.
+        /// The answer to `StartTls`: from now on, this is the stream. Also the answer to `Attach`: the library can attach on this
+        /// stream.
         30 Lent {
             /// The library's number for it.
             request: number,
-            /// The stream. Said to be `Taken` when the library has made a descriptor of its own.
+            /// The stream. The library sends `Taken` when it has duplicated the descriptor.
             stream: number,
             /// A descriptor of a Unix socket, as in `Stream`.
             descriptor: number,
-            /// The name that the client asked for by TLS; empty: none.
+            /// The server name that the client requested in TLS; empty if none.
             asked: text,
             /// As in `Stream`.
             certificate: later,
             /// As in `Stream`.
             protocol: later,
         }
-        /// All that the generation before this one had is here: what comes by streams of before is served from now on.
+        /// Everything that the previous generation had is here: input of its streams is processed from now on.
         31 Resume {}
-        /// The answer to a question that bytes answer: something to be signed, a token, an account.
+        /// The answer to a request for bytes: something to sign, a token, an account.
         32 Told {
             /// The library's number for it.
             request: number,
-            /// What it was asked for.
+            /// What was requested.
             bytes: bytes,
         }
-        /// To a generation that takes over, before those are attached who were to the one before: the copies of clients' objects that
-        /// that had. Each of the objects in it counts as given to the library once: the copied ones, and those that they refer to.
+        /// To a generation that takes over, before the attachments of the previous one: the copies of clients' objects that the
+        /// previous one had. Each of the objects in it counts as given to the library once: the copied ones, and those that they
+        /// refer to.
         33 Copies {
             /// As in `Frozen`.
             copies: bytes,
         }
-        /// Another version of the service has this perspective from now on. What has changed in it is saved; from then on it cannot be
-        /// changed, until `Regain`. Answered by `Yielded`.
+        /// Another version of the service has this perspective from now on. Save what has changed in it; from then on it cannot
+        /// be changed, until `Regain`. Answered by `Yielded`.
         34 Yield {
             /// The perspective's name.
             perspective: text,
-            /// The error for whoever changes it.
+            /// The error for attempts to change it.
             why: text,
         }
-        /// What is saved of this perspective was changed by another version of the service, which has it no longer: whatever is in
-        /// memory of it is read again. Answered by `Regained`.
+        /// Another version of the service has changed the saved state of this perspective, and no longer has it: reload what is
+        /// in memory. Answered by `Regained`.
         35 Regain {
             /// The perspective's name.
             perspective: text,
         }
-        /// What the library enforces itself: sent before `Init`, and again when the operator changes it. Not answered.
+        /// The limits that the library enforces itself: sent before `Init`, and again when the operator changes them. Not
+        /// answered.
         36 Limits {
             /// See [`ServiceLimits`](super::limits::ServiceLimits).
             limits: bytes,
@@ -435,48 +438,48 @@ frames! {
 }
 
 frames! {
-    /// What the library says.
+    /// The frames that a library sends.
     ToHost {
-        /// The first, before `Init`: what it is, in Jelly (see `manifest`).
+        /// The first frame, before `Init`: a description of the service (see `manifest`).
         1 Manifest {
             /// In Jelly.
             manifest: bytes,
         }
-        /// `Init` went well.
+        /// `Init` has succeeded.
         2 Initialised {}
-        /// `Start` went well.
+        /// `Start` has succeeded.
         3 Started {}
-        /// `Init` or `Start` did not.
+        /// `Init`, `Start`, `Health` or `Freeze` has failed.
         4 Refused {
             /// Why, for the operator.
             message: text,
         }
-        /// `Attach` went well.
+        /// `Attach` has succeeded.
         5 Attached {
-            /// Which.
+            /// The attachment.
             attachment: number,
         }
         /// The answer to a call.
         6 Answer {
             /// The host's number for it.
             call: number,
-            /// In Jelly; references are objects of the library's and handles.
+            /// In Jelly; references are the library's objects and handles.
             value: bytes,
-            /// The library's objects in it, once for each time: 8 bytes each. Each was counted as handed out, and is
-            /// given back by `Dropped`, also if the value goes to nobody.
+            /// The library's objects in it, once for each occurrence: 8 bytes each. Each was counted as handed out, and the host
+            /// gives it back by `Dropped`, also if the value reaches nobody.
             objects: bytes,
         }
-        /// The error to a call, or to an `Attach`.
+        /// The error that a call or an `Attach` has ended with.
         7 Failed {
             /// The host's number for the call or the attachment.
             call: number,
             /// The class of the error.
             class: text,
-            /// What it says.
+            /// The error's message.
             message: text,
-            /// Whether it is the library's fault (a panic): the operator hears of it.
+            /// Whether the library is at fault (a panic): then the operator is notified.
             fault: flag,
-            /// What else is known of it, as in the host's `Failed`.
+            /// Details of the error, as in the host's `Failed`.
             detail: later,
         }
         /// A call of a client's object.
@@ -485,7 +488,7 @@ frames! {
             call: number,
             /// The client's object.
             handle: number,
-            /// Whether an answer is wanted.
+            /// Whether the library wants an answer.
             answer: flag,
             /// The method.
             method: text,
@@ -493,7 +496,7 @@ frames! {
             arguments: bytes,
             /// A dictionary in Jelly.
             keywords: bytes,
-            /// By which attachment the library had the client's object; 0 if it does not know.
+            /// The attachment by which the library has the client's object; 0 if it does not know.
             attachment: number,
             /// The library's objects in both, as in `Answer`.
             objects: bytes,
@@ -505,14 +508,14 @@ frames! {
             /// How many.
             count: number,
         }
-        /// A perspective's saved state is wanted.
+        /// Requests a perspective's saved state. Answered by `Loaded` or `NotLoaded`.
         10 Load {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
             /// The perspective's name.
             perspective: text,
         }
-        /// A state to commit, before anything that follows is told to anybody.
+        /// A state to commit, before anything that follows is sent to anybody.
         11 Save {
             /// The perspective's name; empty for the service itself.
             perspective: text,
@@ -520,26 +523,26 @@ frames! {
             state: bytes,
             /// The version that it was made from.
             base: number,
-            /// Its own version: one more.
+            /// Its own version: `base` plus one.
             version: number,
         }
-        /// Well.
+        /// The service is healthy.
         12 Healthy {
-            /// As it came.
+            /// As in the request.
             request: number,
         }
-        /// All is dropped; `run` returns.
+        /// Everything is dropped; `run` returns.
         13 Stopped {}
-        /// A library's call was given up by its caller: its answer is not wanted any more.
+        /// The caller of one of the library's calls has given up: the answer is no longer wanted.
         14 Forget {
             /// The library's number for it.
             call: number,
             /// The client's object that was called.
             handle: number,
         }
-        /// A cached object has changed: the clients of one connection that have it are told.
+        /// A cached object has changed. Notifies the clients of one connection that have it.
         15 Update {
-            /// Any number of that connection's: the one of an attachment.
+            /// Any number of that connection, such as an attachment's.
             attachment: number,
             /// The object.
             object: number,
@@ -552,53 +555,53 @@ frames! {
             /// The library's objects in both, as in `Answer`.
             objects: bytes,
         }
-        /// What `Revert` said is done: all that follows is of the state it had.
+        /// The answer to `Revert`: everything that follows is based on the reverted state.
         16 Reverted {}
-        /// Some of the service's data is wanted. Answered by `Entries` or `NotLoaded`.
+        /// Requests some of the service's data. Answered by `Entries` or `NotLoaded`.
         17 Data {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
             /// The first key.
             from: bytes,
-            /// The first key that is not wanted any more.
+            /// The first key behind the range.
             to: maybe,
-            /// How many entries at most.
+            /// The maximum number of entries.
             limit: number,
             /// Whether the last come first.
             reverse: flag,
         }
-        /// Some of the service's data is to be written, all or nothing. Answered by `Committed` or `NotLoaded`.
+        /// Writes some of the service's data, all or nothing. Answered by `Committed` or `NotLoaded`.
         18 Write {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
             /// The version of the service's data that it was made from.
             base: number,
             /// Keys and values, or nothing to remove them: see `entries`.
             entries: bytes,
         }
-        /// An attachment is to end: the client's references by it are dead.
+        /// Ends an attachment: the client's references by it become dead.
         19 End {
-            /// Which.
+            /// The attachment.
             attachment: number,
         }
         /// The answer to `Freeze`.
         20 Frozen {
-            /// As it came.
+            /// As in the request.
             request: number,
-            /// The host's numbers of the calls that wait for something: 8 bytes each.
+            /// The host's numbers of the suspended calls: 8 bytes each.
             calls: bytes,
-            /// The objects that clients have and that can be made again: see `put_object`.
+            /// The objects that clients hold and that can be rebuilt: see `put_object`.
             objects: bytes,
-            /// The highest number that an object was given.
+            /// The highest number that was given to an object.
             numbers: number,
-            /// How many states live in this generation.
+            /// How many states this generation has in memory.
             states: number,
             /// Copies of clients' objects: see `put_copy`.
             copies: later,
         }
         /// The answer to `Adopt`.
         21 Adopted {
-            /// How many objects could be made again.
+            /// How many objects could be rebuilt.
             objects: number,
         }
         /// A saved state cannot be read by this version of the service.
@@ -610,17 +613,17 @@ frames! {
         }
         /// The answer to `Try`.
         23 Tried {
-            /// Why it cannot be read, in UTF-8; nothing, if it can.
+            /// Why it cannot be read, in UTF-8; nothing if it can.
             message: maybe,
         }
-        /// Stands right before an `Answer` or a `Failed` that tells of nothing but these states: it waits for their changes
-        /// only. Without it, one waits for all that was said before it.
+        /// Directly precedes an `Answer` or a `Failed` that depends on nothing but these states: the answer waits only for their
+        /// changes. Without this frame, an answer waits for everything that was sent before it.
         24 Looked {
             /// The call that is answered.
             call: number,
             /// A perspective's name, in UTF-8.
             perspective: maybe,
-            /// Whether it tells of the service's own state, too.
+            /// Whether it depends on the service's own state, too.
             service: flag,
         }
         /// The service takes the streams of this listener.
@@ -630,149 +633,151 @@ frames! {
             /// Whether nobody needs to log in there.
             public: flag,
         }
-        /// The library has let go of a stream.
+        /// The library has released a stream.
         26 Closed {
-            /// Which.
+            /// The stream.
             stream: number,
         }
-        /// What the next generation is to go on with: as part of standing still, or from one that is replaced already. The library
-        /// lets go of the stream when it is told to `Retire`; after that, with these words.
+        /// What the next generation continues with: sent during a freeze, or by a generation that is already replaced. The
+        /// library releases the stream at `Retire`; after that, with this frame.
         27 Carry {
             /// The stream.
             stream: number,
-            /// The request of `Freeze` that it belongs to; 0: the library is replaced already.
+            /// The request of `Freeze` that it belongs to; 0 if the library is already replaced.
             replacement: number,
-            /// Whatever the library wants to be handed again; empty: it has done nothing with it.
+            /// What the library wants the next generation to receive; empty if it has done nothing with the stream.
             state: bytes,
         }
-        /// Is this right? The one frame of its batch. Answered by `LoggedIn` or `NotLoggedIn`.
+        /// Checks a proof of identity. The only frame of its batch. Answered by `LoggedIn` or `NotLoggedIn`; kind 4 by `Told`.
         28 Authenticate {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
-            /// The stream that it came by, which belongs to the login from then on.
+            /// The stream that it came by. From the login on, the stream belongs to it.
             stream: number,
-            /// What proves it: 1 is a password, 2 a token, 3 a public key of which the library says that the client has proven to
-            /// have it; 4 is a public key, which is answered by `Told`, and 5 the signature of that; 6 the token of a login that is
-            /// remembered, which belongs to no stream; 7 is the certificate that the client has shown by TLS, of which nothing is said. Keys are as OpenSSH writes them, signatures as its wire has them.
+            /// The kind of proof. 1: a password. 2: a token. 3: a public key, which the client has proven to have, as the library
+            /// says. 4: a public key, which is answered by `Told`. 5: the signature of that answer. 6: the token of a remembered
+            /// login, which belongs to no stream. 7: the certificate that the client presented in TLS, with an empty proof. Keys
+            /// are in OpenSSH's text format, signatures in its wire format.
             kind: number,
-            /// The name; empty where the proof says whose it is.
+            /// The name; empty if the proof says whose it is.
             name: text,
             /// The proof.
             secret: bytes,
-            /// Whose request a proxy passes on: an address; empty: the stream's own.
+            /// The address of the client whose request a proxy forwards; empty: the stream's own.
             source: text,
         }
-        /// A login is over: nobody in the library has it any more, or nothing comes by it any more, as the host has said.
+        /// A login has ended: nobody in the library has it any more; or, in reply to `LoginEnded`, nothing comes by it any more.
         29 LogOut {
-            /// Which.
+            /// The login.
             login: number,
-            /// How many answers `LoggedIn` with it the library has had since it said so last: another may be on its way.
+            /// How many answers `LoggedIn` with this login the library has received since its last `LogOut` for it: another may
+            /// be on its way.
             answers: number,
         }
-        /// The client is about to speak TLS: the host does, from here on. Answered by `Lent` or `NotLoggedIn`.
+        /// The client is about to start TLS, which the host handles from here on. Answered by `Lent` or `NotLoggedIn`.
         30 StartTls {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
             /// The stream.
             stream: number,
         }
-        /// What was said before this is committed? Answered by `Committed` or `NotLoaded`.
+        /// Requests a notice when everything before this is committed. Answered by `Committed` or `NotLoaded`.
         31 Sync {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
         }
-        /// The library has made a descriptor of its own of one that a frame has named; if it is a stream's, it serves that.
+        /// The library has duplicated a descriptor that a frame has named. If it is a stream's, the library serves the stream.
         32 Taken {
-            /// Which.
+            /// The stream.
             stream: number,
-            /// The host's descriptor, as the frame has named it.
+            /// The host's descriptor, as named in the frame.
             descriptor: number,
         }
-        /// A way is wanted to what a login has keys for. Answered by `Lent` or `NotLoggedIn`.
+        /// Requests a stream to the services that a login has keys for. Answered by `Lent` or `NotLoggedIn`.
         33 Attach {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
-            /// Whose.
+            /// The login.
             login: number,
         }
-        /// A login is to outlive its stream. Answered by `Told`, with the token that it goes on by (`Authenticate`, kind 6), or
-        /// by `NotLoggedIn`.
+        /// Lets a login outlive its stream. Answered by `Told`, with the token that continues it (`Authenticate`, kind 6), or by
+        /// `NotLoggedIn`.
         34 Remember {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
-            /// Which.
+            /// The login.
             login: number,
             /// How long it may be unused, in seconds.
             idle: number,
             /// How long it lasts at most, in seconds.
             longest: number,
         }
-        /// A login that outlives its stream is over: its token is worth nothing any more. Answered by `Told`, or by
-        /// `NotLoggedIn`.
+        /// Ends a login that outlives its stream: its token becomes invalid. Answered by `Told`, or by `NotLoggedIn`.
         35 SignOut {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
-            /// Which.
+            /// The login.
             login: number,
         }
-        /// What there is to know of the identity that has logged in. Answered by `Told` (an `Account`, in Jelly), or by
+        /// Requests what is known of the identity that has logged in. Answered by `Told` (an `Account`, in Jelly), or by
         /// `NotLoggedIn`.
         36 Account {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
-            /// By which login.
+            /// The login that asks for it.
             login: number,
         }
-        /// One of the identity's own sessions, or its remembered logins, is to end. Answered by `Told`, or by `NotLoggedIn`.
+        /// Ends one of the identity's own sessions or remembered logins. Answered by `Told`, or by `NotLoggedIn`.
         37 EndOwn {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
-            /// By which login.
+            /// The login that asks for it.
             login: number,
-            /// Whether it is a remembered login; if not, a session.
+            /// Whether it is a remembered login; otherwise, a session.
             remembered: flag,
             /// Its number.
             number: number,
         }
-        /// A user who has logged in changes their own password or keys, and gives their password once more. The only frame of its batch.
-        /// Answered by `Told` (what a key is called from now on), or by `NotLoggedIn`.
+        /// A user who has logged in changes their own password or keys, and gives their password once more. The only frame of its
+        /// batch. Answered by `Told` (the label of a key from now on), or by `NotLoggedIn`.
         38 ChangeOwn {
-            /// To be handed back.
+            /// A number that the answer repeats.
             request: number,
-            /// By which login.
+            /// The login that asks for it.
             login: number,
             /// The stream that it came by.
             stream: number,
-            /// Whose request a proxy passes on: an address; empty: the stream's own.
+            /// The address of the client whose request a proxy forwards; empty: the stream's own.
             source: text,
             /// The password.
             proof: bytes,
-            /// 1: the password becomes another; 2: one more public key; 3: a public key is taken away, 4: an access token is.
+            /// 1: set another password; 2: add a public key; 3: remove a public key; 4: remove an access token.
             what: number,
-            /// What it is called; empty: what the key says itself.
+            /// Its label; empty: what the key itself says.
             label: text,
             /// The new password, or the key as OpenSSH writes it or in PEM.
             value: bytes,
         }
-        /// So much is kept for a stream: what has come and was not taken, what was written and has not left. Not said of every byte.
+        /// How much is buffered for a stream: input that was not taken yet, and output that has not left yet. Not sent for every
+        /// byte.
         39 Buffered {
             /// The stream.
             stream: number,
-            /// How much, in bytes.
+            /// The number of bytes.
             bytes: number,
         }
-        /// The answer to `Yield`: all changes of the perspective were said before.
+        /// The answer to `Yield`: all changes of the perspective were sent before.
         40 Yielded {
             /// The perspective's name.
             perspective: text,
         }
-        /// The answer to `Regain`: what is in memory of it is as it is saved.
+        /// The answer to `Regain`: what is in memory matches the saved state.
         41 Regained {
             /// The perspective's name.
             perspective: text,
         }
-        /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
-        /// handed to the next one, too.
+        /// Never sent by a library: a message of the host's own to a connection. A client's object that one generation has was
+        /// given to the next one, too.
         255 Retained {
             /// The client's object.
             handle: number,
@@ -780,14 +785,14 @@ frames! {
     }
 }
 
-/// Appends an entry of a service's data: a key, and what it has.
+/// Appends an entry of a service's data: a key and its value.
 pub fn put_entry(out: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>) {
     put(out, key);
     out.push(u8::from(value.is_some()));
     put(out, value.unwrap_or_default());
 }
 
-/// The entries in a frame's list of them, as far as they are ones.
+/// The entries in a frame's list, up to the first malformed one.
 pub fn entries(mut bytes: &[u8]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
     std::iter::from_fn(move || {
         let key = get(&mut bytes)?;
@@ -797,15 +802,15 @@ pub fn entries(mut bytes: &[u8]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)>
     })
 }
 
-/// Appends an object to a list of those that can be made again: its number, how often it was handed out, and by what name
-/// it is known.
+/// Appends an object to a list of those that can be rebuilt: its number, how often it was handed out, and the name that it is
+/// known by.
 pub fn put_object(out: &mut Vec<u8>, object: u64, count: u64, name: &str) {
     out.extend_from_slice(&object.to_le_bytes());
     out.extend_from_slice(&count.to_le_bytes());
     put(out, name.as_bytes());
 }
 
-/// The objects in a list of them, as far as they are ones.
+/// The objects in such a list, up to the first malformed one.
 pub fn objects(mut bytes: &[u8]) -> impl Iterator<Item = (u64, u64, &str)> {
     std::iter::from_fn(move || {
         let object = u64::from_le_bytes(take(&mut bytes, 8)?.try_into().ok()?);
@@ -819,17 +824,18 @@ pub fn objects(mut bytes: &[u8]) -> impl Iterator<Item = (u64, u64, &str)> {
 pub struct Copy<'a> {
     /// The client's object, by the service's number.
     pub handle: u64,
-    /// Whether somebody has it: then it is given to the next generation, too. If not, it is on its way back to the client.
+    /// Whether somebody holds the object: then it is given to the next generation, too. If not, it is on its way back to the
+    /// client.
     pub held: bool,
-    /// By which attachments it came, as [`numbers`].
+    /// The attachments by which it came, as [`numbers`].
     pub by: &'a [u8],
     /// The client's name for its type.
     pub class: &'a str,
-    /// Its state, in Jelly. `None`: it stands in the mind that the object came in.
+    /// Its state, in Jelly. `None`: it is in the mind that the object came in.
     pub state: Option<&'a [u8]>,
     /// The changes since: methods and arguments, as [`entries`].
     pub changes: &'a [u8],
-    /// The client's objects in its state, as [`numbers`]: once for each time.
+    /// The client's objects in its state, as [`numbers`]: once for each occurrence.
     pub references: &'a [u8],
 }
 
@@ -842,7 +848,7 @@ pub fn put_copy(out: &mut Vec<u8>, copy: &Copy<'_>) {
     }
 }
 
-/// The copies in a list of them, as far as they are ones.
+/// The copies in such a list, up to the first malformed one.
 pub fn copies(mut bytes: &[u8]) -> impl Iterator<Item = Copy<'_>> {
     std::iter::from_fn(move || {
         let handle = u64::from_le_bytes(take(&mut bytes, 8)?.try_into().ok()?);
@@ -854,7 +860,7 @@ pub fn copies(mut bytes: &[u8]) -> impl Iterator<Item = Copy<'_>> {
     })
 }
 
-/// The client's objects that a list of copies hands on, once for each time.
+/// The client's objects that a list of copies hands over, once for each occurrence.
 pub fn handed_on(bytes: &[u8]) -> impl Iterator<Item = u64> {
     copies(bytes).flat_map(|copy| copy.held.then_some(copy.handle).into_iter().chain(numbers(copy.references)))
 }

@@ -1,4 +1,4 @@
-//! The host's side of the wall: is this library one that can be talked to?
+//! The host's side of the wall: is this library compatible?
 
 use std::cell::UnsafeCell;
 
@@ -13,12 +13,12 @@ use super::types::{Built, Host, HostRef, ModuleRef};
 
 pub use super::types::Span;
 
-/// Why a library cannot be talked to, in one sentence; what abi_stable says at length goes to the debug log.
+/// Why a library is incompatible, in one sentence. What abi_stable reports at length goes to the debug log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incompatible {
     /// One sentence, for the operator.
     pub message: String,
-    /// Everything, for who wants to know.
+    /// The full report.
     pub details: String,
 }
 
@@ -35,14 +35,14 @@ impl std::fmt::Debug for Library {
 }
 
 impl Library {
-    /// Checks the library behind its exported symbol. Runs code of the library's: only on a thread made for it.
+    /// Checks the library behind its exported symbol. This runs the library's code: only on a thread made for it.
     ///
     /// # Safety
     /// `symbol` must be the value of the static [`super::types::SYMBOL`] in a library that stays open for as long as
     /// the answer, or anything made of it, is used.
     ///
     /// # Errors
-    /// When it was built against another `plugin-api`, another `abi_stable`, or so that its panics abort.
+    /// If it was built against another `plugin-api`, another `abi_stable`, or so that its panics abort.
     pub unsafe fn check(symbol: AbiHeaderRef) -> Result<Self, Incompatible> {
         let wrong = |message: &str, details: String| Incompatible { message: message.to_owned(), details };
         let header = symbol.upgrade().map_err(|error| {
@@ -78,7 +78,7 @@ impl Library {
     /// A service that is linked into this program.
     ///
     /// # Errors
-    /// When the program is built so that panics abort.
+    /// If the program is built so that panics abort.
     pub fn of(module: ModuleRef) -> Result<Self, Incompatible> {
         let Built { unwinds } = (module.built())();
         if unwinds {
@@ -91,23 +91,23 @@ impl Library {
         })
     }
 
-    /// From now on the beginning of the chain of the library's memory is kept in `place`; false: it has an allocator of
-    /// its own. `place` must not move or go before the library is closed.
+    /// Keeps the head of the chain of the library's memory in `place` from now on. Returns false if the library has an allocator
+    /// of its own. `place` must not move or be dropped before the library is closed.
     #[must_use]
     pub fn hand_over(self, place: &Place) -> bool {
         (self.module.hand_over())(place.0.get() as usize)
     }
 
-    /// Runs the service on this thread until it is told to stop.
+    /// Runs the service on this thread until the host tells it to stop.
     pub fn run(self, host: HostRef, gate: usize) {
         (self.module.run())(host, gate);
     }
 }
 
-/// Whether a module of their layout can be used as one of ours; if not, why, at length.
+/// Checks whether a module of their layout can be used as one of ours. Returns the full reason if not.
 fn fits(ours: &'static TypeLayout, theirs: &'static TypeLayout) -> Result<(), String> {
-    // Globals of its own for each check: the shared ones point into libraries that may be gone.
-    // The check is one-way; a library built against an older plugin-api passes it the other way round.
+    // Each check has its own globals: the shared ones point into libraries that may be gone. The check is one-way; a library
+    // built against an older plugin-api passes it in the other direction.
     match check_layout_compatibility_with_globals(ours, theirs, &CheckingGlobals::new()) {
         Err(_) if check_layout_compatibility_with_globals(theirs, ours, &CheckingGlobals::new()).is_ok() => Ok(()),
         Err(newer) => Err(newer.to_string()),
@@ -115,7 +115,7 @@ fn fits(ours: &'static TypeLayout, theirs: &'static TypeLayout) -> Result<(), St
     }
 }
 
-/// Where the beginning of the chain of a library's memory is kept.
+/// Keeps the head of the chain of a library's memory.
 #[derive(Debug)]
 pub struct Place(Box<UnsafeCell<*mut Header>>);
 
@@ -130,7 +130,7 @@ impl Place {
         Self(Box::new(UnsafeCell::new(std::ptr::null_mut())))
     }
 
-    /// Frees what the library has left; answers with how many bytes that was.
+    /// Frees what the library has left. Returns how many bytes that was.
     ///
     /// # Safety
     /// The library that the place was handed to must be closed and unmapped, and nothing of its memory in use.
@@ -141,7 +141,7 @@ impl Place {
     }
 }
 
-/// The host's function table, to be made once.
+/// Makes the host's function table. Call it once: the table is leaked.
 #[must_use]
 pub fn host(table: Host) -> HostRef {
     table.leak_into_prefix()

@@ -1,4 +1,4 @@
-//! What a service's clients, and the service itself, may cost inside the library, as the operator has set it.
+//! What a service and its clients may cost inside the library, as the operator has set it.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::frame;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceLimits {
-    /// How many bytes a saved state may have.
+    /// The largest saved state, in bytes.
     pub state: usize,
     /// How long calls may continue after their client has gone.
     pub orphans: Duration,
@@ -33,7 +33,7 @@ pub struct ServiceLimits {
     pub changes: usize,
     /// How many bytes of output may wait for all clients of the service's doors. Beyond that, each client may have 16 KiB.
     pub unread: usize,
-    /// How many bytes of a message that is not complete one client of a door may have, if the door allows more.
+    /// How many bytes of an incomplete message one client of a door may have, if the door allows more.
     pub input: usize,
     /// How many bytes of output may wait for one client of a door, if the door allows more.
     pub output: usize,

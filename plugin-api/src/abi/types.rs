@@ -13,12 +13,12 @@ use abi_stable::sabi_types::VersionStrings;
 pub struct Module {
     /// How the library was built: see [`Built`].
     pub built: extern "C" fn() -> Built,
-    /// Runs the service on the calling thread, which the host made for it, until the host says stop. `gate` is handed
-    /// back in every call of the host's functions. Never unwinds.
+    /// Runs the service on the calling thread, which the host made for it, until the host says stop. `gate` is passed in every
+    /// call of the host's functions. Never unwinds.
     pub run: extern "C" fn(host: HostRef, gate: usize),
-    /// From now on the beginning of the chain of all memory in use is kept at `place`, the address of a pointer in the
-    /// host's memory, which stays valid until the library is closed: see [`super::arena`]. False: the library has an
-    /// allocator of its own, and what it leaves stays.
+    /// Keeps the head of the chain of all memory in use at `place` from now on: the address of a pointer in the host's memory,
+    /// which stays valid until the library is closed. See [`super::arena`]. Returns false if the library has an allocator of its
+    /// own; then the memory that it leaves is not freed.
     #[sabi(last_prefix_field)]
     pub hand_over: extern "C" fn(place: usize) -> bool,
 }
@@ -27,12 +27,12 @@ pub struct Module {
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy, Debug)]
 pub struct Built {
-    /// Whether a panic unwinds. A library whose panics abort would take the host along.
+    /// Whether a panic unwinds. A library whose panics abort would end the host.
     pub unwinds: bool,
 }
 
-/// What the host gives a library. Every function may be called from any thread of the library's, never blocks for
-/// long, and never unwinds. Bytes handed over are copied before the function returns.
+/// What the host gives a library. Every function may be called from any thread of the library, never blocks for long, and never
+/// unwinds. Bytes passed to a function are copied before it returns.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = HostRef)))]
@@ -40,17 +40,16 @@ pub struct Built {
 pub struct Host {
     /// The descriptor (an eventfd) that becomes readable when there is something to pop after [`Host::arm`].
     pub descriptor: extern "C" fn(gate: usize) -> i32,
-    /// Takes everything that waits in the gate: whole frames. They stay valid until the next pop; only the library's
-    /// main thread pops.
+    /// Takes all frames that wait in the gate. They stay valid until the next pop; only the library's main thread pops.
     pub pop: extern "C" fn(gate: usize) -> Span,
-    /// Announces that the main thread will sleep on the descriptor. False: something has come in; do not sleep.
+    /// Announces that the main thread will sleep on the descriptor. Returns false if frames have arrived: do not sleep.
     pub arm: extern "C" fn(gate: usize) -> bool,
-    /// Hands over whole frames.
+    /// Passes whole frames to the host.
     pub push: extern "C" fn(gate: usize, frames: Span),
-    /// Hands over a line for the log: level 1 (error) to 5 (trace), target, text in UTF-8.
+    /// Passes a line for the log: level 1 (error) to 5 (trace), target, text in UTF-8.
     pub log: extern "C" fn(gate: usize, level: u8, target: Span, text: Span),
-    /// Waits until there is something to pop, or for a second: the one function that blocks, for a main thread that
-    /// stands still between two generations.
+    /// Waits until there is something to pop, or for a second. This is the only function that blocks: for a main thread that is
+    /// frozen between two generations.
     #[sabi(last_prefix_field)]
     pub wait: extern "C" fn(gate: usize),
 }
@@ -59,9 +58,9 @@ pub struct Host {
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy, Debug)]
 pub struct Span {
-    /// Where they start; anything, if there are none.
+    /// Where they start; any address if there are none.
     pub start: *const u8,
-    /// How many there are.
+    /// Their number.
     pub length: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Whoever has logged in by a service's own door, attached to perspectives of other services.
+//! Attaches whoever has logged in by a service's own door to perspectives of other services.
 
 use pb::client::{Client, Error, Referenceable, Remote};
 
@@ -8,7 +8,7 @@ use crate::abi::frame::ToHost;
 use crate::manifest::Manifest;
 use std::sync::Arc;
 
-/// A connection to the host, and who has logged in by it.
+/// A connection to the host, and the identity that has logged in on it.
 #[derive(Debug)]
 pub(super) struct Avatar {
     client: Client,
@@ -20,18 +20,19 @@ fn lost(refused: &Refused) -> Error {
 }
 
 impl Login {
-    /// Attaches whoever has logged in to a perspective of a service's, as a client of Perspective Broker's own would be: with this
-    /// identity's keys and no others, and its mind, which the service calls. Without a perspective's name, to the first that
-    /// there is a key for. It is over when the reference is dropped, when the login ends, or when what it came by is taken away.
+    /// Attaches whoever has logged in to a perspective of a service, as a Perspective Broker client would be attached: with this
+    /// identity's keys and no others, and with its mind, which the service calls. Without the name of a perspective, the first
+    /// one that there is a key for is chosen. The attachment ends when the reference is dropped, when the login ends, or when the
+    /// login is revoked.
     ///
-    /// For services that the operator lets (`[service.NAME] may = ["attach"]`). What a call brings about elsewhere leaves when
-    /// every change of this service's own states before it is committed.
+    /// Only for services that the operator allows to attach (`[service.NAME] may = ["attach"]`). A call leaves once every earlier
+    /// change of this service's own states is committed.
     ///
     /// In the original: `IdentityWrapper.attach`.
     ///
     /// # Errors
-    /// When the operator does not let it, or the login has ended ([`Error::Lost`]); when there is no key, or no such service
-    /// ([`Error::Failure`], as Perspective Broker has it); what the service refuses with.
+    /// [`Error::Lost`] if the operator does not allow it, or if the login has ended. [`Error::Failure`], as in Perspective
+    /// Broker, if there is no key or no such service. The error of the service, if it refuses.
     ///
     /// ```no_run
     /// # async fn run(login: plugin_api::Login) -> Result<(), plugin_api::client::Error> {
@@ -59,7 +60,7 @@ impl Login {
         avatar.remote.call("attach", &(service, perspective, mind)).await?.remote()
     }
 
-    /// The identity's keyring: for each key a service's name, and a perspective's.
+    /// The identity's keyring: for each key, the name of a service and the name of a perspective.
     ///
     /// # Errors
     /// As [`Login::attach`].
@@ -67,7 +68,7 @@ impl Login {
         Ok(self.avatar().await?.remote.call("keys", &()).await?.read()?)
     }
 
-    /// What a service that the identity has a key for says of itself: its methods, their parameters and what they are for.
+    /// The description of a service that the identity has a key for: its methods, their parameters and what they are for.
     ///
     /// # Errors
     /// As [`Login::attach`].
@@ -84,7 +85,7 @@ impl Login {
         Ok(self.avatar().await?.remote.call("describe", &(service,)).await?.read()?)
     }
 
-    /// The way there: one connection to the host for all that is attached by this login. One that is lost is made again.
+    /// The connection to the host that all attachments of this login share. A lost connection is replaced.
     async fn avatar(&self) -> Result<Arc<Avatar>, Error> {
         let mut kept = self.0.avatar.lock().await;
         if let Some(avatar) = kept.as_ref().filter(|avatar| !avatar.client.is_closed()) {

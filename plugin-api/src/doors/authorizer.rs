@@ -1,4 +1,4 @@
-//! Who is at the other end: asked of the host, which keeps the identities.
+//! Asks the host, which keeps the identities, who is at the other end of a stream.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -13,8 +13,8 @@ use super::table::Posts;
 use crate::abi::frame::ToHost;
 use crate::runtime::core::{Core, Reply};
 
-/// Proofs of who somebody is, checked by the host: with the throttle, the time of a refusal, and the line in the audit trail
-/// that every login has, whatever door it comes by. From [`Context::authorizer`](crate::Context::authorizer).
+/// Has the host check who a client is. It treats these logins as every login, whatever door it comes by: with the same throttle,
+/// the same time for a refusal, and a line in the audit trail. From [`Context::authorizer`](crate::Context::authorizer).
 ///
 /// In the original: `twisted.cred.authorizer`, "the authorizer for some number of non-PB services".
 ///
@@ -68,7 +68,7 @@ use crate::runtime::core::{Core, Reply};
 /// assert_eq!(client.line()?, "wrong name or password");
 /// client.send("alice correct horse\n")?;
 /// assert_eq!(client.line()?, "good day alice");
-/// // What is taken away is gone at once.
+/// // When a login is revoked, its connection ends at once.
 /// host.revoke("alice");
 /// assert!(client.line().is_err());
 /// # Ok::<(), Fault>(())
@@ -78,7 +78,7 @@ pub struct Authorizer {
     posts: Option<Posts>,
 }
 
-/// Why somebody is not let in: no more of it than they may know.
+/// Why a login is refused. It says no more than the client may know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     message: String,
@@ -104,7 +104,7 @@ impl Refused {
         &self.message
     }
 
-    /// In how many seconds the next try is looked at; 0: at once.
+    /// After how many seconds the host looks at the next attempt. 0: at once.
     ///
     /// ```no_run
     /// # use plugin_api::prelude::*;
@@ -124,7 +124,7 @@ impl Refused {
     }
 }
 
-/// What a question to the host came to, of what can go to other threads.
+/// The part of the host's answer that can go to other threads.
 pub(super) struct Answered {
     pub(super) login: Option<Login>,
     pub(super) descriptor: Option<OwnedFd>,
@@ -132,14 +132,14 @@ pub(super) struct Answered {
     pub(super) bytes: Vec<u8>,
 }
 
-/// What became of a question to the host.
+/// The outcome of a request to the host.
 type Asked = Result<Answered, Refused>;
 
 pub(super) fn ended() -> Refused {
     Refused::new("the service is ending", 0)
 }
 
-/// Asks the host something, from whatever thread.
+/// Sends a request to the host, from any thread, and waits for the answer.
 pub(super) async fn asked(posts: &Posts, ask: impl FnOnce(&Core, u64) + Send + 'static) -> Asked {
     let (done, answer) = oneshot::channel();
     let posted = posts.send(Box::new(move |core: &Rc<Core>| {
@@ -149,7 +149,7 @@ pub(super) async fn asked(posts: &Posts, ask: impl FnOnce(&Core, u64) + Send + '
             let answer = answer.await;
             let answered =
                 |reply: Reply| Answered { login: reply.login, descriptor: reply.descriptor, bytes: reply.bytes };
-            // Who asked may have given up.
+            // The caller may have given up.
             let _ =
                 done.send(answer.map(answered).map_err(|fault| {
                     Refused::new(fault.message(), fault.fields::<Wait>().map_or(0, |wait| wait.wait))
@@ -162,7 +162,7 @@ pub(super) async fn asked(posts: &Posts, ask: impl FnOnce(&Core, u64) + Send + '
     answer.await.unwrap_or_else(|_| Err(ended()))
 }
 
-/// How a refusal crosses to who asked.
+/// Carries the waiting time of a refusal to the caller.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(crate) struct Wait {
     pub(crate) wait: u64,
@@ -173,11 +173,12 @@ impl Authorizer {
         Self { posts: core.map(|core| core.doors.posts()) }
     }
 
-    /// By a password, or by a token in its place. From then on the stream belongs to the login: when that is taken away, the
-    /// host closes it.
+    /// Logs a client in with a password, or with a token in its place. From then on the stream belongs to the login: when the
+    /// login is revoked, the host closes the stream.
     ///
     /// # Errors
-    /// When it is wrong, or is not looked at: it came in the clear where others can listen, or too many have failed.
+    /// If the password is wrong, or if the host does not check it: it came in the clear where others can listen, or too many
+    /// attempts have failed.
     pub async fn password(
         &self,
         from: &impl super::Caller,
@@ -187,7 +188,7 @@ impl Authorizer {
         self.prove(from, 1, name.into(), Zeroizing::new(password.into())).await
     }
 
-    /// By a token, which says whose it is.
+    /// Logs a client in with a token. The token says whose it is.
     ///
     /// # Errors
     /// As [`Authorizer::password`].
@@ -195,13 +196,14 @@ impl Authorizer {
         self.prove(from, 2, String::new(), Zeroizing::new(token.into())).await
     }
 
-    /// By the certificate that the client has shown by TLS ([`Peer::certificate`](crate::Peer::certificate)): its key is one of the
-    /// identity's public keys, whoever has signed it. Without a name it is who the certificate is for (the subject's common name).
+    /// Logs a client in with the certificate that it has shown in TLS ([`Peer::certificate`](crate::Peer::certificate)). The
+    /// certificate's key must be one of the identity's public keys; it does not matter who has signed the certificate. If `name`
+    /// is empty, the identity is the one that the certificate names (the subject's common name).
     ///
     /// In IRC and mail: SASL's `EXTERNAL` (RFC 4422, appendix A).
     ///
     /// # Errors
-    /// As [`Authorizer::password`]; when the client has shown none.
+    /// As [`Authorizer::password`]; or if the client has shown no certificate.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -257,11 +259,11 @@ impl Authorizer {
         self.prove(from, 7, name.into(), Zeroizing::default()).await
     }
 
-    /// By a public key, as OpenSSH writes it (`ssh-ed25519 AAAA…`): the answer is what the client is to sign, whether anybody has
-    /// this key or not. It holds until the next one of the same stream.
+    /// Begins a login with a public key in OpenSSH's format (`ssh-ed25519 AAAA…`). Returns what the client must sign, whether any
+    /// identity has this key or not. The challenge is valid until the next one for the same stream.
     ///
     /// # Errors
-    /// When it is no key.
+    /// If `public_key` is not a public key.
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -286,12 +288,13 @@ impl Authorizer {
         Ok(Challenge { authorizer: self.clone(), caller, name, bytes })
     }
 
-    /// By a public key, as OpenSSH writes it, of which the service says that the client has proven to have it: for protocols with
-    /// a challenge of their own, as SSH. The host takes the service's word where the operator lets it
-    /// (`[service.NAME] may = ["vouch"]`); whether the key is the identity's, the host looks itself.
+    /// Logs a client in with a public key, in OpenSSH's format, that the service vouches for: the client has proven to the
+    /// service that it has the private key. For protocols with a challenge of their own, such as SSH. The host takes the
+    /// service's word only if the operator allows that (`[service.NAME] may = ["vouch"]`). The host itself checks that the key is
+    /// one of the identity's.
     ///
     /// # Errors
-    /// As [`Authorizer::password`]; when the operator does not let it.
+    /// As [`Authorizer::password`]; or if the operator does not allow it.
     ///
     /// ```no_run
     /// # use plugin_api::{Authorizer, Refused, Stream};
@@ -356,7 +359,7 @@ impl Authorizer {
     }
 }
 
-/// Who is asking, for later.
+/// The caller that asked for a challenge, kept for its response.
 #[derive(Debug)]
 struct Asking {
     cell: Arc<StreamCell>,
@@ -379,7 +382,7 @@ pub(super) fn cell(from: &impl super::Caller) -> Result<Arc<StreamCell>, Refused
     sealed::Caller::cell(from).ok_or_else(|| Refused::new("the client has gone", 0))
 }
 
-/// What a client is to sign, to prove that it has a key: from [`Authorizer::challenge`].
+/// The bytes that a client must sign to prove that it has a key: from [`Authorizer::challenge`].
 #[derive(Debug)]
 pub struct Challenge {
     authorizer: Authorizer,
@@ -389,13 +392,14 @@ pub struct Challenge {
 }
 
 impl Challenge {
-    /// What is to be signed.
+    /// The bytes to sign.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The signature, as SSH's wire has it: the algorithm's name and its bytes, each behind its length (RFC 4253, 6.6).
+    /// Logs the client in with its signature, in the format of SSH's wire protocol: the name of the algorithm and the signature's
+    /// bytes, each preceded by its length (RFC 4253, 6.6).
     ///
     /// # Errors
     /// As [`Authorizer::password`].
@@ -405,7 +409,7 @@ impl Challenge {
     }
 }
 
-/// Somebody who has logged in. Clones are the same login; it is over when the last is dropped, and its streams are closed.
+/// A client's login. Clones are the same login. It ends when the last clone is dropped and its streams are closed.
 #[derive(Debug, Clone)]
 pub struct Login(pub(super) Arc<LoginCell>);
 
@@ -420,7 +424,7 @@ pub(super) struct LoginCell {
     carried: AtomicBool,
     /// The stream that belongs to it; 0: none does yet.
     stream: AtomicU64,
-    /// The way to what it has keys for.
+    /// The connection by which it attaches to other services.
     #[cfg(feature = "attach")]
     pub(super) avatar: tokio::sync::Mutex<Option<Arc<super::attach::Avatar>>>,
 }
@@ -442,7 +446,7 @@ impl LoginCell {
         })
     }
 
-    /// This stream belongs to it.
+    /// Notes the stream that belongs to the login.
     pub(super) fn has(&self, stream: u64) {
         self.stream.store(stream, Ordering::Relaxed);
     }
@@ -452,13 +456,13 @@ impl LoginCell {
         self.stream.load(Ordering::Relaxed)
     }
 
-    /// What it came by was taken away.
+    /// Marks the login as revoked, and wakes those that wait for that.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
         self.told.notify_waiters();
     }
 
-    /// Other code has it now.
+    /// Marks the login as handed on to other code.
     pub(super) fn carry(&self) {
         self.carried.store(true, Ordering::Relaxed);
     }
@@ -467,7 +471,7 @@ impl LoginCell {
 impl Drop for LoginCell {
     fn drop(&mut self) {
         let (number, carried) = (self.number, *self.carried.get_mut());
-        // The service may have ended: the host knows then.
+        // If the service has ended, the host knows already.
         let _ = self.posts.send(Box::new(move |core| core.doors.logged_out(core, number, !carried)));
     }
 }
@@ -499,19 +503,19 @@ impl Login {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Whether what it came by was taken away: the identity, the credential, or its keys for this service.
+    /// Whether the login was revoked: its identity, its credential, or its keys for this service were taken away.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.0.ended.load(Ordering::Relaxed)
     }
 
-    /// Waits until what it came by was taken away.
+    /// Waits until the login is revoked.
     ///
     /// ```no_run
     /// # use plugin_api::{Login, Stream};
     /// # use tokio::io::AsyncWriteExt;
     /// # async fn watch(login: Login, mut stream: Stream) {
-    /// // Until the operator takes away what it came by: then the stream is closed, too.
+    /// // Until the operator revokes the login. The stream is closed then, too.
     /// login.ended().await;
     /// assert!(login.is_ended());
     /// assert!(stream.write_all(b"good bye").await.is_err());

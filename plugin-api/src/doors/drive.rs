@@ -1,4 +1,4 @@
-//! Connections that a [`Door`] drives: bytes in, in order; bytes out, as they go; and what becomes of them when the code is
+//! Drives the connections of a [`Door`]: passes on their input in order, sends their output, and hands them on when the code is
 //! replaced.
 
 use std::cell::{Cell, RefCell};
@@ -27,31 +27,32 @@ use crate::runtime::core::Core;
 
 /// The most bytes read at once from a client that has not logged in.
 const READ_BEFORE: usize = 2 << 10;
-/// While more than this waits for all clients of a service's doors, who makes more of it is read by and by.
+/// While more output than this waits for all clients of a service's doors, a connection that was served pauses before it is read
+/// again.
 const PRESSURE: usize = 256 << 10;
-/// How long one is not read then, at most.
+/// How long that pause is.
 const BY_AND_BY: Duration = Duration::from_millis(20);
 
-/// A connection at rest, for the code that comes next.
+/// The state of a connection at rest, for the next generation.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Resting {
-    /// What the door has made of it.
+    /// The door's own state.
     door: jelly::Bytes,
-    /// What has come, and is not whole.
+    /// Input that is not a complete message yet.
     input: jelly::Bytes,
-    /// What was written, and has not left.
+    /// Output that has not left yet.
     output: jelly::Bytes,
 }
 
 impl Resting {
-    /// One that no door has: with what has come.
+    /// The state of a stream without a door: its input.
     pub(super) fn stream(input: Vec<u8>) -> Vec<u8> {
         let resting =
             Self { door: jelly::Bytes(Vec::new()), input: jelly::Bytes(input), output: jelly::Bytes(Vec::new()) };
         jelly::to_vec(&resting).unwrap_or_default()
     }
 
-    /// What has come to one that no door has.
+    /// The input in the state of a stream without a door.
     pub(super) fn of_stream(state: &[u8]) -> Option<Vec<u8>> {
         let resting: Self = jelly::from_scanned(state).ok()?;
         (resting.door.is_empty() && resting.output.is_empty()).then(|| resting.input.to_vec())
@@ -60,18 +61,18 @@ impl Resting {
 
 /// A connection that is served.
 struct Line<D: Door> {
-    /// Not there while it is being called.
+    /// Absent while it is being called.
     door: RefCell<Option<D>>,
     input: RefCell<Input>,
     transport: Transport,
     context: Context<D::Service>,
     core: std::rc::Weak<Core>,
     tasks: RefCell<Vec<AbortHandle>>,
-    /// How fast a message comes that is not whole.
+    /// The pace of a message that is not complete yet.
     coming: RefCell<Pace>,
-    /// Whose turns it takes, and whether that is an identity's.
+    /// The owner whose turns it takes, and whether that is an identity.
     owner: RefCell<(Rc<str>, bool)>,
-    /// It was handed on.
+    /// Whether it was handed on.
     carried: Cell<bool>,
 }
 
@@ -127,7 +128,7 @@ fn begin<D: Door>(core: &Rc<Core>, context: &Context<D::Service>, taken: Taken) 
     *line.tasks.borrow_mut() = vec![writing.abort_handle(), reading.abort_handle()];
 }
 
-/// A panic of the author's is an error, and ends there.
+/// Runs the author's code. A panic becomes an error.
 fn contained<R>(run: impl FnOnce() -> Result<R>) -> Result<R> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(Fault::panicked("a door")))
 }
@@ -141,7 +142,7 @@ fn report(transport: &Transport, fault: &Fault) {
     }
 }
 
-/// Where clients come from who are one owner together: an address, of IPv6 a network of 64 bits.
+/// The source of a client. All clients of one source are one owner: those of one address or, for IPv6, of one network of 64 bits.
 fn source(address: &str) -> String {
     match address.parse::<SocketAddr>().map(|found| found.ip().to_canonical()) {
         Ok(IpAddr::V6(address)) => format!("{:x}", u128::from(address) >> 64),
@@ -150,28 +151,28 @@ fn source(address: &str) -> String {
     }
 }
 
-/// What a connection waits for.
+/// What has ended a connection's wait.
 enum Came {
-    /// Bytes, in its turn.
+    /// Bytes, with the turn to serve them in.
     Bytes(Turn),
-    /// Bytes may come: nobody is late, and nothing is there.
+    /// No bytes so far, and no deadline has passed.
     Nothing,
-    /// Nothing for a long time.
+    /// Nothing for [`Door::IDLE`].
     Idle,
-    /// Not enough, for a message that has begun.
+    /// Too little of a message that has begun.
     Late,
     End,
 }
 
 impl<D: Door> Line<D> {
-    /// Serves it to its end; `carried`: it has come from the code before this.
+    /// Serves the connection to its end. `carried`: it comes from the previous generation.
     async fn run(self: Rc<Self>, number: u64, carried: bool) {
         if carried {
-            // Whoever is to hear of what it says is here by then.
+            // By then, those that are to receive what it says are here.
             let Some(core) = self.core.upgrade() else { return };
             core.doors.resumed().await;
         }
-        // What came with it, in a turn of its own.
+        // The input that came with it is served in a turn of its own.
         let nothing = self.input.borrow().is_empty();
         let turn = if nothing { None } else { self.turn().await };
         let mut served = self.serve(turn, 0).await;
@@ -201,7 +202,7 @@ impl<D: Door> Line<D> {
                 Ok(())
             });
         }
-        // What was written leaves, if the client reads it.
+        // The output still leaves, if the client reads it.
         self.transport.close();
         self.drain().await;
         self.transport.release();
@@ -210,12 +211,12 @@ impl<D: Door> Line<D> {
         }
     }
 
-    /// Waits until what was written has left, or the client does not read it: without that it would miss the last words.
+    /// Waits until the output has left, or the client does not read it. Otherwise the client would miss the end of the output.
     async fn drain(&self) {
         self.transport.until_over().await;
     }
 
-    /// Waits for bytes, and takes them in: what came, and how many bytes.
+    /// Waits for bytes, and reads them. Returns what came, and the number of bytes.
     async fn come(&self) -> (Came, usize) {
         let Some(socket) = self.transport.socket() else { return (Came::End, 0) };
         let held_back = tokio::time::Instant::now();
@@ -250,7 +251,7 @@ impl<D: Door> Line<D> {
         }
     }
 
-    /// There may be bytes: takes them in, when it is its turn.
+    /// Reads the bytes that may be there, when it is this connection's turn.
     async fn take_in(&self, socket: &Socket) -> (Came, usize) {
         let (_, stranger) = self.owner();
         let waits = tokio::time::Instant::now();
@@ -265,7 +266,7 @@ impl<D: Door> Line<D> {
         }
     }
 
-    /// Waits for a turn of its owner's. `None`: the service has ended.
+    /// Waits for one of its owner's turns. `None`: the service has ended.
     async fn turn(&self) -> Option<Turn> {
         let queue = self.core.upgrade().map(|core| Rc::clone(&core.doors.queue))?;
         queue.turn(&self.owner().0).await
@@ -281,7 +282,7 @@ impl<D: Door> Line<D> {
         .await
     }
 
-    /// Whose turns it takes: the identity's, or its source's; and whether nobody has logged in who should.
+    /// The owner whose turns it takes: the identity, or the source. Also whether the client still has to log in.
     fn owner(&self) -> (Rc<str>, bool) {
         let mut owner = self.owner.borrow_mut();
         let login = self.transport.login();
@@ -296,7 +297,7 @@ impl<D: Door> Line<D> {
         (Rc::clone(&owner.0), stranger)
     }
 
-    /// Others have their turn, what they are sent leaves; and who makes much for others is not read for a while.
+    /// Lets other tasks run, so that output leaves. While too much output waits, this connection is not read for a while.
     async fn give_way(&self) {
         tokio::task::yield_now().await;
         let pressed = || self.core.upgrade().is_some_and(|core| core.doors.unread() > PRESSURE);
@@ -305,7 +306,7 @@ impl<D: Door> Line<D> {
         }
     }
 
-    /// Hands what has come to the door: `count` bytes more, in this turn.
+    /// Passes the input to the door, in this turn. `count` bytes of it are new.
     async fn serve(&self, turn: Option<Turn>, count: usize) -> Result<()> {
         if self.input.borrow().is_empty() {
             return Ok(());
@@ -330,7 +331,7 @@ impl<D: Door> Line<D> {
         }
         let (mut coming, now) = (self.coming.borrow_mut(), tokio::time::Instant::now());
         if left < before || left == 0 {
-            // Another message, if it is one.
+            // What is left, if anything, is another message.
             coming.rest();
         } else {
             coming.pause(now - began);
@@ -342,8 +343,8 @@ impl<D: Door> Line<D> {
         Ok(())
     }
 
-    /// Polls what a door does with what has come, each time in a turn of its owner's, who is charged for it. Between them it waits
-    /// for something.
+    /// Polls what a door does with its input, each time in one of its owner's turns, for which the owner is charged. Between the
+    /// polls it waits for something.
     async fn charged(
         &self,
         turn: Option<Turn>,
@@ -354,7 +355,7 @@ impl<D: Door> Line<D> {
         let (mut cost, mut all) = (Duration::ZERO, 0);
         poll_fn(|poll| {
             if turn.is_none() {
-                // Whatever it has waited for may be there.
+                // What it has waited for may be there.
                 let wanted = wanted.get_or_insert_with(|| Box::pin(self.turn()));
                 let Poll::Ready(given) = wanted.as_mut().poll(poll) else { return Poll::Pending };
                 turn = given;
@@ -384,7 +385,7 @@ impl<D: Door> Line<D> {
         called
     }
 
-    /// Other code serves: it goes on with this connection, if it can be made bytes of.
+    /// If other code serves, hands this connection on to it, unless it cannot be saved as bytes.
     fn is_handed_on(&self, number: u64) -> bool {
         let Some(core) = self.core.upgrade().filter(|core| core.retired.get()) else { return false };
         let Some(state) = self.bytes() else { return false };
@@ -394,7 +395,7 @@ impl<D: Door> Line<D> {
         true
     }
 
-    /// What the next code is to go on with.
+    /// The state from which the next generation continues.
     fn bytes(&self) -> Option<Vec<u8>> {
         if self.transport.ending() != Ending::No {
             return None;
@@ -406,13 +407,13 @@ impl<D: Door> Line<D> {
         jelly::to_vec(&resting).ok()
     }
 
-    /// Whatever of it is left here is nobody's any more.
+    /// Releases what is left of the connection here.
     fn let_go(&self) {
         self.carried.set(true);
         if let Some(stream) = self.transport.stream() {
             stream.carry();
         }
-        // What was written is with what was carried: it must not leave from here, too.
+        // The output was handed on with the connection. It must not leave from here, too.
         self.transport.release();
         let door = self.door.borrow_mut().take();
         drop(door);
@@ -421,7 +422,7 @@ impl<D: Door> Line<D> {
 
 impl<D: Door> Carried for Line<D> {
     fn freeze(&self) -> Option<Vec<u8>> {
-        // What may be half a password waits until it is whole: this code, or the next, is told of it then.
+        // Input that may be half a password waits until it is complete. This code, or the next, receives it then.
         let half = !D::PUBLIC && self.transport.login().is_none() && !self.input.borrow().is_empty();
         if half { None } else { self.bytes() }
     }

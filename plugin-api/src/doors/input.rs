@@ -1,4 +1,4 @@
-//! What has come from a client, and was not taken yet.
+//! Input from a client that was not taken yet.
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -6,16 +6,16 @@ use std::rc::Rc;
 
 use zeroize::{Zeroize, Zeroizing};
 
-/// What has come from a client, and was not taken yet: bytes, from the first that is left. What is taken out, or was kept in
-/// memory for a while, is erased: passwords come this way. When the connection's login is taken away (the identity is disabled,
-/// say), there is nothing left in it: what had come and was not taken is not served any more.
+/// Input from a client that was not taken yet. It dereferences to the bytes that are left. Bytes are erased from its memory when
+/// they are taken and when the memory is freed, because passwords come this way. When the connection's login is revoked (its
+/// identity is disabled, say), the input becomes empty: what had arrived and was not taken is no longer served.
 ///
 /// ```
 /// use plugin_api::Input;
 ///
 /// let mut input = Input::from(&b"one\r\ntwo\nhal"[..]);
 /// assert_eq!(input.line().as_deref().map(String::as_str), Some("one"));
-/// // Looked at, and taken once it is done.
+/// // A line can be looked at first, and taken once it is done.
 /// let end = input.line_end().unwrap();
 /// assert_eq!(&input[..end], b"two\n");
 /// input.take(end);
@@ -24,9 +24,9 @@ use zeroize::{Zeroize, Zeroizing};
 #[derive(Default)]
 pub struct Input {
     bytes: Zeroizing<Vec<u8>>,
-    /// Where what is left begins.
+    /// The index of the first byte that is left.
     from: usize,
-    /// What it came by was taken away.
+    /// Whether the login was revoked.
     cut: Rc<Cell<bool>>,
 }
 
@@ -51,13 +51,13 @@ impl std::fmt::Debug for Input {
 }
 
 impl Input {
-    /// Where the first line ends, behind its `\n`; none: it is not whole.
+    /// The index just behind the `\n` of the first line. `None`: the line is not complete.
     #[must_use]
     pub fn line_end(&self) -> Option<usize> {
         self.iter().position(|byte| *byte == b'\n').map(|at| at + 1)
     }
 
-    /// Takes the first this many bytes out; as many as there are, if these are fewer.
+    /// Takes the first `count` bytes out, or all if there are fewer.
     pub fn take(&mut self, count: usize) -> Zeroizing<Vec<u8>> {
         let end = self.from + count.min(self.len());
         let taken = Zeroizing::new(self.bytes[self.from..end].to_vec());
@@ -66,7 +66,8 @@ impl Input {
         taken
     }
 
-    /// Takes the first line out, without its end (`\n` or `\r\n`); what is no UTF-8 in it becomes `U+FFFD`.
+    /// Takes the first line out, without its end (`\n` or `\r\n`). Invalid UTF-8 in it becomes `U+FFFD`. `None`: the line is not
+    /// complete.
     pub fn line(&mut self) -> Option<Zeroizing<String>> {
         let end = self.line_end()?;
         let taken = self.take(end);
@@ -75,7 +76,7 @@ impl Input {
         Some(Zeroizing::new(String::from_utf8_lossy(line).into_owned()))
     }
 
-    /// Has room for this many bytes more, which `read` fills from the front; it answers with how many came.
+    /// Makes room for `room` more bytes, which `read` fills from the front. Returns the number of bytes read.
     pub(super) fn fill<E>(
         &mut self,
         room: usize,
@@ -83,7 +84,7 @@ impl Input {
     ) -> Result<usize, E> {
         let left = self.len();
         if self.from > 0 || self.bytes.capacity() < left + room {
-            // Elsewhere, so that no copy stays behind: a `Vec` that grows leaves one.
+            // Moves the bytes itself: a `Vec` that grows would leave a copy behind.
             let mut moved = Zeroizing::new(Vec::with_capacity(left + room));
             moved.extend_from_slice(self);
             (self.bytes, self.from) = (moved, 0);
@@ -94,14 +95,14 @@ impl Input {
         came
     }
 
-    /// A connection at rest keeps no more than it needs.
+    /// Frees the memory of a connection at rest.
     pub(super) fn rest(&mut self) {
         if self.is_empty() {
             (self.bytes, self.from) = (Zeroizing::default(), 0);
         }
     }
 
-    /// There is nothing left in it once this is true.
+    /// Makes the input empty once `cut` is true.
     pub(super) fn ends_with(self, cut: &Rc<Cell<bool>>) -> Self {
         Self { cut: Rc::clone(cut), ..self }
     }

@@ -1,9 +1,9 @@
-//! Doors of a service's own: streams that come by listeners of the host's, and who logs in by them.
+//! Doors of a service's own: streams from listeners that the host opens, and the logins by these streams.
 //!
-//! The operator gives a service its addresses (`[service.chat.listen] irc = "127.0.0.1:6667"`); the host opens them once,
-//! and keeps them open while the service is replaced. Two ways lead to the streams: a [`Door`] is a protocol without IO of
-//! its own, whose connections are carried over when the code is replaced; a [`Listener`] gives plain streams of tokio's, for
-//! libraries that want one.
+//! The operator gives a service its addresses (`[service.chat.listen] irc = "127.0.0.1:6667"`). The host opens them once, and
+//! keeps them open while the service is replaced. There are two ways to serve the streams. A [`Door`] is a protocol without IO of
+//! its own, whose connections are carried over when the code is replaced. A [`Listener`] gives plain tokio streams, for libraries
+//! that need one.
 
 #[cfg(feature = "attach")]
 mod attach;
@@ -37,8 +37,7 @@ pub(crate) use self::stream::{StreamCell, sealed};
 pub(crate) use self::table::{Table, take_turns, tend};
 pub use self::transport::Transport;
 
-/// One connection of a protocol of the service's own: what came in goes to [`received`](Door::received), what is to go out to
-/// the [`Transport`].
+/// One connection of a service's own protocol. Input arrives at [`received`](Door::received); output goes to the [`Transport`].
 ///
 /// In Twisted: `twisted.internet.protocol.Protocol`.
 ///
@@ -107,37 +106,39 @@ pub use self::transport::Transport;
 /// # Ok::<(), Fault>(())
 /// ```
 pub trait Door: Sized + 'static {
-    /// The service whose door it is.
+    /// The service that this door belongs to.
     type Service: Service;
 
-    /// Whether nobody needs to log in here: no connection is closed because nobody has.
+    /// Whether clients need not log in here. If `true`, no connection is closed for lack of a login.
     const PUBLIC: bool = false;
-    /// The longest message, in bytes: a client that sends as much without a message being whole is let go. So is one whose message
-    /// has begun, and does not come on at the rate that the operator has set (`message` and `rate` in `[limits]`, or for the
-    /// listener): what is left in the input counts as one. A door for what people type byte by byte takes each byte out.
+    /// The longest message, in bytes. A client that sends as many bytes without completing a message is disconnected. So is a
+    /// client whose message has begun but does not arrive at the rate that the operator has set (`message` and `rate` in
+    /// `[limits]`, or for the listener): whatever is left in the input counts as one message. A door for people who type byte by
+    /// byte takes every byte out.
     const LONGEST: usize = 64 << 10;
-    /// The most bytes that wait for the client to read them: one that does not is let go. Once half of it waits, nothing is
-    /// read of the client until most of it has left. What waits is counted in the host's memory, for whoever has logged in: beyond their share of that, too, they are
-    /// let go.
+    /// The most output, in bytes, that may wait for a client to read it. A client that lets more wait is disconnected. Once half
+    /// of it waits, the library reads nothing from the client until most of it has left. The host counts what waits in its
+    /// memory, for whoever has logged in; a client that exceeds their share is disconnected, too.
     const UNREAD: usize = 256 << 10;
-    /// After so long without a byte from the client, [`idle`](Door::idle) is called.
+    /// How long a client may send nothing before [`idle`](Door::idle) is called.
     const IDLE: Duration = Duration::from_secs(120);
 
-    /// A connection has come.
+    /// Called for each new connection.
     ///
     /// # Errors
-    /// To refuse it: it is closed, behind what was written.
+    /// Return an error to refuse the connection. It is closed after what was written.
     fn opened(context: &Context<Self::Service>, transport: &Transport) -> Result<Self>;
 
-    /// Bytes have come, behind those that were left in `input`. Takes what is whole out of it, and leaves the rest for the next
-    /// time. No more is read until it returns, so that what a client sends is served in order.
+    /// Called when bytes have arrived. They follow those that were left in `input`. Take complete messages out of it, and leave
+    /// the rest for the next call. The library reads no more until this returns, so a client's messages are served in order.
     ///
-    /// While it waits for something the code may be replaced: then the service's state cannot be changed here any more
-    /// ([`Fault::is_reloaded`]). Whoever leaves a message in `input` until it is done, and returns `Ok` then, has it done by the
-    /// new code. A loop looks at [`Transport::is_closed`]: what came by a login that was taken away is not to be done any more.
+    /// While this waits for something, the code may be replaced. After that, this code can no longer change the service's state
+    /// ([`Fault::is_reloaded`]). To let the new code handle a message, leave it in `input` until it is done, and return `Ok` if
+    /// the code was replaced. A loop must check [`Transport::is_closed`]: messages that came by a login that was revoked must no
+    /// longer be handled.
     ///
     /// # Errors
-    /// To end the connection, behind what was written.
+    /// Return an error to end the connection, after what was written.
     fn received(
         &mut self,
         context: &Context<Self::Service>,
@@ -145,10 +146,10 @@ pub trait Door: Sized + 'static {
         input: &mut Input,
     ) -> impl Future<Output = Result<()>>;
 
-    /// Nothing has come for [`IDLE`](Door::IDLE): time to ask whether the client is there.
+    /// Called when nothing has arrived for [`IDLE`](Door::IDLE): time to ask whether the client is still there.
     ///
     /// # Errors
-    /// To end the connection.
+    /// Return an error to end the connection.
     fn idle(&mut self, _context: &Context<Self::Service>, _transport: &Transport) -> Result<()> {
         Ok(())
     }
@@ -157,19 +158,20 @@ pub trait Door: Sized + 'static {
     /// to other code.
     fn closed(self, _context: &Context<Self::Service>, _transport: &Transport) {}
 
-    /// Makes bytes of the connection, for the code that comes next. Called when the code is replaced, between two calls of
-    /// [`received`](Door::received); if it goes on after all, so does this.
+    /// Saves the connection as bytes, for the next generation. Called when the code is replaced, between two calls of
+    /// [`received`](Door::received). If this code resumes after all, so does this connection.
     ///
     /// # Errors
-    /// When it cannot be: it stays with this code, until the operator's grace for code that was replaced is over.
+    /// Return an error if the connection cannot be saved. It then stays with this code until the operator's grace period for
+    /// replaced code is over.
     fn freeze(&self) -> Result<Vec<u8>> {
         Err(Fault::new("RuntimeError", "connections of this door stay with their code"))
     }
 
-    /// Goes on with a connection, from what the code before has made of it. Its login, if it has one, is the transport's.
+    /// Continues a connection from the bytes that the previous generation saved. Its login, if it has one, is in the transport.
     ///
     /// # Errors
-    /// When it cannot: the connection is closed, behind what was written.
+    /// Return an error if the connection cannot continue. It is closed after what was written.
     fn thaw(_context: &Context<Self::Service>, _transport: &Transport, _state: &[u8]) -> Result<Self> {
         Err(Fault::new("RuntimeError", "connections of this door stay with their code"))
     }

@@ -1,17 +1,18 @@
-//! How fast something has to move, once it has begun to. Reads no clock.
+//! The minimum rate of a transfer that has begun. Reads no clock.
 //!
-//! After the idea of Apache's `mod_reqtimeout`: who sends a byte now and then is let go, who sends much and needs long for it is not.
+//! After the idea of Apache's `mod_reqtimeout`: a client that sends a byte now and then is disconnected; one that sends much and
+//! needs long for it is not.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How fast a stream has to move: what the operator has said in `[limits]`.
+/// How fast a stream must move: the operator's settings in `[limits]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rates {
-    /// How long a client that reads too little is waited for, while something waits for it.
+    /// How long to wait for a client that reads too slowly, while output waits for it.
     pub stalled: Duration,
-    /// Within what time a message that has begun has to be whole, or to have come on by the rate.
+    /// The time within which a message that has begun must be complete, or must have progressed at the rate.
     pub message: Duration,
     /// The rate, in bytes a second.
     pub rate: usize,
@@ -24,7 +25,7 @@ impl Default for Rates {
 }
 
 impl Rates {
-    /// As frames have them: three numbers, the times in milliseconds.
+    /// The rates as a frame carries them: three numbers, with the times in milliseconds.
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
         let time = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -32,7 +33,7 @@ impl Rates {
         [time(self.stalled), time(self.message), rate].into_iter().flat_map(u64::to_le_bytes).collect()
     }
 
-    /// What a frame has; the defaults, if it is from a host that does not say.
+    /// The rates that a frame carries, or the defaults if the host sends none.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
         let mut numbers = crate::abi::frame::numbers(bytes);
@@ -46,44 +47,44 @@ impl Rates {
         }
     }
 
-    /// For a message that comes.
+    /// The pace of a message that arrives.
     #[must_use]
     pub fn coming(&self) -> Pace {
         Pace::new(self.message, self.rate)
     }
 
-    /// For what is read by the client.
+    /// The pace at which a client must read.
     #[must_use]
     pub fn leaving(&self) -> Pace {
         Pace::new(self.stalled, self.rate)
     }
 }
 
-/// Something that moves, at a rate or more within each such time; or it is done by then.
+/// A transfer that must move at a minimum rate within each period, or be done by its end.
 #[derive(Debug, Clone)]
 pub struct Pace {
     within: Duration,
-    /// The bytes that have to move within that time.
+    /// The bytes that must move within that time.
     least: usize,
-    /// Since when the bytes are counted; `None`: nothing is to move.
+    /// The start of the current period. `None`: nothing has to move.
     since: Option<Instant>,
     moved: usize,
 }
 
 impl Pace {
-    /// Nothing is to move yet; later `rate` bytes a second, looked at after each such time.
+    /// Nothing has to move yet. Later, `rate` bytes a second must move, measured over each period `within`.
     #[must_use]
     pub fn new(within: Duration, rate: usize) -> Self {
         let millis = usize::try_from(within.as_millis()).unwrap_or(usize::MAX);
         Self { within, least: (rate.saturating_mul(millis) / 1000).max(1), since: None, moved: 0 }
     }
 
-    /// Something is to move, if nothing was before.
+    /// Begins a period, unless one has begun already: something has to move.
     pub fn begin(&mut self, now: Instant) {
         self.since.get_or_insert(now);
     }
 
-    /// Counts bytes that have moved. Once there are enough, the time starts again.
+    /// Counts bytes that have moved. Once there are enough, a new period begins.
     pub fn moved(&mut self, bytes: usize, now: Instant) {
         self.moved = self.moved.saturating_add(bytes);
         if self.since.is_some() && self.moved >= self.least {
@@ -91,23 +92,23 @@ impl Pace {
         }
     }
 
-    /// It is done, or nobody looks for it: nothing is late.
+    /// Nothing has to move any more: the transfer is done, or nobody waits for it.
     pub fn rest(&mut self) {
         (self.since, self.moved) = (None, 0);
     }
 
-    /// For so long it could not move, through no fault of the client's.
+    /// Extends the period by a time in which nothing could move, through no fault of the client.
     pub fn pause(&mut self, time: Duration) {
         self.since = self.since.map(|since| since + time);
     }
 
-    /// By when it has to have moved on.
+    /// The deadline: enough must have moved by then. `None`: nothing has to move.
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         self.since.map(|since| since + self.within)
     }
 
-    /// Whether it is too late now.
+    /// Whether the deadline has passed.
     #[must_use]
     pub fn is_late(&self, now: Instant) -> bool {
         self.due().is_some_and(|due| now >= due)
@@ -120,7 +121,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// After how many seconds it is late, if this many bytes move after each second; `None`: not within ten minutes.
+    /// After how many seconds it is late, if this many bytes move after each second. `None`: not within ten minutes.
     fn late_after(bytes: impl Fn(u32) -> usize) -> Option<u32> {
         let (mut pace, start) = (Pace::new(20 * SECOND, 500), Instant::now());
         pace.begin(start);

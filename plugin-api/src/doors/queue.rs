@@ -1,4 +1,4 @@
-//! Turns to be served by doors, one at a time: who is next, [`Turns`] says.
+//! Gives connections their turns to be served by doors, one at a time. [`Turns`] says who is next.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -8,23 +8,23 @@ use tokio::sync::{Notify, oneshot};
 
 use super::turns::Turns;
 
-/// For so long turns follow each other, before whatever else the service does has its own, and sockets are looked at again.
+/// How long turns follow each other before the service's other tasks run, and sockets are polled again.
 const SLICE: Duration = Duration::from_micros(200);
-/// What a byte that is written counts for where a turn's length is concerned, in nanoseconds: a turn is not to write more than a
-/// quarter of what may wait for a client.
+/// The cost of a written byte when the length of a turn is estimated, in nanoseconds: a turn should not write more than a quarter
+/// of what may wait for a client.
 const WRITTEN_COST: u64 = 8;
-/// What no turn costs less than, in nanoseconds.
+/// The least cost of a turn, in nanoseconds.
 const LEAST_COST: u64 = 1000;
 
-/// Those who wait to be served.
+/// The connections that wait to be served.
 #[derive(Default)]
 pub(super) struct Queue {
     turns: RefCell<Turns<Waiting>>,
     /// Notified when the next turn is to be given.
     wanted: Notify,
-    /// Whether somebody has a turn, or is about to.
+    /// Whether a connection has a turn, or is about to get one.
     busy: Cell<bool>,
-    /// When sockets were looked at last.
+    /// When sockets were polled last.
     looked: Cell<Option<Instant>>,
 }
 
@@ -33,25 +33,26 @@ struct Waiting {
     given: oneshot::Sender<Turn>,
 }
 
-/// Somebody's turn, until it is dropped.
+/// A connection's turn. It ends when this is dropped.
 pub(super) struct Turn {
     queue: Rc<Queue>,
     owner: Rc<str>,
 }
 
 impl Queue {
-    /// Gives turns, for as long as it is polled.
+    /// Gives turns for as long as it is polled.
     pub(super) async fn run(self: &Rc<Self>) {
         loop {
             self.wanted.notified().await;
-            // The runtime looks at all sockets before it goes on here: whoever has something to be served waits by then.
+            // The runtime polls all sockets before it resumes here, so every connection with something to serve is waiting by
+            // then.
             tokio::task::yield_now().await;
             self.looked.set(Some(Instant::now()));
             self.give();
         }
     }
 
-    /// Waits for a turn of this owner's. `None`: nobody gives any more.
+    /// Waits for one of this owner's turns. `None`: nobody gives turns any more.
     pub(super) async fn turn(&self, owner: &Rc<str>) -> Option<Turn> {
         let (given, turn) = oneshot::channel();
         self.turns.borrow_mut().wait(owner, Waiting { owner: Rc::clone(owner), given });
@@ -64,7 +65,7 @@ impl Queue {
     fn give(self: &Rc<Self>) {
         let next = || self.turns.borrow_mut().next();
         while let Some(Waiting { owner, given }) = next() {
-            // Who has gone waits for nothing; who goes later drops its turn.
+            // One that has gone is skipped; one that goes later drops its turn.
             if !given.is_closed() {
                 let _ = given.send(Turn { queue: Rc::clone(self), owner });
                 return;
@@ -79,18 +80,18 @@ fn nanos(time: Duration) -> u64 {
 }
 
 impl Turn {
-    /// How much is read in it, in bytes.
+    /// How much to read in this turn, in bytes.
     pub(super) fn room(&self) -> usize {
         self.queue.turns.borrow().room(&self.owner)
     }
 
-    /// It has cost so much time, and this many bytes were written.
+    /// Charges the owner for this time, and for this many written bytes.
     pub(super) fn charge(&self, time: Duration, bytes: u64) {
         self.queue.turns.borrow_mut().charge(&self.owner, nanos(time).saturating_add(bytes).max(LEAST_COST));
     }
 
-    /// This many bytes of the owner's have cost so much time, and this many bytes were written: so much less, or more, is read in its
-    /// next turn.
+    /// Learns that this many bytes of the owner's input have cost so much time, and that this many bytes were written. The
+    /// owner's next turn reads less, or more, accordingly.
     pub(super) fn learn(&self, bytes: usize, time: Duration, written: u64) {
         let cost = nanos(time).saturating_add(written.saturating_mul(WRITTEN_COST));
         self.queue.turns.borrow_mut().learn(&self.owner, bytes, cost);
@@ -115,7 +116,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs clients of `(owner, turns)`, each turn of the owner's costing so many milliseconds by its own account: who was served.
+    /// Runs clients of `(owner, turns, cost)`. Each turn is charged its cost, in milliseconds. Returns who was served.
     async fn served(clients: &[(&str, usize, u64)]) -> Vec<String> {
         let (queue, said) = (Rc::new(Queue::default()), Rc::new(RefCell::new(Vec::new())));
         let all = LocalSet::new();
@@ -149,7 +150,7 @@ mod tests {
         let served = served(&clients).await;
         let (bob, last) = (|one: &String| one == "bob", served.iter().rposition(|one| one == "bob").unwrap());
         assert_eq!((served.len(), served.iter().filter(|one| bob(one)).count()), (1020, 20));
-        // Each of bob's begins after the one before: one of the others is between.
+        // Each of bob's turns begins after the one before, with one of the others between.
         assert!(last < 45, "bob's last turn was number {last}");
     }
 
@@ -172,7 +173,7 @@ mod tests {
             for one in waiting {
                 let _ = one.await;
             }
-            // One who has it, and never looks.
+            // One that has a turn, and never looks.
             let mut unpolled = Box::pin(queue.turn(&owner));
             let polled = poll_fn(|poll| Poll::Ready(unpolled.as_mut().poll(poll).is_pending())).await;
             assert!(polled);

@@ -1,4 +1,4 @@
-//! Logins that outlive their streams, and what there is to know of who has logged in.
+//! Logins that outlive their streams, and the account of whoever has logged in.
 
 use std::time::Duration;
 
@@ -14,20 +14,21 @@ use crate::runtime::core::Core;
 /// How long a remembered login lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lasts {
-    /// How long it may be unused.
+    /// How long it may go unused.
     pub idle: Duration,
-    /// How long in all.
+    /// How long it lasts at most.
     pub longest: Duration,
 }
 
 impl Authorizer {
-    /// Has the host remember a login, so that it outlives the stream that it came by: for protocols where a client comes by one
-    /// stream after another and shows a token each time, as browsers do with cookies. The login that is answered with belongs to
-    /// no stream; the token is for the client alone, and for [`Authorizer::resume`], also after the code was replaced and after the
-    /// host has begun again. It is gone with what it began with: the identity, the credential, the keys for this service.
+    /// Has the host remember a login, so that it outlives the stream that it came by. For protocols whose clients open one stream
+    /// after another and show a token each time, as browsers do with cookies. Returns a login that belongs to no stream, and a
+    /// token for the client alone. [`Authorizer::resume`] takes the token, also after the code was replaced and after the host
+    /// has restarted. The remembered login ends when what it began with is taken away: the identity, the credential, or the keys
+    /// for this service.
     ///
     /// # Errors
-    /// When the login has ended, or the host cannot write it down.
+    /// If the login has ended, or the host cannot record it.
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -38,7 +39,7 @@ impl Authorizer {
     /// let login = authorizer.password(&stream, "alice", "correct horse").await?;
     /// let hour = Duration::from_secs(3600);
     /// let (login, token) = authorizer.remember(&stream, login, Lasts { idle: hour, longest: 12 * hour }).await?;
-    /// // The next stream, which the same client has come by.
+    /// // On the next stream of the same client.
     /// let again: Login = authorizer.resume(&stream, token.as_str()).await?;
     /// again.forget().await?;
     /// # Ok(()) }
@@ -52,7 +53,7 @@ impl Authorizer {
         let (number, idle, longest) = (login.number(), lasts.idle.as_secs(), lasts.longest.as_secs());
         let remember =
             move |core: &Core, request| core.push(&ToHost::Remember { request, login: number, idle, longest });
-        // The stream belongs to nobody from now on, whatever comes of this: others may come by it next.
+        // From now on the stream belongs to no login, whatever comes of this: others may use it next.
         cell(from)?.forget_login();
         let told = Zeroizing::new(asked(login.posts(), remember).await?.bytes);
         let token = Zeroizing::new(String::from_utf8_lossy(&told).into_owned());
@@ -60,65 +61,65 @@ impl Authorizer {
         Ok((self.resume(from, token.as_str()).await?, token))
     }
 
-    /// A remembered login, by its token: the same for as long as somebody has it. To be asked for again at times, at least once
-    /// in a tenth of [`Lasts::idle`]: by this the host knows that it is in use.
+    /// Returns a remembered login by its token: the same login for as long as somebody holds it. Call this again from time to
+    /// time, at least once in a tenth of [`Lasts::idle`]: by this the host knows that the login is in use.
     ///
     /// # Errors
-    /// When it is nobody's, or is over.
+    /// If the token belongs to nobody, or the login is over.
     pub async fn resume(&self, from: &impl Caller, token: impl Into<String>) -> Result<Login, Refused> {
         let secret = Zeroizing::new(token.into().into_bytes());
         self.ask(from, 6, String::new(), secret).await?.login.ok_or_else(ended)
     }
 }
 
-/// What there is to know of who has logged in: from [`Login::account`]. Times are seconds since 1970.
+/// An identity's own account: from [`Login::account`]. Times are seconds since 1970.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Account {
-    /// What the identity can prove itself with.
+    /// The credentials of the identity.
     pub credentials: Vec<CredentialShown>,
-    /// Where it is logged in now, by all doors.
+    /// The connections on which it is logged in now, by all doors.
     pub sessions: Vec<SessionShown>,
     /// Its logins that outlive their streams.
     pub remembered: Vec<RememberedShown>,
-    /// Its keyring: for each key a service's name, and a perspective's.
+    /// Its keyring: for each key, the name of a service and the name of a perspective.
     pub keys: Vec<(String, String)>,
-    /// Whether the operator lets people change what they log in with here (`may = ["credentials"]`).
+    /// Whether the operator lets people change their credentials here (`may = ["credentials"]`).
     pub changes: bool,
 }
 
-/// A credential, without what is secret of it.
+/// A credential, without its secret.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct CredentialShown {
     /// "password", "pubkey" or "token".
     pub kind: String,
-    /// For a person to know it by.
+    /// The label by which people recognize it.
     pub label: String,
-    /// When it was added; 0: not known.
+    /// When it was added. 0: unknown.
     pub created: u64,
-    /// From when on it is not taken any more.
+    /// From when on it is no longer accepted.
     pub expires: Option<u64>,
-    /// Of a public key: its fingerprint, as OpenSSH writes it.
+    /// The fingerprint of a public key, in OpenSSH's format.
     pub fingerprint: Option<String>,
 }
 
-/// A connection that the identity has logged in by.
+/// A connection on which the identity has logged in.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct SessionShown {
     /// Its number: for [`Login::end_session`].
     pub number: u64,
-    /// Where the client is.
+    /// The client's address.
     pub peer: String,
-    /// Since when.
+    /// When it began.
     pub since: u64,
-    /// What it is attached to: "todo/alice", or a door, "chat:irc".
+    /// What it is attached to: a perspective ("todo/alice") or a door ("chat:irc").
     pub perspectives: Vec<String>,
-    /// Whether it is this login's own.
+    /// Whether it is this login's own session.
     pub own: bool,
 }
 
@@ -129,31 +130,31 @@ pub struct SessionShown {
 pub struct RememberedShown {
     /// Its number: for [`Login::end_remembered`].
     pub number: u64,
-    /// The door that it came by, and where it came from.
+    /// The door that it came by, and the address that it came from.
     pub label: String,
-    /// Since when.
+    /// When it began.
     pub since: u64,
-    /// When it is over, if it is not used again.
+    /// When it expires, if it is not used again.
     pub expires: u64,
     /// Whether it is this login.
     pub own: bool,
 }
 
 impl Login {
-    /// Forgets a remembered login: it is over at once, and its token worth nothing any more. In a browser: signing out.
+    /// Ends this remembered login at once; its token becomes invalid. In a browser: signing out.
     ///
     /// # Errors
-    /// When it is none that is remembered, or the host cannot write it down.
+    /// If this login is not a remembered one, or the host cannot record its end.
     pub async fn forget(&self) -> Result<(), Refused> {
         let login = self.number();
         asked(self.posts(), move |core, request| core.push(&ToHost::SignOut { request, login })).await.map(drop)
     }
 
-    /// What there is to know of the identity: its credentials, where it is logged in, its keys. For services that the operator
-    /// lets (`[service.NAME] may = ["attach"]`).
+    /// Returns the identity's own account: its credentials, its sessions, its keys. Only for services that the operator allows to
+    /// ask (`[service.NAME] may = ["attach"]`).
     ///
     /// # Errors
-    /// When the operator does not let it, or the login has ended.
+    /// If the operator does not allow it, or the login has ended.
     ///
     /// ```no_run
     /// # use plugin_api::{Login, Refused, Stream};
@@ -182,7 +183,7 @@ impl Login {
     /// Ends one of the identity's sessions, by its number.
     ///
     /// # Errors
-    /// As [`Login::account`]; when the identity has no such session.
+    /// As [`Login::account`]; or if the identity has no such session.
     pub async fn end_session(&self, session: u64) -> Result<(), Refused> {
         self.end_own(false, session).await
     }
@@ -190,18 +191,18 @@ impl Login {
     /// Ends one of the identity's remembered logins, by its number.
     ///
     /// # Errors
-    /// As [`Login::account`]; when the identity has no such login.
+    /// As [`Login::account`]; or if the identity has no such login.
     pub async fn end_remembered(&self, number: u64) -> Result<(), Refused> {
         self.end_own(true, number).await
     }
 
-    /// The identity's password becomes another, where `current` is the one it has: it is said once more, and looked at as with every
-    /// login. Whatever began with the old one ends, this login too, if it did. For services that the operator lets
-    /// (`[service.NAME] may = ["credentials"]`).
+    /// Changes the identity's password. `current` is the present password, which the host checks as in every login. Everything
+    /// that began with the old password ends, including this login if it did. Only for services that the operator allows to
+    /// change credentials (`[service.NAME] may = ["credentials"]`).
     ///
     /// # Errors
-    /// When `current` is wrong, or is not looked at; when the new one is not good enough, which is said; when the operator does not let
-    /// it.
+    /// If `current` is wrong, or the host does not check it; if the new password is not good enough (the message says why); or if
+    /// the operator does not allow it.
     pub async fn change_password(
         &self,
         from: &impl Caller,
@@ -211,10 +212,10 @@ impl Login {
         self.change_own(from, current.into(), 1, "", new.into()).await.map(drop)
     }
 
-    /// The identity has one more public key: as OpenSSH writes it, or a certificate or a key in PEM. Answers with what it is called.
+    /// Adds a public key to the identity: in OpenSSH's format, or as a certificate or a key in PEM. Returns the key's label.
     ///
     /// # Errors
-    /// As [`Login::change_password`]; when it is no key.
+    /// As [`Login::change_password`]; or if `key` is not a key.
     pub async fn add_key(
         &self,
         from: &impl Caller,
@@ -226,10 +227,10 @@ impl Login {
         Ok(String::from_utf8_lossy(&told).into_owned())
     }
 
-    /// Removes a credential of the identity, by its label: `kind` is "pubkey" or "token". Whatever was logged in with it ends.
+    /// Removes a credential of the identity, by its label. `kind` is "pubkey" or "token". All logins with it end.
     ///
     /// # Errors
-    /// As [`Login::change_password`], and when the identity has no such credential.
+    /// As [`Login::change_password`]; or if the identity has no such credential.
     pub async fn remove_credential(
         &self,
         from: &impl Caller,

@@ -1,4 +1,4 @@
-//! Streams, as tokio has them.
+//! Plain tokio streams for services.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -35,7 +35,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The peer that a frame `Stream` tells of.
+    /// The peer that a frame `Stream` describes.
     pub(super) fn of(frame: &ToLibrary<'_>) -> Self {
         match *frame {
             ToLibrary::Stream { listener, peer, tls, starttls, asked, forwarded, certificate, protocol, .. } => {
@@ -48,17 +48,17 @@ impl Peer {
         }
     }
 
-    /// By which of the service's listeners it came.
+    /// The name of the service's listener that the stream came by.
     #[must_use]
     pub fn listener(&self) -> &str {
         &self.listener
     }
 
-    /// Where it is, for a person to read: `127.0.0.1:50022`.
+    /// The client's address, for people to read: `127.0.0.1:50022`.
     ///
     /// ```
     /// # use plugin_api::Peer;
-    /// /// What a log says of who is there.
+    /// /// How a log describes a client.
     /// fn described(peer: &Peer) -> String {
     ///     let how = match (peer.is_tls(), peer.can_start_tls()) {
     ///         (true, _) => format!("TLS for {}", peer.asked_for().unwrap_or("no name")),
@@ -76,35 +76,35 @@ impl Peer {
         &self.address
     }
 
-    /// Whether it speaks TLS.
+    /// Whether the client speaks TLS.
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.tls
     }
 
-    /// Whether the operator lets clients of this listener go over to TLS ([`Transport::start_tls`](crate::Transport::start_tls)),
-    /// and this one has not yet.
+    /// Whether the operator lets clients of this listener switch to TLS ([`Transport::start_tls`](crate::Transport::start_tls)),
+    /// and this one has not done so yet.
     #[must_use]
     pub fn can_start_tls(&self) -> bool {
         self.starttls && !self.tls
     }
 
-    /// The name of a host that the client asked for by TLS (SNI).
+    /// The host name that the client asked for in TLS (SNI).
     #[must_use]
     pub fn asked_for(&self) -> Option<&str> {
         Some(self.asked.as_str()).filter(|name| !name.is_empty())
     }
 
-    /// The key of the certificate that it has shown by TLS, as OpenSSH writes it (`ssh-ed25519 AAAA…`): it has the private one. Where the
-    /// operator has clients asked for one (`certificates = true` for the listener).
-    /// [`Authorizer::certificate`](crate::Authorizer::certificate) says whether it is somebody's.
+    /// The public key of the certificate that the client has shown in TLS, in OpenSSH's format (`ssh-ed25519 AAAA…`). The client
+    /// has the private key. Clients are asked for a certificate only if the operator has set `certificates = true` for the
+    /// listener. [`Authorizer::certificate`](crate::Authorizer::certificate) says whether the key is an identity's.
     #[must_use]
     pub fn certificate(&self) -> Option<&str> {
         Some(self.certificate.as_str()).filter(|key| !key.is_empty())
     }
 
-    /// The protocol that it and the listener have agreed on by TLS (ALPN, RFC 7301): one of those that the operator has named
-    /// (`alpn = ["h2", "http/1.1"]` for the listener).
+    /// The protocol that the client and the listener have agreed on in TLS (ALPN, RFC 7301): one of those that the operator has
+    /// named (`alpn = ["h2", "http/1.1"]` for the listener).
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -144,7 +144,7 @@ impl Peer {
         Some(self.protocol.as_str()).filter(|protocol| !protocol.is_empty())
     }
 
-    /// Whether it is a proxy's, which passes on others' requests and says whose they are: the operator believes it
+    /// Whether the peer is a proxy that passes on others' requests and says whose they are, and that the operator trusts
     /// (`proxies = ["127.0.0.1"]` for the listener).
     #[must_use]
     pub fn is_proxy(&self) -> bool {
@@ -159,7 +159,7 @@ pub(super) enum Socket {
     Unix(UnixStream),
 }
 
-/// The same call, whichever it is.
+/// Makes the same call on either kind of socket.
 macro_rules! either {
     ($socket:expr, $one:ident => $call:expr) => {
         match $socket {
@@ -199,22 +199,22 @@ impl Socket {
     }
 }
 
-/// What a stream is to the host, wherever its bytes are moved. Dropped, it is closed.
+/// A stream as the host knows it, wherever its bytes are moved. When this is dropped, the stream is closed.
 #[derive(Debug)]
 pub struct StreamCell {
     pub(super) number: u64,
     peer: Mutex<Peer>,
     login: Mutex<Option<Arc<LoginCell>>>,
     posts: Posts,
-    /// It has been handed on to other code.
+    /// Whether it has been handed on to other code.
     carried: AtomicBool,
-    /// How fast it has to move.
+    /// How fast it must move.
     pub(crate) rates: Rates,
-    /// How many bytes the host knows to be kept for it.
+    /// The number of buffered bytes that the host was last told.
     buffered: AtomicUsize,
 }
 
-/// The host is told of what is kept for a stream when it has become so much more, or less, in bytes.
+/// By how many bytes the buffered amount must change before the host is told.
 const STEP: usize = 8 << 10;
 
 impl StreamCell {
@@ -223,7 +223,7 @@ impl StreamCell {
         Arc::new(Self { number, peer, login, posts, carried, rates, buffered: AtomicUsize::new(0) })
     }
 
-    /// This many bytes are kept for it. Answers with what to tell the host, if it is to hear of that.
+    /// Takes the number of bytes that are buffered for the stream. Returns the frame for the host, if it must be told.
     pub(super) fn buffers(&self, bytes: usize) -> Option<ToHost<'static>> {
         let told = self.buffered.load(Ordering::Relaxed);
         let told_of = told.abs_diff(bytes) >= STEP || bytes == 0 && told > 0;
@@ -247,13 +247,13 @@ impl StreamCell {
         drop(before);
     }
 
-    /// It belongs to no login any more.
+    /// Separates the stream from its login.
     pub(crate) fn forget_login(&self) {
         let before = self.login.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(before);
     }
 
-    /// It has been handed on: its end here is nobody's business.
+    /// Marks the stream, and its login, as handed on: the host is not told when they are dropped here.
     pub(super) fn carry(&self) {
         self.carried.store(true, Ordering::Relaxed);
         if let Some(login) = &*self.login.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -261,7 +261,7 @@ impl StreamCell {
         }
     }
 
-    /// Has the host speak TLS from here on; answers with the socket to go on with.
+    /// Has the host speak TLS from here on. Returns the socket to continue with.
     pub(super) async fn start_tls(&self) -> Result<Socket> {
         let stream = self.number;
         let secured = asked(&self.posts, move |core, request| core.push(&ToHost::StartTls { request, stream })).await;
@@ -278,12 +278,12 @@ impl StreamCell {
 impl Drop for StreamCell {
     fn drop(&mut self) {
         let (number, carried) = (self.number, *self.carried.get_mut());
-        // The service may have ended: the host knows then.
+        // If the service has ended, the host knows already.
         let _ = self.posts.send(Box::new(move |core| core.doors.gone(core, number, !carried)));
     }
 }
 
-/// What came by a stream: who tries to log in by it.
+/// What a client can log in by: a stream, or something that came by one.
 pub trait Caller: sealed::Caller {}
 
 impl Caller for Stream {}
@@ -293,12 +293,12 @@ impl Caller for super::Transport {}
 pub(crate) mod sealed {
     use std::sync::Arc;
 
-    /// What has a stream.
+    /// Something that has a stream.
     pub trait Caller {
         #[doc(hidden)]
         fn cell(&self) -> Option<Arc<super::StreamCell>>;
 
-        /// Whose request a proxy passes on: an address; empty: it is the stream's own.
+        /// The address of the client whose request a proxy passes on. Empty: the request is the stream's own.
         #[doc(hidden)]
         fn source(&self) -> &str {
             ""
@@ -324,11 +324,11 @@ pub(crate) mod sealed {
     }
 }
 
-/// A socket. What is written leaves when every change of the service's states before it is committed.
+/// A socket. What is written leaves once every earlier change of the service's states is committed.
 #[derive(Debug)]
 pub(super) struct Committed {
     socket: Socket,
-    /// What has come before, to other code.
+    /// Input that other code has read and not used.
     ahead: Bytes,
     committing: Option<oneshot::Receiver<Result<()>>>,
 }
@@ -338,14 +338,14 @@ impl Committed {
         Self { socket, ahead: Bytes::new(), committing: None }
     }
 
-    /// Whether every change before is committed.
+    /// Ready when every earlier change is committed.
     fn poll_committed(&mut self, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
         if self.committing.is_none() {
             match Core::current() {
                 Some(core) if !core.is_committed() => {
                     let (done, committed) = oneshot::channel();
                     tokio::task::spawn_local(async move {
-                        // Who writes may have gone.
+                        // The writer may have gone.
                         let _ = done.send(core.committed().await);
                     });
                     self.committing = Some(committed);
@@ -391,21 +391,21 @@ impl AsyncWrite for Committed {
     }
 }
 
-/// Who is at the other end of a stream that something else reads: to log in by. The stream is closed when the last of both is
+/// The client of a stream that something else reads, for logging in. The stream is closed when both it and the last `Client` are
 /// dropped.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<StreamCell>);
 
 impl Client {
-    /// Who has logged in by it.
+    /// The login of this stream, if the client has logged in.
     #[must_use]
     pub fn login(&self) -> Option<Login> {
         self.0.login()
     }
 
-    /// This many bytes are kept for it by whatever reads the stream: what has come and was not looked at, what is to be written. They are
-    /// counted in the host's memory, for whoever has logged in; beyond their share of that the host closes the stream. To be said
-    /// again whenever it has changed: a number that is much like the last one costs nothing.
+    /// Tells the host how many bytes are buffered for this client by whatever reads the stream: input that was not processed yet,
+    /// and output to be written. The host counts them in its memory, for whoever has logged in, and closes the stream beyond
+    /// their share. Call this again whenever the number has changed: one that is close to the last costs nothing.
     ///
     /// ```no_run
     /// # async fn run(mut listener: plugin_api::Listener) {
@@ -425,10 +425,10 @@ impl Client {
     }
 }
 
-/// A connection, as a plain stream of tokio's. Dropped, it is closed.
+/// A connection, as a plain tokio stream. Dropping it closes the connection.
 ///
-/// What is written leaves when every change of the service's states before it is committed: so a client is told of nothing
-/// that could be lost. It may be moved to other threads; what is written there waits for nothing.
+/// Written bytes leave once every earlier change of the service's states is committed, so a client is never told anything that
+/// could be lost. The stream can be moved to other threads, but what is written there does not wait for commits.
 #[derive(Debug)]
 pub struct Stream {
     socket: Committed,
@@ -436,24 +436,25 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// `ahead` is what has come before, to the code that had it.
+    /// `ahead` is input that earlier code has read and not used.
     pub(super) fn new(socket: Socket, cell: Arc<StreamCell>, ahead: Vec<u8>) -> Self {
         Self { socket: Committed { ahead: ahead.into(), ..Committed::new(socket) }, cell }
     }
 
-    /// Hands it on to the code that has replaced this ([`Context::replaced`](crate::Context::replaced)), which accepts it like a new
-    /// one: for protocols with nothing to remember between two messages, as HTTP's. `input` is what was read of it, and not used;
-    /// what was written has left. Once it has been handed on nothing may be done with it here.
+    /// Hands the stream on to the code that has replaced this ([`Context::replaced`](crate::Context::replaced)), which accepts it
+    /// like a new one. For protocols that need not remember anything between two messages, such as HTTP. `input` is what was read
+    /// from the stream and not used; what was written has left. Once the stream has been handed on, nothing may be done with it
+    /// here.
     pub fn hand_on(self, input: &[u8]) {
         let ahead = [input, &self.socket.ahead].concat();
-        // One that nothing has come of is as it was.
+        // A stream without pending input needs no state.
         let state = if ahead.is_empty() { Vec::new() } else { Resting::stream(ahead) };
         let (cell, number) = (Arc::clone(&self.cell), self.cell.number);
         let posts = self.cell.posts.clone();
         drop(self);
-        // The service may have ended: the host knows then.
+        // If the service has ended, the host knows already.
         let _ = posts.send(Box::new(move |core| {
-            // If nothing has replaced it, it is closed.
+            // If nothing has replaced this code, the stream is closed.
             if core.retired.get() {
                 core.push(&ToHost::Carry { stream: number, replacement: 0, state: &state });
                 cell.carry();
@@ -461,13 +462,13 @@ impl Stream {
         }));
     }
 
-    /// How fast it has to move.
+    /// How fast the stream must move.
     #[cfg(feature = "web")]
     pub(crate) fn rates(&self) -> Rates {
         self.cell.rates
     }
 
-    /// Who is at the other end, for when a library has the stream itself.
+    /// The client at the other end, for when a library owns the stream itself.
     #[must_use]
     pub fn client(&self) -> Client {
         Client(Arc::clone(&self.cell))
@@ -479,18 +480,18 @@ impl Stream {
         self.cell.peer()
     }
 
-    /// Who has logged in by it.
+    /// The login of this stream, if the client has logged in.
     #[must_use]
     pub fn login(&self) -> Option<Login> {
         self.cell.login()
     }
 
-    /// The client is about to speak TLS: has the host do so, with the operator's certificate, and goes on in the clear inside.
-    /// What was read before must have been all that the client sent in the clear: more of it is a fault, or an attack, and the
-    /// connection must end.
+    /// Switches to TLS, when the client is about to do so. The host speaks TLS, with the operator's certificate; the stream that
+    /// this returns carries the decrypted bytes. What was read before must be all that the client has sent in the clear. Anything
+    /// more is a fault or an attack, and the connection must end.
     ///
     /// # Errors
-    /// When the operator has given no certificate, or the client does not speak TLS.
+    /// If the operator has given no certificate, or the client does not speak TLS.
     ///
     /// ```no_run
     /// # use plugin_api::Stream;
@@ -502,7 +503,7 @@ impl Stream {
     ///     stream.write_all(b"OK\r\n").await?;
     ///     stream = stream.start_tls().await?;
     /// }
-    /// // Who has logged in by it, once somebody has.
+    /// // The login of the stream, once the client has logged in.
     /// let who = stream.client().login().or(stream.login());
     /// stream.write_all(who.map_or("nobody", |_| "somebody").as_bytes()).await?;
     /// # Ok(stream) }
@@ -533,7 +534,7 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Streams that come by one of the service's listeners: from [`Context::listen`](crate::Context::listen).
+/// The streams of one of the service's listeners: from [`Context::listen`](crate::Context::listen).
 #[derive(Debug)]
 pub struct Listener {
     streams: mpsc::UnboundedReceiver<Stream>,
@@ -542,7 +543,7 @@ pub struct Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.streams.close();
-        // Those that nobody has accepted are the next code's, if it is replaced.
+        // Streams that nobody has accepted go to the next generation, if this one is replaced.
         while let Ok(stream) = self.streams.try_recv() {
             stream.hand_on(&[]);
         }
@@ -551,26 +552,26 @@ impl Drop for Listener {
 
 impl Listener {
     pub(crate) fn new(core: &Core, listener: &str, public: bool) -> Self {
-        // The host bounds how many there are.
+        // The host limits how many there are.
         let (come, streams) = mpsc::unbounded_channel();
         let taker = move |taken: super::table::Taken| {
-            // What another kind of code has made of one means nothing to this: it is closed.
+            // State that was saved by another kind of code cannot be used here: the stream is closed.
             let Some(ahead) = taken.state.as_deref().map_or(Some(Vec::new()), Resting::of_stream) else { return };
-            // Who listens may have ceased to: then it is closed.
+            // If the listener has been dropped, the stream is closed.
             let _ = come.send(Stream::new(taken.socket, taken.cell, ahead));
         };
         core.doors.listen(core, listener, public, std::rc::Rc::new(taker));
         Self { streams }
     }
 
-    /// The next stream. `None`: the service has been replaced, and other code takes them.
+    /// Waits for the next stream. `None`: the service has been replaced, and other code takes the streams.
     pub async fn accept(&mut self) -> Option<Stream> {
         self.streams.recv().await
     }
 }
 
-/// What the host lends a descriptor for, as a reply: with one of one's own, and after that the host may close its.
-/// `greeting`: the name that the client asked for by TLS, the key of its certificate, and the protocol that was agreed on.
+/// Makes the reply for a descriptor that the host lends: with a duplicate of it, so that the host may close its own. `greeting`:
+/// the name that the client asked for in TLS, the key of its certificate, and the protocol that was agreed on.
 pub(crate) fn lent(core: &Core, stream: u64, descriptor: u64, greeting: [&[u8]; 3]) -> Reply {
     let own = descriptor::duplicate(descriptor);
     core.push(&ToHost::Taken { stream, descriptor });

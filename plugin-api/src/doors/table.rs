@@ -15,33 +15,33 @@ use crate::abi::descriptor;
 use crate::abi::frame::{ToHost, ToLibrary};
 use crate::runtime::core::Core;
 
-/// So many logins that have ended elsewhere are remembered.
+/// How many logins that ended before anything of them was here are remembered.
 const ENDED: usize = 65_536;
 
-/// Something to be done on the service's own thread.
+/// Work for the service's own thread.
 pub(super) type Post = Box<dyn FnOnce(&Rc<Core>) + Send>;
 
-/// The way there, from wherever a stream has got to.
+/// Sends work to the service's own thread, from any thread.
 pub(super) type Posts = mpsc::UnboundedSender<Post>;
 
-/// A stream that is to be served, with what the code before had of it.
+/// A stream to be served, with the state that the previous generation saved of it.
 pub(super) struct Taken {
     pub(super) socket: Socket,
     pub(super) cell: Arc<StreamCell>,
     pub(super) state: Option<Vec<u8>>,
 }
 
-/// Who serves a listener's streams.
+/// Serves a listener's streams.
 pub(super) type Taker = Rc<dyn Fn(Taken)>;
 
 /// A connection that a door drives.
 pub(super) trait Carried {
-    /// What the next generation is to be handed; none, if it stays with this code. It is at rest from then on, until the code is
-    /// told how it goes on.
+    /// Returns the state for the next generation. `None`: the connection stays with this code. From then on the connection rests,
+    /// until the host says how this code continues.
     fn freeze(&self) -> Option<Vec<u8>>;
-    /// It has been handed on: nothing more is done with it here, and nobody is told.
+    /// Releases a connection that was handed on, without notice to anybody.
     fn forget(&self);
-    /// What it came by was taken away: it ends at once, and nothing more of what has come is served.
+    /// Ends the connection at once because its login was revoked: input that has arrived is no longer served.
     fn cut(&self);
 }
 
@@ -59,21 +59,21 @@ pub(crate) struct Table {
     posted: RefCell<Option<mpsc::UnboundedReceiver<Post>>>,
     takers: RefCell<HashMap<String, Taker>>,
     driven: RefCell<BTreeMap<u64, Rc<dyn Carried>>>,
-    /// Those of them that were made bytes of.
+    /// Those of them whose state was saved for the next generation.
     frozen: RefCell<Vec<u64>>,
     /// How many streams are here.
     open: Cell<usize>,
-    /// Bytes that wait for clients, of all doors.
+    /// Output that waits for the clients of all doors, in bytes.
     unread: Cell<usize>,
-    /// Bytes that were written to clients, all in all.
+    /// All output so far, in bytes.
     written: Cell<u64>,
     pub(super) queue: Rc<Queue>,
     logins: RefCell<HashMap<u64, Known>>,
-    /// Logins that have ended before anything of them was here: the latest.
+    /// The latest logins that ended before anything of them was here.
     ended_unknown: RefCell<BTreeSet<u64>>,
     /// Notified when other code serves.
     replaced: Notify,
-    /// Whether all is here that the code before this had; and told of it.
+    /// Whether everything from the previous generation is here; `resumes` is notified when it is.
     resumed: Cell<bool>,
     resumes: Notify,
 }
@@ -100,7 +100,7 @@ impl Default for Table {
     }
 }
 
-/// Does what is posted, for as long as the service lives.
+/// Runs the work that is posted, for as long as the service lives.
 pub(crate) async fn tend(core: Weak<Core>) {
     let Some(mut posted) = core.upgrade().and_then(|core| core.doors.posted.borrow_mut().take()) else { return };
     while let Some(post) = posted.recv().await {
@@ -109,7 +109,7 @@ pub(crate) async fn tend(core: Weak<Core>) {
     }
 }
 
-/// Has those take turns who wait to be served by doors, for as long as the service lives.
+/// Gives turns to the connections that wait to be served by doors, for as long as the service lives.
 pub(crate) async fn take_turns(core: Weak<Core>) {
     let Some(queue) = core.upgrade().map(|core| Rc::clone(&core.doors.queue)) else { return };
     queue.run().await;
@@ -120,13 +120,13 @@ impl Table {
         self.posts.clone()
     }
 
-    /// Streams of this listener go there from now on.
+    /// From now on, `taker` serves the streams of this listener.
     pub(super) fn listen(&self, core: &Core, listener: &str, public: bool, taker: Taker) {
         self.takers.borrow_mut().insert(listener.to_owned(), taker);
         core.push(&ToHost::Listen { listener, public });
     }
 
-    /// A stream has come: `arrived` is the host's frame `Stream`.
+    /// Takes a stream that has come. `arrived` is the host's frame `Stream`.
     pub(crate) fn arrived(&self, core: &Rc<Core>, arrived: &ToLibrary<'_>) {
         let ToLibrary::Stream {
             stream, listener, descriptor, tcp, state, login, identity, perspectives, rates, ..
@@ -139,7 +139,7 @@ impl Table {
         core.push(&ToHost::Taken { stream, descriptor });
         let late = login != 0 && self.ended_unknown.borrow().contains(&login);
         if core.retired.get() && !late && socket.is_ok() {
-            // Other code serves: it is as it was.
+            // Other code serves: the stream is handed on unchanged.
             return core.push(&ToHost::Carry { stream, replacement: 0, state: state.unwrap_or_default() });
         }
         let (taker, socket) = match (taker, socket) {
@@ -159,7 +159,7 @@ impl Table {
         taker(Taken { socket, cell, state: state.map(<[u8]>::to_vec) });
     }
 
-    /// A stream is not here any more; `said`: the host is to hear of it.
+    /// A stream has left this generation. `said`: the host is told.
     pub(super) fn gone(&self, core: &Core, stream: u64, said: bool) {
         self.open.set(self.open.get().saturating_sub(1));
         let gone = self.driven.borrow_mut().remove(&stream);
@@ -167,7 +167,7 @@ impl Table {
         if said {
             core.push(&ToHost::Closed { stream });
         }
-        // One that was replaced may have waited for just this.
+        // A generation that was replaced may have waited for just this.
         core.written.notify_one();
     }
 
@@ -175,13 +175,13 @@ impl Table {
         self.driven.borrow_mut().insert(stream, driven);
     }
 
-    /// More, or less, waits for clients.
+    /// Counts output: `more` bytes were queued, `less` bytes wait no longer.
     pub(super) fn count_unread(&self, more: usize, less: usize) {
         self.unread.set(self.unread.get().saturating_add(more).saturating_sub(less));
         self.written.set(self.written.get().wrapping_add(u64::try_from(more).unwrap_or(u64::MAX)));
     }
 
-    /// How many bytes were written to clients, all in all.
+    /// All output so far, in bytes.
     pub(super) fn written(&self) -> u64 {
         self.written.get()
     }
@@ -190,19 +190,19 @@ impl Table {
         self.unread.get()
     }
 
-    /// A door drives it no more.
+    /// A door no longer drives this stream.
     pub(super) fn leave(&self, stream: u64) {
         let left = self.driven.borrow_mut().remove(&stream);
         drop(left);
     }
 
-    /// All that the code before this had is here.
+    /// Notes that everything from the previous generation is here.
     pub(crate) fn resume(&self) {
         self.resumed.set(true);
         self.resumes.notify_waiters();
     }
 
-    /// Waits until that is so.
+    /// Waits until everything from the previous generation is here.
     pub(super) async fn resumed(&self) {
         let resumes = self.resumes.notified();
         if !self.resumed.get() {
@@ -220,7 +220,7 @@ impl Table {
         self.open.get()
     }
 
-    /// Says what the next generation is to go on with.
+    /// Hands the host the connections' states, for the next generation.
     pub(crate) fn freeze(&self, core: &Core, replacement: u64) {
         let driven: Vec<(u64, Rc<dyn Carried>)> =
             self.driven.borrow().iter().map(|(stream, driven)| (*stream, Rc::clone(driven))).collect();
@@ -234,7 +234,7 @@ impl Table {
         self.frozen.replace(frozen);
     }
 
-    /// Other code serves: it has what was frozen.
+    /// Other code serves: it has the connections that were frozen here.
     pub(crate) fn retire(&self) {
         self.takers.take();
         for stream in self.frozen.take() {
@@ -246,13 +246,13 @@ impl Table {
         self.replaced.notify_waiters();
     }
 
-    /// The service ends: nothing comes any more.
+    /// The service ends: nothing is served any more.
     pub(crate) fn clear(&self) {
         let all = (self.takers.take(), self.driven.take());
         drop(all);
     }
 
-    /// A login, as the host tells of it.
+    /// The login that a frame of the host's describes.
     pub(super) fn login(&self, login: u64, identity: &str, perspectives: &[u8]) -> Arc<LoginCell> {
         let mut logins = self.logins.borrow_mut();
         let known = logins.entry(login).or_default();
@@ -265,9 +265,9 @@ impl Table {
         cell
     }
 
-    /// Nobody here has a login any more; `said`: the host is to hear of it.
+    /// Nobody here holds a login any more. `said`: the host is told.
     pub(super) fn logged_out(&self, core: &Core, login: u64, said: bool) {
-        // It may have come once more meanwhile.
+        // The login may have come again meanwhile.
         let gone = self.logins.borrow().get(&login).is_some_and(|known| known.cell.strong_count() == 0);
         if gone {
             let answers = self.logins.borrow_mut().remove(&login).map_or(0, |known| known.answers);
@@ -277,20 +277,20 @@ impl Table {
         }
     }
 
-    /// Somebody has logged in.
+    /// A client has logged in.
     pub(crate) fn logged_in(&self, login: u64, identity: &str, perspectives: &[u8]) -> Login {
         let cell = self.login(login, identity, perspectives);
         if let Some(known) = self.logins.borrow_mut().get_mut(&login) {
             known.answers += 1;
         }
-        // That it has ended may have come before it: that goes ahead of all that waits.
+        // The notice of its end may have come first: it overtakes everything that waits.
         if self.ended_unknown.borrow().contains(&login) {
             cell.end();
         }
         Login(cell)
     }
 
-    /// What a login came by was taken away: nothing that has come by it is served any more.
+    /// A login was revoked: nothing that has come by it is served any more.
     pub(crate) fn login_ended(&self, core: &Core, login: u64) {
         let (cell, answers) = match self.logins.borrow_mut().get_mut(&login) {
             Some(known) => (known.cell.upgrade(), std::mem::take(&mut known.answers)),

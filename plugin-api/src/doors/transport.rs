@@ -1,4 +1,4 @@
-//! The way out of a connection that a [`Door`](super::Door) drives.
+//! The output side of a connection that a [`Door`](super::Door) drives.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -18,44 +18,44 @@ use crate::runtime::core::Core;
 /// [`ServiceLimits::unread`](crate::abi::limits::ServiceLimits::unread).
 const LITTLE: usize = 16 << 10;
 
-/// How far a connection's end has come.
+/// How far the end of a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
     /// It lives.
     No,
-    /// It ends when what was written has gone.
+    /// It ends when its output has left.
     Flushing,
     /// It has ended.
     Over,
 }
 
-/// The way out of a connection: what is written is kept, and leaves when the client reads it, and when every change of the
-/// service's states before it is committed. Clones are the same connection; that they are kept does not keep it open.
+/// The output side of a connection. Output is queued. It leaves as the client reads it, once every earlier change of the
+/// service's states is committed. Clones belong to the same connection; keeping them does not keep it open.
 ///
 /// In Twisted: `transport` of a `Protocol`.
 #[derive(Clone)]
 pub struct Transport(Rc<Way>);
 
 pub(super) struct Way {
-    /// Not there any more once it has ended here.
+    /// `None` once the connection has ended here.
     open: RefCell<Option<Open>>,
     peer: RefCell<Peer>,
     core: Weak<Core>,
     output: RefCell<BytesMut>,
-    /// The most that may wait.
+    /// The most output that may wait, in bytes.
     most: usize,
-    /// How fast the client reads.
+    /// The pace at which the client reads.
     leaving: RefCell<Pace>,
-    /// What has come, and was not taken, in bytes.
+    /// Input that was not taken yet, in bytes.
     input: Cell<usize>,
     ending: Cell<Ending>,
-    /// Notified when there is something to write, or it is to end.
+    /// Notified when there is output to send, or when the connection is to end.
     work: Notify,
-    /// Notified when all is written, or nearly all, and when it ends.
+    /// Notified when all output has left, or nearly all, and when the connection ends.
     flushed: Notify,
-    /// Notified when it ends.
+    /// Notified when the connection ends.
     ended: Notify,
-    /// What it came by was taken away.
+    /// Whether the login was revoked.
     cut: Rc<Cell<bool>>,
 }
 
@@ -80,7 +80,7 @@ impl std::fmt::Debug for Transport {
 }
 
 impl PartialEq for Transport {
-    /// Whether they are of one connection.
+    /// Whether both belong to the same connection.
     fn eq(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.0, &other.0)
     }
@@ -110,7 +110,7 @@ impl Transport {
         }))
     }
 
-    /// Writes something. A client that does not read what it is sent is let go: nothing is waited for.
+    /// Queues output for the client, without waiting. A client that does not read its output is disconnected.
     pub fn write(&self, bytes: &[u8]) {
         if self.0.ending.get() != Ending::No {
             return;
@@ -133,7 +133,7 @@ impl Transport {
         self.count(core);
     }
 
-    /// So much has come, and was not taken.
+    /// Sets how much input was not taken, in bytes.
     pub(super) fn set_input(&self, bytes: usize) {
         self.0.input.set(bytes);
         if let Some(core) = self.0.core.upgrade() {
@@ -141,7 +141,7 @@ impl Transport {
         }
     }
 
-    /// Tells the host what is kept here, if that has changed by much.
+    /// Tells the host how much is buffered here, if that has changed by much.
     fn count(&self, core: &Core) {
         let kept = self.0.input.get() + self.0.output.borrow().len();
         if let Some(frame) = self.stream().and_then(|cell| cell.buffers(kept)) {
@@ -149,9 +149,9 @@ impl Transport {
         }
     }
 
-    /// If half of what may wait for the client ([`UNREAD`](super::Door::UNREAD)) waits, waits until most of it has left, or the
-    /// connection ends. For a door that answers much: it writes a part, and waits. The code may be replaced meanwhile
-    /// ([`Context::is_replaced`](crate::Context::is_replaced)).
+    /// If half of the output that may wait for the client ([`UNREAD`](super::Door::UNREAD)) waits, waits until most of it has
+    /// left or the connection has ended. For a door that answers at length: it writes a part, then waits. The code may be
+    /// replaced meanwhile ([`Context::is_replaced`](crate::Context::is_replaced)).
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -170,7 +170,7 @@ impl Transport {
         }
     }
 
-    /// So much may still wait when there is room again.
+    /// How much output may still wait when there is room again, in bytes.
     fn little(&self) -> usize {
         self.0.most / 64
     }
@@ -180,14 +180,14 @@ impl Transport {
         self.0.output.borrow().len() > self.0.most / 2
     }
 
-    /// What the code before has written, and has not left.
+    /// Queues the output of the previous generation that has not left yet.
     pub(super) fn restore(&self, bytes: &[u8]) {
         if let Some(core) = self.0.core.upgrade() {
             self.put(&core, bytes);
         }
     }
 
-    /// Ends the connection, when what was written has left.
+    /// Ends the connection once its output has left.
     pub fn close(&self) {
         if self.0.ending.get() == Ending::No {
             self.0.ending.set(Ending::Flushing);
@@ -196,7 +196,7 @@ impl Transport {
         }
     }
 
-    /// Whether it has ended, or is about to.
+    /// Whether the connection has ended, or is about to.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.0.ending.get() != Ending::No
@@ -208,19 +208,19 @@ impl Transport {
         self.0.peer.borrow().clone()
     }
 
-    /// Who has logged in by it; nobody, once it has ended.
+    /// The login of this connection, if the client has logged in. `None` once the connection has ended.
     #[must_use]
     pub fn login(&self) -> Option<Login> {
         self.0.open.borrow().as_ref().and_then(|open| open.cell.login())
     }
 
-    /// Has the host speak TLS from here on, when all that was written has left: within [`received`](super::Door::received), which
-    /// has taken the client's word for it out of its input. If there is more in that, it must end the connection: whoever sent
-    /// it spoke in the clear, and wanted it to look as if it had come by TLS. What the client has said before counts for nothing:
-    /// others may have said it.
+    /// Waits until all output has left, then has the host speak TLS from here on. Call this in
+    /// [`received`](super::Door::received), after taking the client's request for TLS out of the input. If there is more in the
+    /// input, end the connection: whoever sent that spoke in the clear, and wanted it to look as if it had come over TLS. Ignore
+    /// what the client has said before: others may have said it.
     ///
     /// # Errors
-    /// When the operator has given no certificate, or the client does not speak TLS.
+    /// If the operator has given no certificate, or the client does not speak TLS.
     ///
     /// ```no_run
     /// # use plugin_api::prelude::*;
@@ -228,7 +228,7 @@ impl Transport {
     /// # async fn served(transport: &Transport, input: &mut Input) -> Result<()> {
     /// while let Some(line) = input.line().filter(|_| !transport.is_closed()) {
     ///     match line.as_str() {
-    ///         // Whatever follows it was not sent by TLS.
+    ///         // Whatever follows it was not sent over TLS.
     ///         "STARTTLS" if !input.is_empty() => return Err(Fault::value("more than STARTTLS")),
     ///         "STARTTLS" => {
     ///             transport.write(b"OK\r\n");
@@ -271,7 +271,7 @@ impl Transport {
         self.0.ending.get()
     }
 
-    /// It ends now, whatever was written.
+    /// Ends the connection now, without sending what waits.
     pub(super) fn end(&self) {
         if self.0.ending.replace(Ending::Over) != Ending::Over {
             self.0.work.notify_one();
@@ -280,18 +280,18 @@ impl Transport {
         }
     }
 
-    /// What it came by was taken away: it ends now, and what has come is not served any more.
+    /// Ends the connection now because its login was revoked: input that has arrived is no longer served.
     pub(super) fn cut(&self) {
         self.0.cut.set(true);
         self.end();
     }
 
-    /// Whether it was: see [`Transport::cut`].
+    /// Whether the login was revoked: see [`Transport::cut`].
     pub(super) fn is_cut(&self) -> &Rc<Cell<bool>> {
         &self.0.cut
     }
 
-    /// It has ended here, whoever still has it: what it was made of is let go of.
+    /// Ends the connection here and releases its parts, whoever still holds a clone.
     pub(super) fn release(&self) {
         self.end();
         let open = self.0.open.borrow_mut().take();
@@ -302,12 +302,12 @@ impl Transport {
         drop((open, output));
     }
 
-    /// What was written, and has not left.
+    /// Output that has not left yet.
     pub(super) fn unsent(&self) -> Vec<u8> {
         self.0.output.borrow().to_vec()
     }
 
-    /// Waits until it ends, or is to.
+    /// Waits until the connection ends, or is about to.
     pub(super) async fn until_ended(&self) {
         let ended = self.0.ended.notified();
         if self.0.ending.get() == Ending::No {
@@ -315,7 +315,7 @@ impl Transport {
         }
     }
 
-    /// Waits until it has ended.
+    /// Waits until the connection has ended.
     pub(super) async fn until_over(&self) {
         loop {
             let told = self.0.flushed.notified();
@@ -326,7 +326,7 @@ impl Transport {
         }
     }
 
-    /// Writes to the client for as long as there is one; ends the connection when it was to end and all has left.
+    /// Sends output for as long as the connection lasts. Ends a connection that is to end once its output has left.
     pub(super) async fn pump(&self) {
         loop {
             let work = self.0.work.notified();
@@ -348,7 +348,7 @@ impl Transport {
 
     async fn write_some(&self) -> std::io::Result<()> {
         let ended = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        // Gone with the service.
+        // The service has ended.
         let core = self.0.core.upgrade().ok_or_else(ended)?;
         if !core.is_committed() {
             core.committed().await.map_err(|fault| std::io::Error::other(fault.to_string()))?;
@@ -360,7 +360,7 @@ impl Transport {
             leaving.begin(Instant::now());
             leaving.due()
         };
-        // The first look at a socket is not in vain, whatever the time is.
+        // A socket that is writable at the first look counts, whatever the time is.
         let stalled = tokio::time::timeout_at(due.unwrap_or_else(Instant::now), socket.writable()).await;
         stalled.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         let sent = socket.try_write(&self.0.output.borrow());
@@ -377,13 +377,13 @@ impl Transport {
         }
     }
 
-    /// This many bytes were written.
+    /// This many bytes of output were sent.
     fn has_left(&self, sent: usize) {
         let (mut output, mut leaving) = (self.0.output.borrow_mut(), self.0.leaving.borrow_mut());
         let (before, little) = (output.len(), self.little());
         output.advance(sent);
         if output.is_empty() {
-            // A connection at rest keeps nothing.
+            // A connection at rest keeps no buffer.
             *output = BytesMut::new();
             leaving.rest();
         } else {

@@ -1,45 +1,48 @@
-//! Whose turn it is, of all who wait to be served by a service's doors: whoever has cost least. Reads no clock.
+//! Decides whose turn it is, of all who wait to be served by a service's doors: the owner that has cost least is next. Reads no
+//! clock.
 //!
-//! Each owner (an identity, or the address of clients that have not logged in) has a clock, which runs on by what it costs; the one
-//! that is furthest behind is next (fair queueing, as the host has it for calls). Who comes again starts where all would be, had they
-//! shared what was done: so those who come one after the other do not keep those waiting who are here. Connections of one owner wait in one line.
+//! Each owner (an identity, or the address of clients that have not logged in) has a virtual clock, which advances by what it
+//! costs. The owner whose clock is furthest behind is next (fair queueing, as the host does for calls). An owner that comes again
+//! starts where all would be if they had shared the work so far. So owners that come one after the other do not keep those
+//! waiting that are here. The connections of one owner wait in one line.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-/// So many owners of whom nobody waits are remembered before they are looked through.
+/// How many lines there may be before those of owners of whom nobody waits are removed.
 const IDLE: usize = 256;
 
 /// An owner's line.
 #[derive(Debug)]
 struct Line<T> {
     waiting: VecDeque<T>,
-    /// What it has cost, in nanoseconds, as it were.
+    /// Its virtual clock: what it has cost, in nanoseconds.
     clock: u64,
     /// What one of its bytes costs, in nanoseconds.
     byte_cost: u64,
 }
 
-/// How much is read in one turn, in bytes: at least, and at most. A turn runs to its end whatever it costs, so it has to be little that
-/// somebody can make dear without a warning.
+/// The least and the most that is read in one turn, in bytes. A turn runs to its end whatever it costs, so what somebody can make
+/// expensive without a warning must be little.
 const LEAST: usize = 64;
 const MOST: usize = 2 << 10;
-/// What a turn is to cost, in nanoseconds: so much is read as costs that, by what bytes have cost before.
+/// The intended cost of a turn, in nanoseconds. How much is read in it follows from what bytes have cost before.
 const TURN_COST: u64 = 500_000;
-/// So much an owner who costs little is ahead of the others at most, in nanoseconds.
+/// How far an owner that costs little is ahead of the others at most, in nanoseconds.
 const CREDIT: u64 = 20_000_000;
-/// What a byte is taken to cost of which nothing is known, in nanoseconds.
+/// The assumed cost of a byte of which nothing is known, in nanoseconds.
 const FIRST_COST: u64 = 2000;
 
-/// Who waits for a turn; `T` is what one is told by.
+/// Those who wait for a turn. `T` is how one of them is notified.
 #[derive(Debug)]
 pub(super) struct Turns<T> {
     lines: HashMap<String, Line<T>>,
-    /// Those in which somebody waits, by their clocks.
+    /// The owners of whom somebody waits, by their clocks.
     ready: BTreeSet<(u64, String)>,
-    /// Where those start who come: it runs on by what is done, shared by all who wait. And the clock that is furthest ahead.
+    /// Where newcomers start. It advances by the cost of the work, shared by all who wait. `furthest` is the clock that is
+    /// furthest ahead.
     clock: u64,
     furthest: u64,
-    /// With this many lines, those that need not be remembered are looked for.
+    /// The number of lines at which those that need not be remembered are removed.
     sweep_at: usize,
 }
 
@@ -51,7 +54,7 @@ impl<T> Default for Turns<T> {
 }
 
 impl<T> Turns<T> {
-    /// One of this owner's waits.
+    /// Adds one to this owner's line.
     pub(super) fn wait(&mut self, owner: &str, one: T) {
         if self.ready.is_empty() {
             // Nobody waits: nobody is owed anything.
@@ -61,7 +64,7 @@ impl<T> Turns<T> {
         let clock = self.clock;
         let line = self.line(owner);
         let joins = line.waiting.is_empty().then(|| {
-            // Who was away does not come back with all that it has saved up.
+            // An owner that was away does not come back with all the credit that it has saved up.
             line.clock = line.clock.max(clock.saturating_sub(CREDIT));
             line.clock
         });
@@ -71,7 +74,7 @@ impl<T> Turns<T> {
         }
     }
 
-    /// Whose turn it is.
+    /// Takes out the one whose turn it is.
     pub(super) fn next(&mut self) -> Option<T> {
         let (clock, owner) = self.ready.pop_first()?;
         self.clock = self.clock.max(clock);
@@ -84,7 +87,7 @@ impl<T> Turns<T> {
         one
     }
 
-    /// An owner has cost so much, in nanoseconds.
+    /// Charges an owner this cost, in nanoseconds.
     pub(super) fn charge(&mut self, owner: &str, cost: u64) {
         let line = self.line(owner);
         let before = line.clock;
@@ -97,17 +100,17 @@ impl<T> Turns<T> {
             place.0 = clock;
             self.ready.insert(place);
         }
-        // Those who come one after the other, each for the first time, do not keep those waiting who are here.
+        // Newcomers in a row do not keep those waiting that are here.
         self.clock = self.clock.saturating_add(cost / (self.ready.len() as u64 + 1));
     }
 
-    /// How much of an owner's is read in its next turn, in bytes.
+    /// How much of an owner's input is read in its next turn, in bytes.
     pub(super) fn room(&self, owner: &str) -> usize {
         let byte_cost = self.lines.get(owner).map_or(FIRST_COST, |line| line.byte_cost);
         usize::try_from(TURN_COST / byte_cost.max(1)).unwrap_or(MOST).clamp(LEAST, MOST)
     }
 
-    /// This many bytes of an owner's have cost so many nanoseconds.
+    /// Learns that this many bytes of an owner's input have cost so many nanoseconds.
     pub(super) fn learn(&mut self, owner: &str, bytes: usize, cost: u64) {
         if bytes == 0 {
             return;
@@ -117,7 +120,7 @@ impl<T> Turns<T> {
         line.byte_cost = if each > line.byte_cost { each } else { line.byte_cost - (line.byte_cost - each) / 8 };
     }
 
-    /// The line of an owner's: what is done for one is counted, though it was forgotten meanwhile.
+    /// An owner's line. One that was forgotten meanwhile is made again, so that what is done for the owner still counts.
     fn line(&mut self, owner: &str) -> &mut Line<T> {
         let clock = self.clock;
         self.lines.entry(owner.to_owned()).or_insert_with(|| Line {
@@ -127,7 +130,7 @@ impl<T> Turns<T> {
         })
     }
 
-    /// Forgets those whose clocks say nothing any more: who comes again has as much.
+    /// Forgets the owners whose clocks have no more meaning: if they come again, they start with as much.
     fn sweep(&mut self) {
         if self.lines.len() >= self.sweep_at {
             let clock = self.clock;
@@ -141,7 +144,7 @@ impl<T> Turns<T> {
 mod tests {
     use super::*;
 
-    /// Serves whoever is next so often, each at this cost: who was served. Each of them waits again at once.
+    /// Serves `count` turns, each at its cost; whoever is served waits again at once. Returns who was served.
     fn served(turns: &mut Turns<&'static str>, count: usize, cost: impl Fn(&str) -> u64) -> Vec<&'static str> {
         let next = || {
             let one = turns.next()?;

@@ -1,4 +1,4 @@
-//! A call's arguments, straight from their bytes into the author's types.
+//! A call's arguments, deserialized directly from their bytes into the author's types.
 
 use jelly::Deserializer;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
@@ -43,11 +43,11 @@ impl<'a> Arguments<'a> {
         Ok(Self { method, positional, left, keywords, index: 0 })
     }
 
-    /// The next parameter: the next positional argument, or else the keyword of its name, or else what the type makes
-    /// of None (an `Option`).
+    /// Returns the next parameter: the next positional argument; without one, the keyword argument of its name; without either,
+    /// what the type deserializes from None (an `Option`).
     ///
     /// # Errors
-    /// When it is missing, given twice, or does not fit; with the method and its parameters.
+    /// If it is missing, given twice, or does not fit. The error names the method and its parameters.
     pub fn take<T: DeserializeOwned>(&mut self) -> Result<T> {
         const NONE: &[u8] = &[1, 0x80, 1, 0x87];
         let method = Called(self.method);
@@ -72,10 +72,10 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// All positional arguments that are left: `#[rest] more: Vec<T>`, Python's `*more`.
+    /// Returns all remaining positional arguments: `#[rest] more: Vec<T>`, Python's `*more`.
     ///
     /// # Errors
-    /// When one does not fit.
+    /// If one does not fit.
     pub fn rest<T: DeserializeOwned>(&mut self) -> Result<T> {
         let method = Called(self.method);
         self.index += 1;
@@ -83,11 +83,11 @@ impl<'a> Arguments<'a> {
             .map_err(|error| Fault::arguments(format!("{method}: {error}")))
     }
 
-    /// All keyword arguments that no parameter before it has the name of: `#[rest] named: HashMap<String, T>`, Python's
+    /// Returns all keyword arguments that no earlier parameter is named after: `#[rest] named: HashMap<String, T>`, Python's
     /// `**named`.
     ///
     /// # Errors
-    /// When one does not fit.
+    /// If one does not fit.
     pub fn keywords<T: DeserializeOwned>(&mut self) -> Result<T> {
         let method = Called(self.method);
         self.index += 1;
@@ -96,10 +96,10 @@ impl<'a> Arguments<'a> {
             .map_err(|error| Fault::arguments(format!("{method}: {error}")))
     }
 
-    /// All parameters are taken.
+    /// Ends the arguments, when all parameters are taken.
     ///
     /// # Errors
-    /// When a keyword is left that no parameter has the name of.
+    /// If a keyword argument is left that no parameter is named after.
     pub fn end(&self) -> Result<()> {
         match self.keywords.iter().find(|(.., taken)| !taken) {
             Some((name, ..)) => Err(Fault::arguments(format!("{}: there is no argument {name}", Called(self.method)))),
@@ -108,12 +108,12 @@ impl<'a> Arguments<'a> {
     }
 }
 
-/// A parameter that takes the positional arguments that are left.
+/// Whether a parameter takes the remaining positional arguments.
 fn is_rest(name: &str) -> bool {
     name.starts_with('*') && !name.starts_with("**")
 }
 
-/// The positional arguments that are left.
+/// The remaining positional arguments.
 struct Positional<'r, 'a>(&'r mut Arguments<'a>);
 
 impl<'de> SeqAccess<'de> for Positional<'_, 'de> {
@@ -134,7 +134,7 @@ impl<'de> SeqAccess<'de> for Positional<'_, 'de> {
     }
 }
 
-/// The keyword arguments that are left.
+/// The remaining keyword arguments.
 struct Named<'r, 'a> {
     arguments: &'r mut Arguments<'a>,
     at: usize,
@@ -162,7 +162,7 @@ impl<'de> MapAccess<'de> for Named<'_, 'de> {
     }
 }
 
-/// A method as its callers see it: `add(text)`. Its types are Rust's, which says nothing to them.
+/// A method as its callers see it: `add(text)`. The types are left out: they are Rust's, which callers do not know.
 struct Called(&'static Method);
 
 impl std::fmt::Display for Called {

@@ -1,10 +1,10 @@
-//! The perspectives that are in memory: each is the one of its name, for as long as anybody has it.
+//! The perspectives in memory. Each stays the only one of its name for as long as anybody holds it.
 
 use std::collections::HashMap;
 
 use crate::handle::{Handle, WeakHandle};
 
-/// A perspective: kept while clients are attached, or somebody holds its handle.
+/// A perspective: cached while clients are attached, or somebody holds its handle.
 struct Cached<P> {
     weak: WeakHandle<P>,
     address: usize,
@@ -12,16 +12,16 @@ struct Cached<P> {
     keep: Option<Handle<P>>,
 }
 
-/// By name, and found by the object, too: what an attach or a detach costs does not depend on how many there are.
+/// Perspectives by name, and names by object: the cost of an attach or a detach does not depend on their number.
 pub(super) struct PerspectiveCache<P> {
     by_name: HashMap<String, Cached<P>>,
-    /// The address of an object that somebody still counts is no other's.
+    /// By address, which is unique: as long as a weak handle exists, no other object gets the address.
     names: HashMap<usize, String>,
-    /// When there are more, those that nobody has any more are looked for.
+    /// At this size, an insert first removes the perspectives that nobody holds.
     sweep_at: usize,
 }
 
-/// This many may be in memory before it is looked for those that nobody has.
+/// The size before the first sweep, and the least size before any other.
 const FIRST_SWEEP: usize = 64;
 
 impl<P> Default for PerspectiveCache<P> {
@@ -31,7 +31,7 @@ impl<P> Default for PerspectiveCache<P> {
 }
 
 impl<P> PerspectiveCache<P> {
-    /// A perspective was loaded: it is the one of its name from now on.
+    /// Registers a loaded perspective under its name.
     pub(super) fn insert(&mut self, name: &str, perspective: &Handle<P>) {
         self.forget(name);
         if self.by_name.len() >= self.sweep_at {
@@ -48,7 +48,7 @@ impl<P> PerspectiveCache<P> {
         self.by_name.get(name)?.weak.upgrade()
     }
 
-    /// A client is attached to it, and keeps it; its name, if it is the one of a name.
+    /// Counts an attached client, which keeps the perspective. Returns its name, if it is the perspective of a name.
     pub(super) fn attach(&mut self, perspective: &Handle<P>) -> Option<String> {
         let name = self.names.get(&perspective.address())?;
         let cached = self.by_name.get_mut(name)?;
@@ -57,7 +57,7 @@ impl<P> PerspectiveCache<P> {
         Some(name.clone())
     }
 
-    /// A client has gone; true: it was the last.
+    /// Counts a client that has gone. Returns true if it was the last.
     pub(super) fn detach(&mut self, name: &str) -> bool {
         self.by_name.get_mut(name).is_some_and(|cached| {
             cached.attached = cached.attached.saturating_sub(1);
@@ -65,20 +65,20 @@ impl<P> PerspectiveCache<P> {
         })
     }
 
-    /// The last client has gone: what kept it is the caller's to drop, which may run code of the author's.
+    /// The last client has gone. Returns the handle that kept the perspective: dropping it may run the author's code.
     pub(super) fn release(&mut self, name: &str) -> Option<Handle<P>> {
         self.by_name.get_mut(name)?.keep.take()
     }
 
-    /// Forgets the one of this name if nobody has it.
+    /// Forgets the perspective of this name if nobody holds it.
     pub(super) fn sweep(&mut self, name: &str) {
         if self.by_name.get(name).is_some_and(|cached| cached.weak.upgrade().is_none()) {
             self.forget(name);
         }
     }
 
-    /// What nobody has any more is looked for when there are twice as many as were left the last time: once for each that
-    /// came since, all in all.
+    /// Removes the perspectives that nobody holds. The next sweep comes at twice the remaining size, so that sweeps cost a
+    /// constant time per insert on average.
     fn sweep_all(&mut self) {
         let gone: Vec<String> = self
             .by_name
@@ -98,18 +98,18 @@ impl<P> PerspectiveCache<P> {
         }
     }
 
-    /// All that are in memory.
+    /// All perspectives in memory.
     pub(super) fn live(&self) -> Vec<Handle<P>> {
         self.by_name.values().filter_map(|cached| cached.weak.upgrade()).collect()
     }
 
-    /// Those that clients are attached to, by name.
+    /// The perspectives that clients are attached to, by name.
     pub(super) fn attached(&self) -> Vec<(String, Handle<P>)> {
         let attached = self.by_name.iter().filter(|(_, cached)| cached.attached > 0);
         attached.filter_map(|(name, cached)| Some((name.clone(), cached.weak.upgrade()?))).collect()
     }
 
-    /// Keeps none of them any more: theirs who have a handle.
+    /// Keeps no perspective any more: only those live on that somebody has a handle of. Returns the handles that kept them.
     pub(super) fn release_all(&mut self) -> Vec<Handle<P>> {
         self.by_name.values_mut().filter_map(|cached| cached.keep.take()).collect()
     }

@@ -1,4 +1,4 @@
-//! Calls: begun in the order in which they came, answered once.
+//! Calls: started in the order of their arrival, answered once.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -45,7 +45,7 @@ impl<S: Service> Runtime<S> {
                 None => Invoked::Done(Err(dead())),
                 Some((perspective, attachment)) => {
                     let (answer, objects) = (&mut *buffer, &mut objects);
-                    // What everybody can call is an object as well: nobody has logged in to it.
+                    // What anonymous clients call counts as an object, too: nobody has logged in to it.
                     let object_called = object != 0 || attachment.is_anonymous();
                     let incoming = Incoming {
                         method,
@@ -62,7 +62,7 @@ impl<S: Service> Runtime<S> {
                     core.reading(attachment.id(), || match (object, perspective) {
                         (0, Some(perspective)) => S::Perspective::invoke(perspective, incoming),
                         (0, None) => Invoked::Done(Err(dead())),
-                        // A client tells of a change to an object of its own.
+                        // A client reports a change of one of its own objects.
                         (object, _) if object >> 32 != 0 => incoming.observe(object),
                         _ => core
                             .object(object)
@@ -76,7 +76,7 @@ impl<S: Service> Runtime<S> {
                     core.push(&ToHost::Answer { call, value: buffer, objects: &objects });
                 }
                 Invoked::Later(future, about) => {
-                    // Who has no name shares none of another's.
+                    // Anonymous clients share no identity: each connection counts as its own.
                     let identity = target.as_ref().map_or_else(
                         || "".into(),
                         |(_, by)| match by.is_anonymous() {
@@ -87,7 +87,8 @@ impl<S: Service> Runtime<S> {
                     self.later((call, answer), future, about, identity);
                 }
                 Invoked::Done(done) => {
-                    // It had written its answer, and could not be saved, say.
+                    // The method may have written its answer and failed afterwards, for example because the state could not be
+                    // saved.
                     core.take_back(&objects);
                     match done {
                         Err(fault) if answer => {
@@ -115,7 +116,7 @@ impl<S: Service> Runtime<S> {
         let me = self.me();
         let owed = PendingAnswer { core: Rc::clone(&self.core), call, answer };
         let mut task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
-            // All of it, not its one field that is used below.
+            // Capture the whole guard, not only the field that is used below.
             let mut owed = owed;
             let result = settle("the method", future).await;
             me.suspended.borrow_mut().remove(&call);
@@ -137,8 +138,8 @@ impl<S: Service> Runtime<S> {
     }
 }
 
-/// A call that is to be answered, also when it is cut off because another generation serves. (When the service ends
-/// for good, the host answers all.)
+/// A call that must be answered, also if it is aborted because another generation serves. (When the service ends for good, the
+/// host answers all calls.)
 struct PendingAnswer {
     core: Rc<Core>,
     call: u64,
@@ -153,12 +154,12 @@ impl Drop for PendingAnswer {
         if self.answer {
             self.core.fail(self.call, &Fault::reloaded());
         }
-        // The main loop may be waiting for the last.
+        // The main loop may be waiting for the last call.
         self.core.written.notify_one();
     }
 }
 
-/// Starts a future at once. If it waits, it is polled again as a task, with a waker that counts.
+/// Polls a future once, immediately. If it is pending, it is polled again as a task, with a real waker.
 pub(super) fn poll_once(future: &mut Pin<Box<dyn Future<Output = ()>>>) -> Poll<()> {
     future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
 }

@@ -1,9 +1,9 @@
-//! Copies of clients' objects: those that somebody has here, and those that nobody has asked for yet, since they came in a mind, or
-//! from the generation before this one.
+//! Copies of clients' objects: those in use here, and those that nobody has asked for yet since they came in a mind or from the
+//! previous generation.
 //!
-//! A copy is kept until the client has ended its object: until then the client may send it once more without its state. One that
-//! nobody has asked for yet is kept in Jelly, with the changes since, until somebody asks for it by its type. What cannot be kept is
-//! [lost](Kept::Lost): its object is given back, and comes with its state when the client sends it again.
+//! A copy is kept until the client has ended its object: until then, the client may send the object again without its state. A
+//! copy that nobody has asked for yet is kept in Jelly, with the changes since, until somebody asks for it by its type. A copy
+//! that cannot be kept is [lost](Kept::Lost): its object is given back, and comes with its state when the client sends it again.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,24 +21,24 @@ use crate::fault::{Fault, Result};
 use crate::followed::AnyFollowed;
 use crate::remote::Remote;
 
-/// All copies, by the service's numbers of the clients' objects.
+/// All copies, by the handles of the clients' objects.
 #[derive(Default)]
 pub(crate) struct Copies {
     all: RefCell<BTreeMap<u64, Copy>>,
-    /// How many bytes of changes each connection has here.
+    /// The bytes of changes kept for each connection.
     changes: RefCell<HashMap<u32, usize>>,
     /// Whether states are being written for the next generation, and not for clients.
     carrying: Cell<bool>,
-    /// Whether what is being read came to code before this: states in it are old.
+    /// Whether what is being read came to an earlier generation: then the states in it are outdated.
     again: Cell<bool>,
 }
 
 struct Copy {
-    /// By which attachments it came, those that last.
+    /// The attachments by which it came and that still exist.
     by: BTreeSet<u64>,
-    /// The object, once for each time that it is in the mind of one of these.
+    /// The object, once for each occurrence in the mind of one of these attachments.
     minds: Vec<(u64, Remote)>,
-    /// The object, and which attachments may ask for it because they could before this code.
+    /// The object, and the attachments that may ask for it because they could in the previous generation.
     carried: Option<(Remote, BTreeSet<u64>)>,
     kept: Kept,
 }
@@ -46,7 +46,7 @@ struct Copy {
 enum Kept {
     Here(Rc<dyn AnyFollowed>),
     Waits(Waiting),
-    /// It changed more than could be kept, or could not be read. Nothing is held of it.
+    /// It had more changes than could be kept, or could not be read. Nothing of it is held.
     Lost,
 }
 
@@ -55,48 +55,48 @@ enum Kept {
 pub(crate) struct Waiting {
     /// The client's name for its type.
     class: String,
-    /// In Jelly. `None`: it can be read within the mind alone that it came in.
+    /// In Jelly. `None`: it can be read only within the mind that it came in.
     pub(crate) state: Option<Vec<u8>>,
-    /// What it has been told of since: see [`frame::entries`].
+    /// The changes since: see [`frame::entries`].
     pub(crate) changes: Vec<u8>,
     /// The client's objects in its state.
     references: Vec<Remote>,
 }
 
-/// What is here by a number.
+/// What there is for a handle.
 pub(crate) enum Found {
-    /// A copy that somebody has, or had.
+    /// A copy that is, or was, in use.
     Here(Rc<dyn AnyFollowed>),
-    /// One that nobody has asked for yet. It is lost, unless whoever found it [follows](Copies::follow) it.
+    /// A copy that nobody has asked for yet. It is lost unless the caller [follows](Copies::follow) it.
     Waits(Waiting),
-    /// The same, whose state is not here.
+    /// The same, but its state can be read only within the mind.
     InMind,
-    /// One of another type: of this.
+    /// A copy of another type, which is given here.
     Other(String),
     Lost,
     Nothing,
 }
 
 impl Copies {
-    /// A copy of a client's object is here from now on, which came by this attachment.
+    /// Registers a copy of a client's object, which came by this attachment.
     pub(crate) fn follow(&self, handle: u64, by: u64, copy: Rc<dyn AnyFollowed>) {
         let mut all = self.all.borrow_mut();
         let entry = all.entry(handle).or_insert_with(Copy::lost);
         entry.by.insert(by);
         let before = std::mem::replace(&mut entry.kept, Kept::Here(copy));
         drop(all);
-        // Dropping it may run code of the author's, which may come back here.
+        // Dropping it may run the author's code, which may call into this again.
         self.forget(handle, before);
     }
 
-    /// It has come by this attachment, too.
+    /// Records that it has come by this attachment, too.
     pub(crate) fn came(&self, handle: u64, by: u64) {
         if let Some(copy) = self.all.borrow_mut().get_mut(&handle) {
             copy.by.insert(by);
         }
     }
 
-    /// The client has ended an object of its own.
+    /// The client has ended one of its objects.
     pub(crate) fn unfollow(&self, handle: u64) {
         let gone = self.all.borrow_mut().remove(&handle);
         self.drop_all([(handle, gone)]);
@@ -111,7 +111,7 @@ impl Copies {
         self.drop_all(gone);
     }
 
-    /// All are let go of.
+    /// Drops all copies.
     pub(crate) fn clear(&self) {
         let gone = self.all.take();
         self.changes.take();
@@ -126,7 +126,7 @@ impl Copies {
         }
     }
 
-    /// Lets go of what was kept, and counts its changes no more.
+    /// Drops what was kept, and no longer counts its changes.
     fn forget(&self, handle: u64, kept: Kept) {
         if let Kept::Waits(waiting) = &kept {
             self.count(handle, waiting.changes.len(), 0);
@@ -134,7 +134,7 @@ impl Copies {
         drop(kept);
     }
 
-    /// Counts the bytes of a copy's changes: before, and now.
+    /// Updates the count of a copy's changes, from `before` to `now` bytes.
     fn count(&self, handle: u64, before: usize, now: usize) {
         let mut all = self.changes.borrow_mut();
         let of = all.entry(connection(handle)).or_default();
@@ -144,7 +144,7 @@ impl Copies {
         }
     }
 
-    /// The copy of this number, as one of `class`. `state`: whether whoever asks has its first state.
+    /// Finds the copy of this handle as one of `class`. `state`: whether the caller has its first state.
     pub(crate) fn find(&self, handle: u64, class: &str, state: bool) -> Found {
         let mut all = self.all.borrow_mut();
         let Some(copy) = all.get_mut(&handle) else { return Found::Nothing };
@@ -162,7 +162,7 @@ impl Copies {
         }
     }
 
-    /// It could not be read: its object is given back.
+    /// The copy could not be read, or its changes could not be kept: its object is given back.
     pub(crate) fn lose(&self, handle: u64) {
         let mut all = self.all.borrow_mut();
         let lost = all.get_mut(&handle).map(Copy::lose);
@@ -173,7 +173,7 @@ impl Copies {
         }
     }
 
-    /// Those of this type that came by an attachment.
+    /// The copies of this type that came by an attachment.
     pub(crate) fn of(&self, by: u64, class: &str) -> Vec<u64> {
         let is = |copy: &Copy| {
             copy.by.contains(&by)
@@ -186,7 +186,8 @@ impl Copies {
         self.all.borrow().range(of_connection(by)).filter(|(_, copy)| is(copy)).map(|(handle, _)| *handle).collect()
     }
 
-    /// The client tells of a change: to the copy, if somebody has it here; otherwise it is kept until somebody does.
+    /// The client reports a change: to the copy, if it is in use here; otherwise the change is kept until somebody asks for the
+    /// copy.
     pub(crate) fn observed(&self, handle: u64, method: &str, arguments: &[u8], most: usize) -> Result<Told> {
         let mut all = self.all.borrow_mut();
         let waiting = match all.get_mut(&handle).map(|copy| &mut copy.kept) {
@@ -209,19 +210,20 @@ impl Copies {
         ))
     }
 
-    /// Reads what a client gave; `again`: to code before this.
+    /// Reads what a client gave; `again`: to an earlier generation.
     pub(crate) fn reading<R>(&self, again: bool, read: impl FnOnce() -> R) -> R {
         let _until = Until::set(&self.again, again);
         read()
     }
 
-    /// Whether the states in what is being read are old: what is not known here is not there any more.
+    /// Whether the states in what is being read are outdated: then a copy that is not known here no longer exists.
     pub(crate) fn reads_again(&self) -> bool {
         self.again.get()
     }
 
-    /// A mind has come by this attachment, with these objects of the client's; answers with those that the mind itself has. The client
-    /// tells of changes of the copied ones from now on, though the service may read them later. `again`: the code before this had it, too.
+    /// Registers the cached objects of a mind that came by this attachment, with these objects of the client's. Returns the
+    /// objects that the mind itself holds. The client reports changes of the cached objects from now on, though the service may
+    /// read them later. `again`: the previous generation had the mind, too.
     pub(crate) fn mind(&self, by: u64, mind: &[u8], objects: Vec<Remote>, again: bool) -> Vec<Remote> {
         let mut scanner = Scanner::new(Shape::Value, Limits::default());
         let Ok(Some(scanned)) = scanner.scan(mind) else { return objects };
@@ -238,7 +240,7 @@ impl Copies {
             let waits = || {
                 let (class, state) = match jelly::from_slice(whole) {
                     Ok(Whole { class, state }) => (class, Some(state.encode())),
-                    // It shares values with others in the mind.
+                    // Its state shares values with other parts of the mind.
                     Err(_) => (class_of(whole), None),
                 };
                 Copy { kept: Kept::Waits(Waiting { class, state, ..Waiting::default() }), ..Copy::lost() }
@@ -253,7 +255,7 @@ impl Copies {
                     copy.by.insert(by);
                     copy.minds.push((by, remote));
                 }
-                // Lost with the code before: the client sends it again with its state, once it has it back.
+                // Lost with the previous generation: the client sends the object again with its state, once it has it back.
                 _ if copied.contains(&remote.handle()) => lost.push(remote),
                 _ => of_mind.push(remote),
             }
@@ -263,14 +265,15 @@ impl Copies {
         of_mind
     }
 
-    /// The client has let go of the perspective of this attachment: its mind has no copies any more. A copy that nobody but the mind has
-    /// would keep the attachment, by which changes of it come, and the attachment the mind.
+    /// The client has released the perspective of this attachment: its mind holds no copies any more. Otherwise a copy that only
+    /// the mind holds would keep the attachment, by which the copy's changes come, and the attachment would keep the mind.
     pub(crate) fn let_go(&self, by: u64) {
         self.without(by, |copy| drop_minds(copy, by));
     }
 
-    /// The service has been told of this attachment: copies that the code before had by it, and that it has not asked for, are let go of,
-    /// if nobody else may ask for them. The client will end them, unless it sends them once more.
+    /// The service was notified of this attachment: copies that the previous generation had by it, and that the service has not
+    /// asked for, are given back, unless another attachment may ask for them. The client will end them, unless it sends them
+    /// again.
     pub(crate) fn asked(&self, by: u64) {
         self.without(by, |copy| copy.asked(|may| *may == by).into_iter().collect());
     }
@@ -285,7 +288,7 @@ impl Copies {
         });
     }
 
-    /// All who were attached to the generation before are known here, or have gone.
+    /// All attachments of the previous generation are known here, or have ended.
     pub(crate) fn resume(&self, core: &Core) {
         let mut all = self.all.borrow_mut();
         let gone: Vec<u64> = all.keys().filter(|handle| !core.is_attached(**handle)).copied().collect();
@@ -296,7 +299,7 @@ impl Copies {
         drop(let_go);
     }
 
-    /// Takes something off the copies of an attachment's connection.
+    /// Takes something from the copies of an attachment's connection, and drops it.
     fn without(&self, by: u64, take: impl FnMut(&mut Copy) -> Vec<Remote>) {
         let mut all = self.all.borrow_mut();
         let taken: Vec<Remote> = all.range_mut(of_connection(by)).map(|(_, copy)| copy).flat_map(take).collect();
@@ -309,9 +312,9 @@ impl Copies {
         self.carrying.get()
     }
 
-    /// All of them, for the next generation: see [`frame::put_copy`].
+    /// All copies, for the next generation: see [`frame::put_copy`].
     pub(crate) fn frozen(&self, core: &Core) -> Vec<u8> {
-        // An author's `Serialize` may come back here.
+        // An author's `Serialize` may call into this again.
         let here = |(handle, copy): (&u64, &Copy)| match &copy.kept {
             Kept::Here(here) => Some((*handle, Rc::clone(here))),
             _ => None,
@@ -341,7 +344,7 @@ impl Copies {
                 }
                 Kept::Lost => continue,
             };
-            // One that nobody has is on its way back to the client, who may have sent it once more by then.
+            // An object that nobody holds is on its way back to the client, which may have sent it again by then.
             let held = core.known_remote(handle).is_some();
             let by: Vec<u8> = copy.by.iter().flat_map(|by| by.to_le_bytes()).collect();
             let mut bytes = Vec::new();
@@ -363,7 +366,7 @@ impl Copies {
         Ok((state, of_clients.flat_map(|(_, number)| number.to_le_bytes()).collect()))
     }
 
-    /// Takes over what the generation before this one had.
+    /// Takes over the copies of the previous generation.
     pub(crate) fn adopt(&self, core: &Rc<Core>, copies: &[u8]) {
         for frame::Copy { handle, held, by, class, state, changes, references } in frame::copies(copies) {
             let by: BTreeSet<u64> = frame::numbers(by).collect();
@@ -374,7 +377,7 @@ impl Copies {
                 changes: changes.to_vec(),
                 references: core.received(references, first),
             };
-            // Whom nobody may ask for is given back at once.
+            // An object that no attachment may ask for is given back at once.
             let carried = held.then(|| (Remote::received(core, handle, first), by.clone()));
             let carried = carried.filter(|(_, may)| !may.is_empty());
             self.count(handle, 0, waiting.changes.len());
@@ -389,14 +392,14 @@ impl Copy {
         Self { by: BTreeSet::new(), minds: Vec::new(), carried: None, kept: Kept::Lost }
     }
 
-    /// Keeps nothing of it; answers with what was kept, and what is given back.
+    /// Keeps nothing of the copy. Returns what was kept, and the objects to give back.
     fn lose(&mut self) -> (Kept, Vec<Remote>) {
         let mut held: Vec<Remote> = std::mem::take(&mut self.minds).into_iter().map(|(_, remote)| remote).collect();
         held.extend(self.carried.take().map(|(remote, _)| remote));
         (std::mem::replace(&mut self.kept, Kept::Lost), held)
     }
 
-    /// These may not ask for it any more: what is given back, if nobody may.
+    /// Removes these attachments from those that may ask for the copy. If none is left, returns the object to give back.
     fn asked(&mut self, these: impl Fn(&u64) -> bool) -> Option<Remote> {
         let (_, may) = self.carried.as_mut()?;
         may.retain(|may| !these(may));
@@ -408,13 +411,13 @@ fn drop_minds(copy: &mut Copy, by: u64) -> Vec<Remote> {
     copy.minds.extract_if(.., |(of, _)| *of == by).map(|(_, remote)| remote).collect()
 }
 
-/// All numbers of the connection that this one is of.
+/// All numbers of the same connection.
 fn of_connection(number: u64) -> std::ops::RangeInclusive<u64> {
     let least = u64::from(connection(number)) << 32;
     least..=least | u64::from(u32::MAX)
 }
 
-/// As many copies as may be handed over; if that is not all, each connection's share.
+/// The copies that may be handed over. If they are too large together, each connection gets an equal share.
 fn shared_out(of_connections: BTreeMap<u32, Vec<Vec<u8>>>, most: usize) -> Vec<u8> {
     let size = |copies: &Vec<Vec<u8>>| copies.iter().map(Vec::len).sum::<usize>();
     let mut share = most;
@@ -434,7 +437,7 @@ fn shared_out(of_connections: BTreeMap<u32, Vec<Vec<u8>>>, most: usize) -> Vec<u
     list
 }
 
-/// Sets something for as long as this is there, also if what is done meanwhile panics.
+/// Sets a flag until the guard is dropped, also by a panic.
 struct Until<'a>(&'a Cell<bool>, bool);
 
 impl<'a> Until<'a> {
@@ -449,7 +452,7 @@ impl Drop for Until<'_> {
     }
 }
 
-/// A cached object of a client's with its state.
+/// A client's cached object with its state.
 struct Whole {
     class: String,
     state: Value,
@@ -491,7 +494,7 @@ fn class_of(whole: &[u8]) -> String {
 
                 fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Class, A::Error> {
                     let class = seq.next_element()?.unwrap_or_default();
-                    // What is left need not make sense on its own.
+                    // The rest need not make sense on its own.
                     Ok(Class(class))
                 }
             }
@@ -502,11 +505,11 @@ fn class_of(whole: &[u8]) -> String {
     read.map(|Class(class)| class).unwrap_or_default()
 }
 
-/// What became of a change.
+/// What to do about a change.
 pub(crate) enum Told {
-    /// This copy is to be told.
+    /// This copy must be notified.
     Tell(Rc<dyn AnyFollowed>),
-    /// Nobody has asked for the copy yet: it will be told.
+    /// Nobody has asked for the copy yet: the change is kept for it.
     Kept,
 }
 

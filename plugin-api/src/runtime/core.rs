@@ -1,4 +1,4 @@
-//! What does not depend on the service's type: the way out to the host, calls that wait, references.
+//! What does not depend on the service's type: output to the host, waiting calls, references.
 
 mod objects;
 mod waiting;
@@ -28,20 +28,20 @@ use crate::remote::{self, Remote};
 use crate::service::Callable;
 
 thread_local! {
-    /// The service that runs on this thread. Its thread is its own, so that there is one at most.
+    /// The service that runs on this thread. Each service has its own thread, so there is at most one.
     static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
 }
 
-/// An object of the service's that a client holds.
+/// One of the service's objects that a client holds.
 pub(crate) trait Object {
     fn invoke(&self, incoming: Incoming<'_>) -> Invoked;
     fn any(&self) -> &dyn Any;
     fn address(&self) -> usize;
-    /// Which attachment alone has it so; 0: it is the same for all.
+    /// The only attachment that has the object in this form; 0 if the form is the same for all.
     fn seen_by(&self) -> u64 {
         0
     }
-    /// By what it can be made again, if it can.
+    /// What the object can be rebuilt from, if it can be.
     fn origin(&self) -> Option<String>;
 }
 
@@ -68,40 +68,40 @@ pub(crate) fn connection(number: u64) -> u32 {
     (number >> 32) as u32
 }
 
-/// A value written for a client, and the own objects in it: each is counted as handed out, once for each time.
+/// A value encoded for a client, and the service's own objects in it. Each occurrence of an object is counted as handed out.
 #[derive(Debug, Default)]
 pub struct Encoded {
     pub(crate) bytes: Vec<u8>,
-    /// Their numbers, 8 bytes each, as frames have them.
+    /// The objects' numbers, 8 bytes each, as in frames.
     pub(crate) objects: Vec<u8>,
 }
 
-/// What a method has looked at, from its beginning to its end.
+/// The states that a method has accessed, from its beginning to its end.
 #[derive(Debug, Default)]
 pub(crate) struct Looked {
     /// A perspective that is saved after each call.
     perspective: Option<Rc<str>>,
-    /// The service, which is saved so.
+    /// The service, which is saved in the same way.
     service: bool,
-    /// More than one perspective, or an object that is saved later or never: nobody knows what that was made from.
+    /// More than one perspective, or an object that is saved later or never: nobody knows what the latter was made from.
     elsewhere: bool,
 }
 
 type Waiting = oneshot::Sender<Result<Reply>>;
 
-/// What a call of ours, or a wish for a state, is answered with.
+/// The answer to a call or a request of the library's.
 #[derive(Default)]
 pub(crate) struct Reply {
     pub(crate) bytes: Vec<u8>,
-    /// Whether there is a state at all; of data, whether there is more.
+    /// Whether there is a state; for data, whether there are more entries.
     pub(crate) some: bool,
-    /// The version of what was asked for.
+    /// The version of what was requested.
     pub(crate) version: u64,
-    /// Somebody who has logged in.
+    /// A login that has succeeded.
     pub(crate) login: Option<Login>,
-    /// A descriptor of the library's own.
+    /// A descriptor that the library owns.
     pub(crate) descriptor: Option<std::os::fd::OwnedFd>,
-    /// What came with it: held until it is read.
+    /// The client's objects that came with the answer: held until it is read.
     pub(crate) _remotes: Vec<Remote>,
 }
 
@@ -109,46 +109,46 @@ pub(crate) struct Core {
     pub(crate) wall: Box<dyn Wall>,
     /// The service's name.
     pub(crate) service: Cell<&'static str>,
-    /// Frames that have not been handed to the host yet.
+    /// Frames that have not been passed to the host yet.
     out: RefCell<Vec<u8>>,
     /// Notified when a task has written frames while the main loop slept.
     pub(crate) written: Notify,
     next: Cell<u64>,
-    /// The highest number that an object of the service's was given, by this generation or one before it. Its upper
-    /// half stays empty: it tells a client's object from one of the service's.
+    /// The highest number of an object of the service's, given by this generation or an earlier one. Its upper half stays zero:
+    /// this tells the service's objects from clients' objects.
     pub(crate) numbered: Cell<u64>,
-    /// Another generation serves: nothing that is saved can be changed here any more.
+    /// Whether another generation serves: then no saved state can be changed here any more.
     pub(crate) retired: Cell<bool>,
-    /// Whether the author's `start` is running just now.
+    /// Whether the author's `start` is running at the moment.
     pub(crate) starting: Cell<bool>,
     waiting: RefCell<HashMap<u64, Waiting>>,
     objects: RefCell<HashMap<u64, Exported>>,
-    /// Cached objects that are to be told who observes them.
+    /// Cached objects that have yet to be notified of who observes them.
     watches: RefCell<Vec<Watch>>,
     places: RefCell<HashMap<Place, u64>>,
     remotes: RefCell<HashMap<u64, Weak<remote::RemoteCell>>>,
     /// Copies of clients' objects.
     pub(crate) copies: Copies,
-    /// The perspectives that clients have, by attachment: one that comes back as an argument.
+    /// The clients' perspectives, by attachment: they may come back as arguments.
     avatars: RefCell<HashMap<u64, Rc<dyn Object>>>,
-    /// By which attachment the values come that are being read just now; 0: by none.
+    /// The attachment by which the values came that are being read; 0 if by none.
     reading: Cell<u64>,
-    /// Which classes untyped values may have instances of.
+    /// The classes whose instances untyped values may contain.
     pub(crate) classes: Cell<Classes>,
     /// Notified when an attachment has ended.
     pub(crate) left: Notify,
-    /// All attachments, each connection's side by side: one of them names it.
+    /// All attachments. Those of one connection are adjacent, and any of them identifies it.
     attached: RefCell<BTreeSet<u64>>,
     scratch: RefCell<Vec<u8>>,
-    /// What the method that runs just now has looked at.
+    /// What the running method has accessed.
     looked: RefCell<Looked>,
-    /// What is enforced in here.
+    /// The limits that the library enforces.
     pub(crate) limits: Cell<ServiceLimits>,
-    /// The perspectives that another version of the service has, and the error for whoever changes one.
+    /// The perspectives that another version of the service has, and the error for attempts to change them.
     elsewhere: RefCell<HashMap<String, String>>,
-    /// One transaction at a time has the service's data.
+    /// Admits one transaction on the service's data at a time.
     pub(crate) data_turn: Arc<tokio::sync::Mutex<()>>,
-    /// Doors of the service's own.
+    /// The service's own doors.
     pub(crate) doors: doors::Table,
     commits: Commits,
 }
@@ -185,7 +185,7 @@ impl Core {
         })
     }
 
-    /// Says that a call, or an attachment, has failed.
+    /// Reports that a call, or an attachment, has failed.
     pub(crate) fn fail(&self, call: u64, fault: &Fault) {
         let (class, message, detail) = (fault.class(), fault.message(), &*fault.detail(self.service.get()));
         self.push(&ToHost::Failed { call, class, message, fault: fault.internal, detail });
@@ -200,13 +200,13 @@ impl Core {
         drop(before);
     }
 
-    /// A number of a call or a request that this generation has not used yet.
+    /// A number for a call or a request that this generation has not used yet.
     pub(crate) fn number(&self) -> u64 {
         self.next.set(self.next.get() + 1);
         self.next.get()
     }
 
-    /// Says something to the host, at the next occasion.
+    /// Queues a frame for the host, until the next flush.
     pub(crate) fn push(&self, frame: &ToHost<'_>) {
         match frame {
             ToHost::Answer { call: to, objects, .. }
@@ -222,20 +222,20 @@ impl Core {
         frame.write(&mut out);
     }
 
-    /// Hands over what has been said since the last time.
+    /// Passes the queued frames to the host.
     pub(crate) fn flush(&self) {
         let mut out = self.out.borrow_mut();
         if !out.is_empty() {
             self.wall.push(&out);
             out.clear();
-            // A burst of large answers must not be kept for ever.
+            // Do not keep the buffer of a burst of large answers.
             if out.capacity() > 1 << 20 {
                 out.shrink_to(1 << 16);
             }
         }
     }
 
-    /// Hands over what has been said, if that is much: what a generation itself keeps is bounded by its largest answer.
+    /// Passes the queued frames to the host if they are large: so a generation itself keeps hardly more than its largest answer.
     pub(crate) fn flush_large(&self) {
         const MUCH: usize = 256 << 10;
         if self.out.borrow().len() > MUCH {
@@ -243,12 +243,12 @@ impl Core {
         }
     }
 
-    /// A method begins: it has looked at nothing yet.
+    /// A method begins: it has accessed nothing yet.
     pub(crate) fn looks_anew(&self) {
         self.looked.take();
     }
 
-    /// It looks at a state that is saved after each call; the service's own has no name.
+    /// The method accesses a state that is saved after each call. The service's own state has an empty name.
     pub(crate) fn looks_at(&self, name: &Rc<str>) {
         let mut looked = self.looked.borrow_mut();
         match &looked.perspective {
@@ -258,12 +258,12 @@ impl Core {
         }
     }
 
-    /// It looks at anything else.
+    /// The method accesses anything else.
     pub(crate) fn looks_elsewhere(&self) {
         self.looked.borrow_mut().elsewhere = true;
     }
 
-    /// Says what the answer that follows tells of, if that is known.
+    /// Reports which states the following answer depends on, if that is known.
     pub(crate) fn tells_of(&self, call: u64) {
         let looked = self.looked.take();
         if !looked.elsewhere {
@@ -272,23 +272,23 @@ impl Core {
         }
     }
 
-    /// Another version of the service has this perspective.
+    /// Records that another version of the service has this perspective.
     pub(crate) fn yields(&self, perspective: &str, why: &str) {
         self.elsewhere.borrow_mut().insert(perspective.to_owned(), why.to_owned());
     }
 
-    /// It is this one's again.
+    /// This version has the perspective again.
     pub(crate) fn regains(&self, perspective: &str) {
         self.elsewhere.borrow_mut().remove(perspective);
         self.push(&ToHost::Regained { perspective });
     }
 
-    /// Whether it cannot be changed for this reason, and for no other that came since.
+    /// Whether the perspective cannot be changed for this reason, and no other reason has come since.
     pub(crate) fn is_elsewhere_for(&self, perspective: &str, why: &str) -> bool {
         self.elsewhere.borrow().get(perspective).is_some_and(|known| known == why)
     }
 
-    /// Why this perspective cannot be changed; `None`: it can.
+    /// Why this perspective cannot be changed; `None` if it can.
     pub(crate) fn is_elsewhere(&self, perspective: &str) -> Option<Fault> {
         let elsewhere = self.elsewhere.borrow();
         if elsewhere.is_empty() { None } else { elsewhere.get(perspective).map(Fault::elsewhere) }
@@ -305,8 +305,8 @@ impl Core {
         result
     }
 
-    /// Writes a value for a client behind what is in `bytes`. The own objects in it are counted as handed out, and
-    /// appended to `objects`; after an error none are.
+    /// Appends a value for a client to `bytes`. The service's own objects in it are counted as handed out and appended to
+    /// `objects`; after an error, none are.
     pub(crate) fn encode<T: Serialize + ?Sized>(
         &self,
         value: &T,
@@ -314,7 +314,7 @@ impl Core {
         objects: &mut Vec<u8>,
     ) -> jelly::Result<()> {
         let (mut references, before, start) = (Vec::new(), objects.len(), bytes.len());
-        // An author's `Serialize` may panic, and what it wrote before is counted by then.
+        // An author's `Serialize` may panic. What it wrote before is counted by then.
         let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             jelly::write_with(bytes, value, self.classes.get(), &mut references)
         }));
@@ -324,11 +324,11 @@ impl Core {
         };
         for (kind, number) in references {
             let counted = match kind {
-                // A client's.
+                // A client's object.
                 _ if number >> 32 != 0 => false,
                 // Counted where it was written.
                 RefKind::Remote | RefKind::Cache => true,
-                // An own object that came inside an untyped value, on its way to whoever gets that.
+                // One of the service's own objects inside an untyped value, on its way to the receiver of that value.
                 RefKind::Local => written.is_ok() && self.retain(number, 1),
                 RefKind::Cached | RefKind::Lcache => false,
             };
@@ -347,9 +347,9 @@ impl Core {
         written
     }
 
-    /// Reads values that have come by an attachment: the client's objects in them are known to have come by it.
+    /// Reads values that came by an attachment, and records that the client's objects in them came by it.
     pub(crate) fn reading<R>(&self, attachment: u64, read: impl FnOnce() -> R) -> R {
-        /// Also when what is read panics.
+        /// Restores the previous attachment, also after a panic.
         struct Until<'a>(&'a Cell<u64>, u64);
         impl Drop for Until<'_> {
             fn drop(&mut self) {
@@ -360,21 +360,22 @@ impl Core {
         read()
     }
 
-    /// By which attachment the values come that are being read just now; 0: by none.
+    /// The attachment by which the values came that are being read; 0 if by none.
     pub(crate) fn read_by(&self) -> u64 {
         self.reading.get()
     }
 
-    /// Says something with a secret in it to the host, at once: of that no copy is kept here. It has no more than `size` bytes.
+    /// Passes a frame that contains a secret to the host immediately, and keeps no copy of it. The frame has at most `size`
+    /// bytes.
     pub(crate) fn push_secret(&self, frame: &ToHost<'_>, size: usize) {
         self.flush();
-        // It is not moved while it grows: that would leave a copy behind.
+        // The buffer must not be reallocated: that would leave a copy behind.
         let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(size));
         frame.write(&mut bytes);
         self.wall.push(&bytes);
     }
 
-    /// Another generation serves: it has the objects that clients know, and tells them of changes.
+    /// Another generation serves from now on: it has the objects that clients know, and reports their changes to clients.
     pub(crate) fn retire(&self) {
         self.retired.set(true);
         let objects = std::mem::take(&mut *self.objects.borrow_mut());
@@ -401,12 +402,12 @@ impl Core {
         self.remotes.borrow().get(&handle).and_then(Weak::upgrade)
     }
 
-    /// What has come in with a frame: held until its values are read, then given back if nobody kept it.
+    /// The client's objects that came with a frame: held until its values are read, then given back unless somebody kept them.
     pub(crate) fn received(self: &Rc<Self>, handles: &[u8], attachment: u64) -> Vec<Remote> {
         frame::numbers(handles).map(|handle| Remote::received(self, handle, attachment)).collect()
     }
 
-    /// A client's object in what is being read just now: the runtime holds what has come in with a call meanwhile.
+    /// A client's object in the values that are being read. Meanwhile, the runtime holds what came with the call.
     pub(crate) fn arriving(&self, handle: u64) -> Option<Remote> {
         Some(Remote::arriving(self.known_remote(handle)?, self.read_by()))
     }
@@ -415,12 +416,12 @@ impl Core {
         self.remotes.borrow_mut().remove(&handle);
     }
 
-    /// A client has come to an attachment.
+    /// An attachment has begun.
     pub(crate) fn connected(&self, attachment: u64) {
         self.attached.borrow_mut().insert(attachment);
     }
 
-    /// A client has gone from an attachment.
+    /// An attachment has ended.
     pub(crate) fn disconnected(&self, attachment: u64) {
         self.attached.borrow_mut().remove(&attachment);
         self.left.notify_waiters();
@@ -432,7 +433,7 @@ impl Core {
         }
     }
 
-    /// Whether this attachment lasts: also one whose perspective was let go of.
+    /// Whether this attachment exists, including one whose perspective was released.
     pub(crate) fn has(&self, attachment: u64) -> bool {
         self.attached.borrow().contains(&attachment)
     }
@@ -443,14 +444,14 @@ impl Core {
         self.attached.borrow().range(least..=least | u64::from(u32::MAX)).next().is_some()
     }
 
-    /// The perspective of this type that a connection is attached to, if it is to one.
+    /// The perspective of this type that a connection is attached to, if there is one.
     pub(crate) fn perspective_of<T: 'static>(&self, connection: u32) -> Option<Handle<T>> {
         let least = u64::from(connection) << 32;
         let all: Vec<u64> = self.attached.borrow().range(least..=least | u64::from(u32::MAX)).copied().collect();
         all.into_iter().find_map(|attachment| self.own(attachment))
     }
 
-    /// Drops everything that was handed out, and everybody who waits.
+    /// Drops everything that was handed out, and all pending requests.
     pub(crate) fn clear(&self) {
         let objects = std::mem::take(&mut *self.objects.borrow_mut());
         self.places.borrow_mut().clear();

@@ -1,5 +1,4 @@
-//! What becomes of a generation when another one takes over: it stands still, is handed on, and ends; and how the next one
-//! takes what it is handed.
+//! The hand-over between generations: the old one freezes, hands over, and ends; the new one adopts what it receives.
 
 use super::{Attaching, Runtime, contained, settle};
 use crate::abi::frame::{self, ToHost, ToLibrary};
@@ -7,7 +6,7 @@ use crate::handle::{AnyHandle, NAMED, PERSPECTIVE};
 use crate::service::Service;
 
 impl<S: Service> Runtime<S> {
-    /// Whether another generation serves, and no call is left to end.
+    /// Whether another generation serves, and no call and no stream is left here.
     pub(super) fn is_done(&self) -> bool {
         self.core.retired.get() && self.suspended.borrow().is_empty() && self.core.doors.open() == 0
     }
@@ -16,7 +15,8 @@ impl<S: Service> Runtime<S> {
         self.attachments.borrow().values().any(|attaching| matches!(attaching, Attaching::Pending { .. }))
     }
 
-    /// Saves everything, and stands still until the host says how it goes on. `kept` is what has come behind.
+    /// Saves everything, and blocks the thread until the host says how to continue. `kept` receives the frames that arrive
+    /// meanwhile.
     pub(super) fn freeze(&self, request: u64, kept: &mut Vec<u8>) {
         let core = &self.core;
         let live = self.perspectives.borrow().live();
@@ -24,7 +24,7 @@ impl<S: Service> Runtime<S> {
             .iter()
             .try_for_each(|perspective| {
                 let saved = contained("save", || perspective.hand_over());
-                // Not all at once.
+                // Pass large states on immediately, instead of buffering all of them.
                 core.flush_large();
                 saved
             })
@@ -43,7 +43,7 @@ impl<S: Service> Runtime<S> {
         let (objects, numbers, copies) = (core.heirlooms(), core.numbered.get(), core.copies.frozen(core));
         core.push(&ToHost::Frozen { request, calls: &calls, objects: &objects, numbers, states, copies: &copies });
         core.flush();
-        // No task runs meanwhile, for the thread itself waits.
+        // No task runs meanwhile, because the thread itself blocks.
         let mut looked_at = 0;
         loop {
             let mut rest = kept.get(looked_at..).unwrap_or_default();
@@ -58,19 +58,19 @@ impl<S: Service> Runtime<S> {
         }
     }
 
-    /// Another generation serves: what is left here are the calls that wait.
+    /// Another generation serves. Only suspended calls remain here.
     pub(super) fn retire(&self) {
         self.core.retire();
         self.tasks.take().abort_all();
         self.revoked.borrow_mut().clear();
-        // Handles that calls hold stay; nobody is attached here any more, and nobody is told so: they are attached to
-        // the new code.
+        // Handles that calls hold stay valid. The attachments end here without notice: the clients are attached to the new
+        // generation.
         let attachments = std::mem::take(&mut *self.attachments.borrow_mut());
         let kept = self.perspectives.borrow_mut().release_all();
         drop((attachments, kept));
     }
 
-    /// Makes objects again that an earlier generation has handed out.
+    /// Rebuilds objects that an earlier generation has handed out.
     pub(super) async fn adopt(&self, objects: &[u8]) {
         let mut adopted = 0;
         for (id, count, origin) in frame::objects(objects) {

@@ -1,8 +1,8 @@
-//! A generation from inside: the one thread on which all of a service runs.
+//! A generation from inside: the one thread that runs all of a service.
 //!
-//! The main loop pops frames in batches and serves them in order; what they lead to is handed over in batches. Plain
-//! methods run to their end at once; async ones are polled once at once, so that calls start in the order they came,
-//! and then run on as tasks of this thread.
+//! The main loop pops frames in batches, serves them in order, and passes its own frames to the host in batches. Plain methods
+//! run to completion immediately. Async methods are polled once immediately, so that calls start in the order of their arrival,
+//! and then continue as tasks of this thread.
 
 pub(crate) mod arguments;
 pub(crate) mod copies;
@@ -41,35 +41,34 @@ use crate::manifest::Manifest;
 use crate::remote::Remote;
 use crate::service::{Save, Service};
 
-/// How many batches are served before tasks get a turn between them. A turn looks for events, which is a call of the
-/// system.
+/// The number of batches to serve before tasks get a turn. A turn polls for events, which is a system call.
 const BATCHES_A_TURN: u32 = 8;
 
 /// The host, as the main loop sees it.
 pub(crate) trait Wall {
-    /// Appends everything that waits.
+    /// Appends all waiting frames.
     fn pop(&self, into: &mut Vec<u8>);
-    /// Says that the loop will sleep; false: something has come in.
+    /// Announces that the loop will sleep. Returns false if frames have arrived; then the loop must not sleep.
     fn arm(&self) -> bool;
-    /// Hands over frames.
+    /// Passes frames to the host.
     fn push(&self, frames: &[u8]);
     /// Blocks the thread until there may be something to pop.
     fn wait(&self);
-    /// How far a test has moved the clock since it was asked last.
+    /// How far a test has advanced the clock since the last call.
     #[cfg(feature = "testing")]
     fn advanced(&self) -> Option<std::time::Duration> {
         None
     }
-    /// Whether the clock moves only when it is told to.
+    /// Whether the clock is paused, so that only a test advances it.
     #[cfg(feature = "testing")]
     fn clock_stands(&self) -> bool {
         false
     }
-    /// What the loop sleeps on; asked for once, inside the runtime.
+    /// Creates what the loop sleeps on. Called once, inside the tokio runtime.
     fn sleep(&self) -> Box<dyn Sleep>;
 }
 
-/// Sleeps until something has come in.
+/// Sleeps until frames have arrived.
 pub(crate) trait Sleep {
     fn sleep(&self) -> Pin<Box<dyn Future<Output = ()> + '_>>;
 }
@@ -98,7 +97,7 @@ pub(crate) fn run<S: Service>(wall: Box<dyn Wall>) {
     tasks.block_on(&tokio, runtime.serve());
     #[cfg(feature = "testing")]
     drop(held);
-    // Tasks first, then what they use, then what runs them. Each may run code of the author's that panics.
+    // Drop the tasks first, then what they use, then the tokio runtime. Each drop may run the author's code, which may panic.
     let _ = catch_unwind(AssertUnwindSafe(|| tokio.block_on(async { drop(tasks) })));
     let _ = catch_unwind(AssertUnwindSafe(|| runtime.clear()));
     let _ = catch_unwind(AssertUnwindSafe(|| core.clear()));
@@ -109,12 +108,12 @@ pub(crate) fn run<S: Service>(wall: Box<dyn Wall>) {
     core.flush();
 }
 
-/// A clock that stands would jump to the next timer when nothing else is to be done; not while this is held.
+/// Tokio advances a paused clock to the next timer when it is idle. It does not while the returned sender is held.
 #[cfg(feature = "testing")]
 fn hold_clock(tokio: &tokio::runtime::Runtime) -> std::sync::mpsc::Sender<()> {
     let (held, released) = std::sync::mpsc::channel();
     tokio.spawn_blocking(move || {
-        // It ends with an error, when the other end is dropped.
+        // Fails when the sender is dropped.
         let _ = released.recv();
     });
     held
@@ -134,7 +133,7 @@ pub(crate) struct Runtime<S: Service> {
     suspended: RefCell<HashMap<u64, Suspended>>,
     /// Those of them whose clients have gone, and how long they may go on.
     orphans: RefCell<Orphans>,
-    /// The service's own tasks, which end with its serving.
+    /// The service's own tasks. They end when the generation no longer serves.
     tasks: RefCell<Tasks>,
     freezing: Cell<Option<u64>>,
     stopping: Cell<bool>,
@@ -142,11 +141,11 @@ pub(crate) struct Runtime<S: Service> {
 }
 
 enum Attaching<P> {
-    /// Its perspective is still being loaded.
+    /// The perspective is still being loaded.
     Pending {
         /// What the client has done meanwhile.
         leaving: Leaving,
-        /// Calls that have come meanwhile, as they came: of a client that does not know that it is attached again.
+        /// Calls that arrived meanwhile, as frames: from a client that does not know that it is being attached again.
         calls: Vec<(Vec<u8>, Vec<Remote>)>,
     },
     Attached {
@@ -154,7 +153,7 @@ enum Attaching<P> {
         attachment: Attachment,
         name: Option<String>,
     },
-    /// The client has let go of the perspective; objects that came by it may still be called.
+    /// The client has released the perspective. Objects that came by it may still be called.
     LetGo(Attachment),
 }
 
@@ -162,7 +161,7 @@ enum Attaching<P> {
 #[derive(Default)]
 struct Tasks {
     handles: Vec<AbortHandle>,
-    /// When there are more, those that have ended are taken out.
+    /// At this length, finished tasks are removed before the next one is added.
     sweep_at: usize,
 }
 
@@ -170,7 +169,7 @@ impl Tasks {
     fn push(&mut self, task: AbortHandle) {
         if self.handles.len() >= self.sweep_at {
             self.handles.retain(|task| !task.is_finished());
-            // Twice as many as are left: so each is looked at a few times, however many there are.
+            // Twice the number that is left: so each task is checked only a few times, regardless of how many there are.
             self.sweep_at = 16.max(self.handles.len() * 2);
         }
         self.handles.push(task);
@@ -184,7 +183,7 @@ impl Tasks {
 /// A call that waits for something.
 struct Suspended {
     task: AbortHandle,
-    /// Who made it.
+    /// The caller's identity, or its connection if it is anonymous.
     identity: Arc<str>,
 }
 
@@ -192,9 +191,9 @@ struct Suspended {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leaving {
     Stays,
-    /// It has let go of the perspective.
+    /// It has released the perspective.
     LetsGo,
-    /// All that came by it has ended.
+    /// The attachment has ended, with everything that came by it.
     Ends,
 }
 
@@ -223,7 +222,7 @@ impl<S: Service> Runtime<S> {
     }
 
     fn me(&self) -> Rc<Self> {
-        // `run` holds the runtime for as long as anything of it can be called.
+        // `run` keeps the runtime alive for as long as any of its methods can be called.
         self.me.borrow().upgrade().expect("the runtime is alive while it runs")
     }
 
@@ -239,13 +238,13 @@ impl<S: Service> Runtime<S> {
         let sleep = core.wall.sleep();
         let context = self.context();
         let mut batch = Vec::new();
-        // What has come while the thread stood still.
+        // Frames that arrived while the thread was frozen.
         let mut kept = Vec::new();
         let mut busy = 0u32;
         loop {
             core.tell_watched();
             core.flush();
-            // What waits for a perspective to be loaded is of this generation, and is begun before.
+            // Attaches under way, and the calls behind them, belong to this generation: they begin before it freezes.
             if self.freezing.get().is_some() && !self.is_attaching() {
                 let request = self.freezing.take().unwrap_or_default();
                 self.freeze(request, &mut kept);
@@ -253,7 +252,7 @@ impl<S: Service> Runtime<S> {
             #[cfg(feature = "testing")]
             if let Some(by) = core.wall.advanced() {
                 tokio::time::advance(by).await;
-                // What has become due runs, and what that wakes.
+                // Run the timers that are due, and the tasks that they wake.
                 for _ in 0..32 {
                     tokio::task::yield_now().await;
                 }
@@ -281,13 +280,13 @@ impl<S: Service> Runtime<S> {
             }
             let mut rest = batch.as_slice();
             while let Some(frame) = ToLibrary::read(&mut rest) {
-                // Whatever of the author's runs here is contained where it is called; a value of theirs that panics
-                // when it is dropped may do so anywhere.
+                // The author's code is contained where it is called. But a value of the author's that panics on drop may do so
+                // anywhere.
                 if catch_unwind(AssertUnwindSafe(|| self.serve_one(frame, &context))).is_err() {
                     tracing::error!("a panic outside of any call");
                 }
                 core.tell_watched();
-                // Large answers are the host's to keep, and to bound.
+                // The host keeps large answers, and limits them.
                 core.flush_large();
                 if self.stopping.get() {
                     self.stop_in_order(&*sleep, &context, rest).await;
@@ -295,7 +294,7 @@ impl<S: Service> Runtime<S> {
                 }
             }
             core.flush();
-            // Tasks get their turn when the queue is empty, and now and then however busy it is.
+            // Tasks get their turn when the queue is empty, and at intervals while it is busy.
             busy = busy.wrapping_add(1);
             if busy.is_multiple_of(BATCHES_A_TURN) {
                 tokio::task::yield_now().await;
@@ -303,7 +302,7 @@ impl<S: Service> Runtime<S> {
         }
     }
 
-    /// Runs a task of the service's own.
+    /// Spawns one of the service's own tasks.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         self.tasks.borrow_mut().push(tokio::task::spawn_local(task).abort_handle());
     }
@@ -312,7 +311,7 @@ impl<S: Service> Runtime<S> {
         let core = &self.core;
         match frame {
             ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords, handles } => {
-                // Dropped when the call has read its arguments, and has answered if it did so at once.
+                // Dropped when the call has read its arguments, and has answered if it answers immediately.
                 let received = core.received(handles, attachment);
                 if self.revoked.borrow().contains(&attachment) {
                     if answer {
@@ -321,7 +320,7 @@ impl<S: Service> Runtime<S> {
                     return;
                 }
                 if let Some(Attaching::Pending { calls, .. }) = self.attachments.borrow_mut().get_mut(&attachment) {
-                    // What has come with it is held beside it, and counts once.
+                    // The handles that arrived with the call are kept beside the frame, and count once.
                     let (mut bytes, handles): (Vec<u8>, &[u8]) = (Vec::new(), &[]);
                     let call =
                         ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords, handles };
@@ -364,7 +363,7 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Linger { attachment, perspective, identity, mind, peer, value, handles } => {
                 let mind = Mind::received(core, attachment, mind, (value, handles), true);
                 core.connected(attachment);
-                // The service does not hear of this attachment, so nothing asks for its copies.
+                // The service is not notified of this attachment, so nothing asks for its copies.
                 core.copies.let_go(attachment);
                 core.copies.asked(attachment);
                 let known = Attachment::new(attachment, perspective, identity, peer, mind, Reason::Reload);
@@ -418,7 +417,7 @@ impl<S: Service> Runtime<S> {
                 }
             }
             ToLibrary::Freeze { request } => self.freezing.set(Some(request)),
-            // The thread has gone on by itself, or has not stood still yet.
+            // The thread has already resumed, or has not frozen yet.
             ToLibrary::Thaw {} => self.freezing.set(None),
             ToLibrary::Retire {} => self.retire(),
             ToLibrary::Copies { copies } => core.copies.adopt(core, copies),
@@ -430,7 +429,7 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Try { perspective, state } => {
                 let read = contained("reading the saved state", || match perspective {
                     "" if S::SHARED => S::load_service(state).map(drop),
-                    // It has none any more: what is saved is not looked at.
+                    // The service no longer has a saved state: what is stored is ignored.
                     "" => Ok(()),
                     _ if S::SAVE == Save::Never => Ok(()),
                     _ => S::load_perspective(state).map(drop),
@@ -438,7 +437,7 @@ impl<S: Service> Runtime<S> {
                 core.push(&ToHost::Tried { message: read.as_ref().err().map(|fault| fault.message().as_bytes()) });
             }
             ToLibrary::Stop {} => self.stopping.set(true),
-            // A newer host may say more.
+            // A newer host may send more kinds.
             ToLibrary::Unknown(_) => {}
         }
     }
@@ -481,7 +480,7 @@ impl<S: Service> Runtime<S> {
             let started = match loaded {
                 Ok(service) => {
                     if let Some(saved) = service.read(S::save_service).ok().filter(|_| S::SHARED) {
-                        // What the host has is what was loaded; a panic goes back to it.
+                        // The host has the state that was loaded. After a panic, the service reverts to it.
                         service.remember(saved.ok(), version);
                     }
                     during_start(&core, settle("start", S::start(service, context))).await
@@ -495,11 +494,11 @@ impl<S: Service> Runtime<S> {
         });
     }
 
-    /// Stops, while what the service's `stop` waits for goes on coming in.
+    /// Stops the service. Frames that its `stop` may wait for are still served meanwhile.
     async fn stop_in_order(&self, sleep: &dyn Sleep, context: &Context<S>, rest: &[u8]) {
         let core = &self.core;
         let mut stop = std::pin::pin!(self.stop());
-        // What came with the word to stop, behind it.
+        // What arrived behind `Stop` in its batch.
         let mut batch = rest.to_vec();
         loop {
             let mut rest = batch.as_slice();
@@ -528,7 +527,7 @@ impl<S: Service> Runtime<S> {
             if stopped {
                 return;
             }
-            // Tasks that it waits for get their turn.
+            // Tasks that `stop` waits for get their turn.
             tokio::task::yield_now().await;
             core.flush();
             batch.clear();
@@ -545,13 +544,13 @@ impl<S: Service> Runtime<S> {
             self.detach(attachment, Leaving::Ends);
         }
         self.stop_service().await;
-        // What was changed while nobody was attached.
+        // Save what was changed while nobody was attached.
         let live = self.perspectives.borrow().live();
         for perspective in live {
             if let Err(fault) = contained("save", || perspective.flush()) {
                 tracing::error!(%fault, "a perspective could not be saved");
             }
-            // Not all at once.
+            // Pass large states on immediately, instead of buffering all of them.
             self.core.flush_large();
         }
         self.core.flush();
@@ -591,7 +590,7 @@ impl<S: Service> Runtime<S> {
     }
 }
 
-/// Says that the author's `start` runs, while it does.
+/// Sets `Core::starting` while the author's `start` is being polled.
 async fn during_start<R>(core: &Rc<Core>, start: impl Future<Output = R>) -> R {
     let mut start = std::pin::pin!(start);
     std::future::poll_fn(|poll| {
@@ -607,12 +606,12 @@ pub(crate) fn dead() -> Fault {
     Fault::new("twisted.spread.pb.DeadReferenceError", "the object no longer exists")
 }
 
-/// A panic inside is an error, and ends there.
+/// Turns a panic into an error.
 fn contained<R>(what: &str, run: impl FnOnce() -> Result<R>) -> Result<R> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(Fault::panicked(what)))
 }
 
-/// A panic in a future is its error, and its end.
+/// Turns a panic of a future into its error.
 async fn settle<R>(what: &str, future: impl Future<Output = Result<R>>) -> Result<R> {
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|poll| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(poll))) {

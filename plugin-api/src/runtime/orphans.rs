@@ -1,4 +1,4 @@
-//! Calls whose clients have gone: they go on for a while, and not for ever, nor without number.
+//! Calls whose clients have gone: they continue for a limited time, and in limited number.
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -10,10 +10,10 @@ use tokio::time::Instant;
 use super::Runtime;
 use crate::service::Service;
 
-/// How often it is looked for those whose time is over.
+/// How often to check for calls whose time is over.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Calls that nobody waits for any more, the oldest first, by the identity that made them.
+/// Calls that nobody waits for any more, by the identity that made them, the oldest first.
 #[derive(Default)]
 pub(super) struct Orphans {
     by_identity: HashMap<Arc<str>, VecDeque<(Instant, u64)>>,
@@ -21,8 +21,8 @@ pub(super) struct Orphans {
 }
 
 impl Orphans {
-    /// Adds a call, which ends at `until`. An identity has at most `most`, however many connections it has had: the oldest make room,
-    /// and are returned.
+    /// Adds a call, which ends at `until`. An identity has at most `most` calls, regardless of how many connections it has had.
+    /// Beyond that, the oldest are removed and returned.
     fn add(&mut self, identity: &Arc<str>, call: u64, until: Instant, most: usize) -> Vec<u64> {
         let calls = self.by_identity.entry(Arc::clone(identity)).or_default();
         calls.push_back((until, call));
@@ -31,7 +31,7 @@ impl Orphans {
         calls.drain(..over).map(|(_, call)| call).collect()
     }
 
-    /// Those whose time is over.
+    /// Removes and returns the calls whose time is over.
     fn over(&mut self, now: Instant) -> Vec<u64> {
         let mut over = Vec::new();
         self.by_identity.retain(|_, calls| {
@@ -48,7 +48,7 @@ impl Orphans {
 }
 
 impl<S: Service> Runtime<S> {
-    /// The client that made this call has gone. A call that waits goes on, until its time is over.
+    /// The client that made this call has gone. A suspended call continues until its time is over.
     pub(super) fn client_has_gone(&self, call: u64) {
         if let Some(about) = self.calls.borrow().get(&call) {
             about.set_gone();
@@ -58,7 +58,7 @@ impl<S: Service> Runtime<S> {
         };
         let limits = self.core.limits.get();
         let now = Instant::now();
-        // So long that nobody will see it, if it is longer than a clock can say.
+        // If the clock cannot represent the deadline: a year from now, which is as good as never.
         let until = now.checked_add(limits.orphans).unwrap_or(now + Duration::from_secs(365 * 86_400));
         let (oldest, sweeps) = {
             let mut orphans = self.orphans.borrow_mut();
@@ -85,11 +85,12 @@ impl<S: Service> Runtime<S> {
         }
     }
 
-    /// Ends a call that waits, and that nobody waits for.
+    /// Ends a suspended call whose client has gone.
     fn end_call(&self, call: u64) {
         let waiting = self.suspended.borrow_mut().remove(&call);
         let about = self.calls.borrow_mut().remove(&call);
-        // What it held is dropped with its task, in that task's next turn; the main loop may wait for the last.
+        // What the call held is dropped with its task, in the task's next turn. The main loop may be waiting for the last call to
+        // end.
         if let Some(waiting) = waiting {
             waiting.task.abort();
             self.core.written.notify_one();

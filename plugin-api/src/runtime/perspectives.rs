@@ -15,7 +15,7 @@ use crate::fault::{Fault, Result};
 use crate::handle::{AnyHandle, Handle, Saver};
 use crate::service::{Save, Service};
 
-/// After how long a state that could not be loaded again is asked for once more; and how often whoever wants it waits for that.
+/// If a state cannot be reloaded: the delay before the next attempt, and the number of attempts that requests for it wait for.
 const RELOAD_AGAIN: Duration = Duration::from_secs(1);
 const RELOADS: u32 = 3;
 
@@ -28,10 +28,10 @@ impl<S: Service> Runtime<S> {
         self.perspectives.borrow().attached()
     }
 
-    /// The perspective of this name, which is loaded once, however many ask at once.
+    /// Returns the perspective of this name. Concurrent requests load it only once.
     pub(crate) async fn perspective(&self, name: &str) -> Result<Handle<S::Perspective>> {
         loop {
-            // One that is in memory may be read again just now.
+            // A perspective in memory may be reloading at this moment.
             if let Some(loaded) = self.others_load(name) {
                 let _ = loaded.await;
                 continue;
@@ -49,7 +49,7 @@ impl<S: Service> Runtime<S> {
         }
     }
 
-    /// If somebody reads this perspective's state just now: told when they have.
+    /// If this perspective's state is being loaded, returns a receiver that completes when the load has ended.
     fn others_load(&self, name: &str) -> Option<oneshot::Receiver<()>> {
         let mut loading = self.loading.borrow_mut();
         let (done, loaded) = oneshot::channel();
@@ -57,14 +57,13 @@ impl<S: Service> Runtime<S> {
         Some(loaded)
     }
 
-    /// From now on, until this is dropped, whoever wants this perspective waits.
+    /// Makes requests for this perspective wait until the returned guard is dropped.
     fn load_turn(&self, name: &str) -> LoadTurn<S> {
         self.loading.borrow_mut().insert(name.to_owned(), Vec::new());
         LoadTurn { runtime: self.me(), name: name.to_owned() }
     }
 
-    /// Another version of the service has this perspective from now on: what has changed in it is saved, and nothing changes it
-    /// any more.
+    /// Yields this perspective to another version of the service: saves what has changed, and refuses changes from then on.
     pub(super) fn yields(&self, name: &str, why: &str) {
         let cached = self.perspectives.borrow().get(name);
         if let Some(cached) = cached
@@ -72,22 +71,22 @@ impl<S: Service> Runtime<S> {
         {
             tracing::error!(perspective = name, %fault, "the perspective could not be saved");
         }
-        // What is never saved is each version's own.
+        // With `Save::Never`, each version has a state of its own.
         if S::SAVE != Save::Never {
             self.core.yields(name, why);
         }
         self.core.push(&ToHost::Yielded { perspective: name });
     }
 
-    /// What is saved of this perspective was changed by another version: what is in memory of it is read again. Until then whoever
-    /// wants it waits, and whoever has it cannot change it.
+    /// Regains a perspective whose saved state another version has changed: reloads what is in memory. Until then, requests for
+    /// it wait, and those who have it cannot change it.
     pub(super) fn regains(&self, name: &str) {
         let others = self.others_load(name);
         let cached = self.perspectives.borrow().get(name);
         if S::SAVE == Save::Never || others.is_none() && cached.is_none() {
             return self.core.regains(name);
         }
-        // What nobody has asked this code to yield may have changed since it was saved.
+        // If this generation was not asked to yield the perspective, it may have unsaved changes.
         if let Some(Err(fault)) = cached.map(|cached| contained("save", || cached.flush())) {
             tracing::error!(perspective = name, %fault, "the perspective could not be saved");
         }
@@ -97,7 +96,7 @@ impl<S: Service> Runtime<S> {
         tokio::task::spawn_local(async move { me.reload(&name, others, turn).await });
     }
 
-    /// Reads a perspective's state again, in its turn, until that succeeds.
+    /// Reloads a perspective's state, in its turn. Retries until that succeeds.
     async fn reload(&self, name: &str, others: Option<oneshot::Receiver<()>>, turn: Option<LoadTurn<S>>) {
         let mut others = others;
         while let Some(loaded) = others {
@@ -105,7 +104,7 @@ impl<S: Service> Runtime<S> {
             others = self.others_load(name);
         }
         let mut turn = Some(turn.unwrap_or_else(|| self.load_turn(name)));
-        // Another reload that came before may have ended just now.
+        // An earlier reload may have ended just now, and allowed changes again.
         self.core.yields(name, &being_reloaded(name));
         for tries in 1.. {
             let Some(cached) = self.perspectives.borrow().get(name) else {
@@ -115,7 +114,7 @@ impl<S: Service> Runtime<S> {
                 return;
             };
             let fault = match self.core.load(name).await {
-                // Another trial has begun since, and has it: what is loaded then counts at the end of that.
+                // Another trial has begun since, and has the perspective. Only the state that is loaded after its end counts.
                 Ok(_) if !self.core.is_elsewhere_for(name, &being_reloaded(name)) => return,
                 Ok((state, version)) => match cached.revert(state.as_deref(), version) {
                     Ok(()) => return self.core.regains(name),
@@ -131,7 +130,7 @@ impl<S: Service> Runtime<S> {
                 return;
             }
             if tries == RELOADS {
-                // Whoever waits for it has what there was until now, and cannot change it.
+                // Those who wait get the previous state, and cannot change it.
                 turn = None;
             }
             tokio::time::sleep(RELOAD_AGAIN).await;
@@ -158,7 +157,7 @@ impl<S: Service> Runtime<S> {
             }
             None => contained("perspective", &fresh)?,
         };
-        // One that is new was made from what the service is now.
+        // A new perspective was made from the service's present state.
         let beside = Cell::new(S::SHARED && state.is_none());
         let saver = Saver {
             core: Rc::clone(&self.core),
@@ -183,7 +182,7 @@ impl<S: Service> Runtime<S> {
         let mut attaching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
             let attached = me.attach_now(&attachment).await;
             if me.core.retired.get() {
-                // It is the new code's to answer.
+                // The new generation answers.
                 return;
             }
             me.core.copies.asked(id);
@@ -230,7 +229,7 @@ impl<S: Service> Runtime<S> {
         }
         let context = self.context();
         let attached = contained("attached", || S::attached(&context, asked, attachment))?;
-        // Another perspective may have been answered: one of another name, or one that has none.
+        // `attached` may have returned another perspective: one of another name, or one without a name.
         let name = self.perspectives.borrow_mut().attach(&attached);
         Ok((attached, name))
     }
@@ -273,12 +272,12 @@ impl<S: Service> Runtime<S> {
             }
             let kept = self.perspectives.borrow_mut().release(&name);
             drop((kept, perspective));
-            // Somebody may hold its handle: then it stays the one of its name.
+            // If somebody holds its handle, it stays the perspective of its name.
             self.perspectives.borrow_mut().sweep(&name);
         }
     }
 
-    /// What an attachment came by was taken away: calls by it that have not begun are refused from now on.
+    /// The access of an attachment was revoked: its calls that have not begun are refused from now on.
     pub(super) fn revoke(&self, id: u64) {
         self.revoked.borrow_mut().insert(id);
         let waiting = match self.attachments.borrow_mut().get_mut(&id) {
@@ -307,7 +306,8 @@ impl<S: Service> Runtime<S> {
         }
     }
 
-    /// What is saved of this perspective cannot be read by this code, which has an older state in memory: that must not be saved over it.
+    /// Reports that this code cannot read a perspective's saved state. It has an older state in memory, which must not overwrite
+    /// the saved one.
     fn cannot_read(&self, perspective: &str, fault: &Fault) {
         let name = if perspective.is_empty() { "the service" } else { perspective };
         tracing::error!(perspective, %fault, "its saved state could not be reloaded");
@@ -319,7 +319,7 @@ impl<S: Service> Runtime<S> {
     }
 }
 
-/// Lets those go on who wait for the same perspective, however its loading ended.
+/// When dropped, wakes all who wait for the same perspective, regardless of how the load ended.
 struct LoadTurn<S: Service> {
     runtime: Rc<Runtime<S>>,
     name: String,
@@ -327,7 +327,7 @@ struct LoadTurn<S: Service> {
 
 impl<S: Service> Drop for LoadTurn<S> {
     fn drop(&mut self) {
-        // Their ends of the channels are told by the drop.
+        // Dropping the senders wakes the receivers.
         self.runtime.loading.borrow_mut().remove(&self.name);
     }
 }

@@ -1,4 +1,4 @@
-//! Clients of a service's own doors, and the identities that they log in as.
+//! Clients of a service's own doors, and the identities as which they log in.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -13,28 +13,28 @@ use crate::abi::frame::{ToHost, ToLibrary};
 use crate::fault::{Fault, Result};
 use crate::service::Service;
 
-/// How long a client waits for bytes before it looks what the service has said.
+/// How long a client waits for bytes before it checks for frames from the service.
 const TURN: Duration = Duration::from_millis(2);
 
-/// What a test's host knows of doors.
+/// The test host's state for doors.
 #[derive(Default)]
 pub(super) struct Doors {
     streams: HashMap<u64, Opened>,
     logins: HashMap<u64, LoggedIn>,
     identities: HashMap<String, Account>,
-    /// Logins that are remembered: by their tokens, whose they are, and their numbers while the service has them.
+    /// Remembered logins, by their tokens: the identity, and the login's number while the service has the login.
     remembered: HashMap<String, (String, Option<u64>)>,
 }
 
 struct Opened {
     listener: String,
-    /// The service's end: it makes a descriptor of its own of it.
+    /// The service's end. The service duplicates its descriptor.
     theirs: UnixStream,
     login: u64,
     carried: Option<Vec<u8>>,
-    /// The key of the certificate that its client has shown; empty: none.
+    /// The key of the certificate that the client has shown; empty if none.
     certificate: String,
-    /// What was agreed on by TLS; empty: nothing.
+    /// The protocol that TLS negotiated; empty if none.
     protocol: String,
 }
 
@@ -61,11 +61,11 @@ impl Doors {
         }
     }
 
-    /// Whether a name and a password, or a token, are right: whose they are, and the names of their perspectives.
+    /// Checks a name and a password, or a token. Returns the identity, and the names of its perspectives.
     fn check(&self, kind: u64, name: &str, secret: &str) -> Option<(String, Vec<u8>)> {
         let (name, account) = match kind {
             1 => self.identities.get_key_value(name).filter(|(_, account)| account.password == secret)?,
-            // Tests have no names in their certificates.
+            // Certificates have no names in tests.
             7 => self
                 .identities
                 .get_key_value(name)
@@ -78,22 +78,22 @@ impl Doors {
 }
 
 impl<S: Service> TestHost<S> {
-    /// An identity that clients of the service's doors can log in as: its name, its password (which is its token, too), and its
-    /// perspectives on this service.
+    /// Adds an identity as which clients of the service's doors can log in: its name, its password (which is also its
+    /// token), and its perspectives on this service.
     pub fn identity(&self, name: &str, password: &str, perspectives: &[&str]) {
         let perspectives = perspectives.iter().map(|name| (*name).to_owned()).collect();
         let account = Account { password: password.to_owned(), perspectives, keys: Vec::new() };
         self.state.borrow_mut().doors.identities.insert(name.to_owned(), account);
     }
 
-    /// A public key of an identity's, as OpenSSH writes it.
+    /// Adds a public key, in OpenSSH's format, to an identity.
     pub fn has_key(&self, name: &str, key: &str) {
         if let Some(account) = self.state.borrow_mut().doors.identities.get_mut(name) {
             account.keys.push(key.to_owned());
         }
     }
 
-    /// Takes an identity away, as an operator does who disables it: its streams are closed, and its logins end.
+    /// Removes an identity, as when an operator disables it: its streams are closed, and its logins end.
     pub fn revoke(&self, name: &str) {
         let mut ended = Vec::new();
         {
@@ -102,7 +102,7 @@ impl<S: Service> TestHost<S> {
             doors.remembered.retain(|_, (of, _)| of != name);
             ended.extend(doors.logins.iter().filter(|(_, of)| of.identity == name).map(|(login, _)| *login));
             for stream in doors.streams.values().filter(|stream| ended.contains(&stream.login)) {
-                // It may have gone.
+                // The client may have gone.
                 let _ = stream.theirs.shutdown(Shutdown::Both);
             }
             ended.iter().for_each(|login| drop(doors.logins.remove(login)));
@@ -110,15 +110,16 @@ impl<S: Service> TestHost<S> {
         ended.into_iter().for_each(|login| self.send(&ToLibrary::LoginEnded { login }));
     }
 
-    /// A client comes by one of the service's listeners.
+    /// Connects a client to one of the service's listeners.
     ///
     /// # Errors
-    /// When the machine has no descriptor left.
+    /// If the machine has no descriptors left.
     pub fn connect(&self, listener: &str) -> Result<TestStream<'_, S>> {
         self.connect_greeting(listener, "", "")
     }
 
-    /// The same over TLS, where this protocol was agreed on ([`Peer::protocol`](crate::Peer::protocol)). Nothing is encrypted.
+    /// Like [`TestHost::connect`], as over TLS with this negotiated protocol
+    /// ([`Peer::protocol`](crate::Peer::protocol)). Nothing is encrypted.
     ///
     /// # Errors
     /// As [`TestHost::connect`].
@@ -126,7 +127,7 @@ impl<S: Service> TestHost<S> {
         self.connect_greeting(listener, "", protocol)
     }
 
-    /// The same over TLS, with a certificate for this key, as OpenSSH writes it
+    /// Like [`TestHost::connect`], as over TLS with a certificate for this key, in OpenSSH's format
     /// ([`Authorizer::certificate`](crate::Authorizer::certificate)). Nothing is encrypted.
     ///
     /// # Errors
@@ -146,7 +147,7 @@ impl<S: Service> TestHost<S> {
         Ok(TestStream { host: self, own, read: Vec::new() })
     }
 
-    /// Hands a stream to the generation that serves.
+    /// Hands a stream to the serving generation.
     fn hand_over(&self, stream: u64) {
         let mut state = self.state.borrow_mut();
         let Some(opened) = state.doors.streams.get_mut(&stream) else { return };
@@ -175,7 +176,7 @@ impl<S: Service> TestHost<S> {
         });
     }
 
-    /// Hands on what the code before has carried.
+    /// Hands on the streams that the old code has carried.
     pub(super) fn hand_on(&self) {
         let carried: Vec<u64> = {
             let state = self.state.borrow();
@@ -185,12 +186,12 @@ impl<S: Service> TestHost<S> {
         carried.into_iter().for_each(|stream| self.hand_over(stream));
     }
 
-    /// It goes on where it is.
+    /// Drops what was carried: the streams stay in their generation.
     pub(super) fn keep_carried(&self) {
         self.state.borrow_mut().doors.streams.values_mut().for_each(|stream| stream.carried = None);
     }
 
-    /// Serves what the service says of its doors; false: it is of something else.
+    /// Processes a frame if it is about doors; otherwise returns false.
     pub(super) fn serve_doors(&self, state: &mut State, from: usize, frame: &ToHost<'_>) -> bool {
         let tell = |frame: &ToLibrary<'_>| self.send_to(from, frame);
         match *frame {
@@ -200,7 +201,7 @@ impl<S: Service> TestHost<S> {
                 if let Some(opened) = state.doors.streams.get_mut(&stream) {
                     opened.carried = Some(carried.to_vec());
                 }
-                // From code that was replaced already.
+                // From code that was already replaced.
                 state.late.extend((!served).then_some(stream));
             }
             ToHost::Authenticate { request, stream, kind, name, secret, .. } => {
@@ -253,7 +254,7 @@ impl<S: Service> TestHost<S> {
     }
 }
 
-/// A client that has come by a listener. Dropped, it goes.
+/// A client connected to a listener. It disconnects when this is dropped.
 pub struct TestStream<'h, S: Service> {
     host: &'h TestHost<S>,
     own: UnixStream,
@@ -270,23 +271,23 @@ impl<S: Service> TestStream<'_, S> {
     /// Sends bytes.
     ///
     /// # Errors
-    /// When the service has closed it.
+    /// If the service has closed the stream.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<()> {
         Ok(self.own.write_all(bytes.as_ref())?)
     }
 
-    /// Says that nothing more will be sent.
+    /// Ends the sending direction: nothing more will be sent.
     ///
     /// # Errors
-    /// When the service has closed it.
+    /// If the service has closed the stream.
     pub fn finish(&mut self) -> Result<()> {
         Ok(self.own.shutdown(Shutdown::Write)?)
     }
 
-    /// All that comes until the service closes it.
+    /// Reads everything that arrives until the service closes the stream.
     ///
     /// # Errors
-    /// When it does not; when that is no UTF-8.
+    /// If the service does not close it, or if the bytes are not UTF-8.
     pub fn rest(&mut self) -> Result<String> {
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
@@ -297,7 +298,7 @@ impl<S: Service> TestStream<'_, S> {
         Err(Fault::new("TimeoutError", "the service does not close it"))
     }
 
-    /// Takes in what has come, if something has; false: the service has closed it.
+    /// Reads what has arrived, if anything. Returns false if the service has closed the stream.
     fn receive(&mut self) -> Result<bool> {
         let mut some = [0; 4096];
         match self.own.read(&mut some) {
@@ -309,10 +310,10 @@ impl<S: Service> TestStream<'_, S> {
         Ok(true)
     }
 
-    /// The next line, without its end.
+    /// Reads the next line, without its line end.
     ///
     /// # Errors
-    /// When the service closes it before, or does not answer; when it is no UTF-8.
+    /// If the service closes the stream first or does not answer, or if the line is not UTF-8.
     pub fn line(&mut self) -> Result<String> {
         let began = Instant::now();
         loop {
@@ -332,7 +333,7 @@ impl<S: Service> TestStream<'_, S> {
 }
 
 impl<S: Service> TestHost<S> {
-    /// Serves what the service has said, without waiting for more.
+    /// Processes the frames that the service has sent, without waiting for more.
     fn look(&self) -> Result<()> {
         loop {
             match self.frames.recv_timeout(Duration::ZERO) {

@@ -1,4 +1,4 @@
-//! What a test's clients hold and give: references to a service's objects, objects of their own.
+//! Objects of test clients: references to a service's objects, and objects of their own.
 
 use serde::de::DeserializeOwned;
 use serde::ser::Error as _;
@@ -10,9 +10,9 @@ use crate::fault::{Fault, Result};
 use crate::service::Service;
 use crate::{Node, RefKind, Value, ValueRef};
 
-/// A reference to an object of the service's that a client holds. Dropped, the client has let go of it.
+/// A client's reference to an object of the service. The client releases it when this is dropped.
 ///
-/// As an argument of a call, it goes home: the service gets the object itself.
+/// As an argument of a call, it resolves to the object itself.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -60,7 +60,7 @@ pub struct TestObject<'h, S: Service> {
     number: u64,
 }
 
-/// An object of a test client's own, other than its mind: give it as an argument.
+/// A test client's own object, other than its mind. Pass it as an argument.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -110,7 +110,7 @@ pub struct TestRemote {
     handle: u64,
 }
 
-/// A cacheable object of a test client's own: give it as an argument. Its state goes with it the first time.
+/// A test client's own cacheable object. Pass it as an argument. Its state is sent with it the first time.
 ///
 /// See [`Followed`](crate::Followed).
 #[derive(Debug)]
@@ -118,7 +118,7 @@ pub struct TestCached {
     handle: u64,
     class: String,
     state: Value,
-    /// Whether the service has its state; not any more, once it has let go of it.
+    /// Whether the service has its state. False again once the service has released it.
     sent: std::rc::Rc<std::cell::Cell<bool>>,
 }
 
@@ -133,18 +133,18 @@ impl Serialize for TestCached {
 }
 
 impl<'h, S: Service> TestObject<'h, S> {
-    /// Calls a method of it; `arguments` is a tuple.
+    /// Calls a method of the object. `arguments` is a tuple.
     ///
     /// # Errors
-    /// What a client would be told.
+    /// If the call fails, with the error that a client would receive.
     pub fn call<R: DeserializeOwned>(&self, method: &str, arguments: impl Serialize) -> Result<R> {
         self.begin(method, arguments)?.wait()
     }
 
-    /// Begins a call, to be waited for later.
+    /// Begins a call; wait for its answer later.
     ///
     /// # Errors
-    /// When the arguments cannot be written.
+    /// If the arguments cannot be serialized.
     pub fn begin(&self, method: &str, arguments: impl Serialize) -> Result<TestCall<'h, S>> {
         let target = (self.attachment, self.number);
         self.host.send_call(target, method, &arguments, &std::collections::HashMap::<String, u8>::new())
@@ -188,10 +188,11 @@ impl Serialize for TestRemote {
 }
 
 impl<'h, S: Service> TestClient<'h, S> {
-    /// Calls a method that answers with a reference.
+    /// Calls a method that returns a reference.
     ///
     /// # Errors
-    /// What a client would be told; a TypeError, when the answer is something else.
+    /// If the call fails, with the error that a client would receive. A `TypeError` if the answer does not have
+    /// exactly one reference.
     pub fn reference(&self, method: &str, arguments: impl Serialize) -> Result<TestObject<'h, S>> {
         let mut all = self.references(method, arguments)?;
         match all.len() {
@@ -200,10 +201,10 @@ impl<'h, S: Service> TestClient<'h, S> {
         }
     }
 
-    /// Calls a method whose answer has references; all of them, in order.
+    /// Calls a method whose answer contains references. Returns all of them, in order.
     ///
     /// # Errors
-    /// What a client would be told.
+    /// If the call fails, with the error that a client would receive.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -240,7 +241,7 @@ impl<'h, S: Service> TestClient<'h, S> {
     /// let cars = alice.references("cars", ())?;
     /// let large = cars[1].begin("seats", ())?;
     /// assert_eq!((cars[0].call::<u8>("seats", ())?, large.wait::<u8>()?), (2, 5));
-    /// // Two objects, each given once; given back when they are dropped.
+    /// // Two objects, each handed out once. They are released when dropped.
     /// assert_eq!(host.handed_out()?, 2);
     /// drop(cars);
     /// assert_eq!(host.handed_out()?, 0);
@@ -254,10 +255,10 @@ impl<'h, S: Service> TestClient<'h, S> {
         Ok(found.into_iter().map(of).collect())
     }
 
-    /// Makes a cacheable object of this client's own, of this class and state (a struct or a map).
+    /// Creates a cacheable object of this client, of this class and state (a struct or a map).
     ///
     /// # Errors
-    /// When the state cannot be written.
+    /// If the state cannot be serialized.
     pub fn give_cached(&self, class: &str, state: &impl Serialize) -> Result<TestCached> {
         let handle = self.attachment | self.host.number();
         let (class, state) = (class.to_owned(), Value::from_typed(state)?);
@@ -266,17 +267,17 @@ impl<'h, S: Service> TestClient<'h, S> {
         Ok(TestCached { handle, class, state, sent })
     }
 
-    /// Tells the service of a change to a cacheable object that it has a copy of; `arguments` is a tuple.
+    /// Notifies the service of a change to a cacheable object of which it has a copy. `arguments` is a tuple.
     ///
     /// # Errors
-    /// What the client would be told.
+    /// If the call fails, with the error that the client would receive.
     pub fn tell(&self, cached: &TestCached, method: &str, arguments: impl Serialize) -> Result<()> {
         let target = (self.attachment, cached.handle);
         self.host.send_call(target, method, &arguments, &std::collections::HashMap::<String, u8>::new())?.wait()
     }
 
-    /// Makes an object of this client's own: whatever the service calls of it goes to `object`, by method and arguments,
-    /// while the test waits for something.
+    /// Creates an object of this client. Each call that the service makes to it is passed to `object`, as method and
+    /// arguments, while the test waits.
     #[must_use]
     pub fn give(&self, object: impl FnMut(&str, Value) -> Result<Value> + 'static) -> TestRemote {
         let handle = self.attachment | self.host.number();
@@ -287,19 +288,20 @@ impl<'h, S: Service> TestClient<'h, S> {
 }
 
 impl<S: Service> TestHost<S> {
-    /// Whether the service holds no reference to an object any more that a client gave it.
+    /// Whether the service has released all references to this object of a client.
     ///
     /// # Errors
-    /// When the service has ended.
+    /// If the service has ended.
     pub fn was_let_go(&self, object: &TestRemote) -> Result<bool> {
         self.settle()?;
         Ok(self.state.borrow().sent.get(&object.handle).is_none_or(|count| *count == 0))
     }
 
-    /// How many references to the service's objects clients hold, by what the service has counted as handed out.
+    /// Returns how many references to the service's objects clients hold, as counted by the service when it handed
+    /// them out.
     ///
     /// # Errors
-    /// When the service has ended.
+    /// If the service has ended.
     pub fn handed_out(&self) -> Result<u64> {
         self.settle()?;
         Ok(self.state.borrow().handed_out)

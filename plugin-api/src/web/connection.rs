@@ -1,4 +1,4 @@
-//! One connection of HTTP/1.1, by hyper: served, and handed on when the code is replaced.
+//! Serves an HTTP/1.1 connection with hyper, and hands it on when the code is replaced.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -30,21 +30,21 @@ use crate::context::Context;
 use crate::doors::{Listener, Pace, Stream};
 use crate::service::Service;
 
-/// How long a client may take for a request's head, and how long it may ask for nothing: longer than proxies keep connections
-/// open, so that none is closed while a request is on its way.
+/// How long a client may take for a request's head, and how long it may send no request. Proxies keep connections open for less
+/// long, so none is closed while a request is on its way.
 const HEAD: Duration = Duration::from_secs(75);
 /// How long a request may take, with its body.
 const REQUEST: Duration = Duration::from_secs(60);
-/// How many requests of one visitor are answered at once: by a proxy all come by its few connections.
+/// How many requests of one visitor by a proxy are answered at once: all visitors come by the proxy's few connections.
 const AT_ONCE: usize = 32;
-/// How many bytes a request's head may have.
+/// The longest head of a request, in bytes.
 const LONGEST_HEAD: usize = 64 << 10;
 
-/// Serves these pages to whoever comes by a listener, until the service is replaced: to be spawned by [`Context::spawn`]. Pages see
-/// who asks by [`Visitor`](super::Visitor).
+/// Serves pages to the clients of a listener until the service is replaced. Run it with [`Context::spawn`]. Handlers learn who is
+/// asking from [`Visitor`](super::Visitor).
 ///
-/// When the code is replaced, requests under way are answered by this code; then, or at once where there is none, the connection is
-/// handed on to the new code. The client notices nothing.
+/// When the code is replaced, this code answers the requests in progress. Then it hands the connection on to the new code; a
+/// connection without requests in progress is handed on at once. The client notices nothing.
 pub async fn serve<S: Service>(context: Context<S>, mut streams: Listener, pages: Router) {
     let at_once = AtOnce::default();
     while let Some(stream) = streams.accept().await {
@@ -52,20 +52,20 @@ pub async fn serve<S: Service>(context: Context<S>, mut streams: Listener, pages
     }
 }
 
-/// How a connection stands. On one thread; axum asks for what could be moved.
+/// The progress of a connection. It stays on one thread, but axum requires types that can be moved between threads.
 #[derive(Default)]
 struct Progress {
     /// Requests that are being answered.
     open: AtomicUsize,
-    /// How many have begun.
+    /// How many requests have begun.
     begun: AtomicUsize,
-    /// Whether the body of the last has yet to be read to its end: what is left of it is no request.
+    /// Whether the body of the last request was not read to its end yet: what is left of it is not a request.
     unread: AtomicBool,
     /// Whether a page waits for more of the body.
     waits: AtomicBool,
-    /// Whether something was written that has yet to leave.
+    /// Whether there is output that has not left yet.
     unsent: AtomicBool,
-    /// Whom what has yet to leave is for.
+    /// The logins that this output is for.
     shown_to: Mutex<Vec<ShownTo>>,
 }
 
@@ -75,17 +75,17 @@ impl Progress {
         self.open.load(Relaxed) == 0 && !unsent
     }
 
-    /// What is written next is for these.
+    /// What is written next is for these logins.
     fn shows_to(&self, logins: ShownTo) {
         self.shown_to.lock().unwrap_or_else(PoisonError::into_inner).push(logins);
     }
 
-    /// All that was written has left.
+    /// All output has left.
     fn has_left(&self) {
         self.shown_to.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Whether whom it is for has lost what they came by.
+    /// Whether a login that the output is for was revoked.
     fn is_over(&self) -> bool {
         self.shown_to.lock().unwrap_or_else(PoisonError::into_inner).iter().any(ShownTo::is_over)
     }
@@ -132,7 +132,7 @@ impl Drop for Reading {
 /// How many requests of each visitor are being answered, of those that come by proxies.
 type AtOnce = Rc<RefCell<HashMap<String, usize>>>;
 
-/// One of them.
+/// One of these requests.
 struct Counted {
     all: AtOnce,
     visitor: String,
@@ -163,45 +163,45 @@ impl Drop for Counted {
     }
 }
 
-/// A stream, and how it stands.
+/// A stream, and its progress.
 struct Tracked {
     stream: Stream,
     progress: Arc<Progress>,
-    /// How fast the client reads.
+    /// The pace at which the client reads.
     leaving: Pace,
-    /// Until when one is waited for that reads too little.
+    /// The deadline of a client that reads too slowly.
     stalled: Option<Pin<Box<tokio::time::Sleep>>>,
     coming: Coming,
 }
 
-/// A request on its way: its head, or the body that its page reads.
+/// A request that is arriving: its head, or the body that its page reads.
 struct Coming {
     pace: Pace,
-    /// How many requests had begun when this was looked at last.
+    /// How many requests had begun at the last read.
     begun: usize,
-    /// Whether a part of a head is there.
+    /// Whether a part of a head has arrived.
     head: bool,
-    /// Since when nobody has asked for more: that is not the client's time.
+    /// Since when nobody has asked for more: this time does not count against the client.
     unasked: Option<Instant>,
-    /// Until when more is waited for.
+    /// The deadline for more to arrive.
     late: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Coming {
-    /// Somebody asks for more.
+    /// More is read.
     fn asked(&mut self, progress: &Progress, now: Instant) {
         if let Some(since) = self.unasked.take() {
             self.pace.pause(now - since);
         }
         let begun = progress.begun.load(Relaxed);
         if std::mem::replace(&mut self.begun, begun) != begun {
-            // What comes from here on is a body, or the next.
+            // From here on, the input is a body or the next request.
             self.head = false;
             self.pace.rest();
         }
     }
 
-    /// This many bytes have come.
+    /// This many bytes have arrived.
     fn came(&mut self, progress: &Progress, bytes: usize, now: Instant) {
         self.head |= !progress.unread.load(Relaxed);
         self.pace.begin(now);
@@ -209,7 +209,7 @@ impl Coming {
         (self.unasked, self.late) = (Some(now), None);
     }
 
-    /// Nothing is there. Ready: it is too late for a request that has begun to come.
+    /// Nothing has arrived. Ready: a request that has begun is too late.
     fn is_late(&mut self, progress: &Progress, now: Instant, poll: &mut Poller<'_>) -> Poll<()> {
         // What nobody asks for, the client need not send; and it may be there.
         if !self.head && !progress.waits.load(Relaxed) {
@@ -269,7 +269,7 @@ impl AsyncWrite for Tracked {
         }
     }
 
-    // hyper flushes when all that it has was written.
+    // hyper flushes once it has written everything.
     fn poll_flush(mut self: Pin<&mut Self>, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
         let flushed = ready!(Pin::new(&mut self.stream).poll_flush(poll));
         self.progress.unsent.store(false, Relaxed);
@@ -283,7 +283,7 @@ impl AsyncWrite for Tracked {
     }
 }
 
-/// Answers requests by a router.
+/// Answers requests with a router.
 struct Answers {
     pages: Router,
     visit: Visit,
@@ -306,7 +306,7 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
         let shown_to = ShownTo::default();
         let visitor = Visitor::of(Some(self.visit.clone()), shown_to.clone(), request.headers());
         let looks = request.method().is_safe();
-        // Others are counted by the host, with their connections.
+        // The host counts the others, by their connections.
         let counted = visitor.is_by_proxy().then(|| Counted::new(&self.at_once, visitor.address()));
         let reading = Arc::clone(&progress);
         let mut request = request.map(|body| Body::new(Reading { body, progress: reading }));
@@ -323,7 +323,7 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
                 Ok(answer) => answer.unwrap_or_else(|never| match never {}),
                 Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
             };
-            // Whoever changes something hears what has become of it, also if it was their login that they have ended.
+            // A visitor who changes something is told the result, even if they have ended their own login.
             if looks && shown_to.guards(&answer) {
                 let theirs = !shown_to.is_over();
                 answer = shown_to.answer(answer);
@@ -331,7 +331,7 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
                     progress.shows_to(shown_to);
                 }
             }
-            // What is left of a body is nothing that other code could go on with.
+            // Other code could not continue with the rest of a body.
             if progress.unread.load(Relaxed) {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -342,15 +342,15 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
 
 type Serving = Connection<TokioIo<Tracked>, Answers>;
 
-/// How it goes on.
+/// What becomes of a connection.
 enum Goes {
     /// It has ended.
     Ended(hyper::Result<()>),
-    /// Other code serves, and nothing is under way.
+    /// Other code serves, and no request is in progress.
     Elsewhere,
 }
 
-/// Serves one connection to its end, or until it is handed on.
+/// Serves one connection until it ends or is handed on.
 async fn one<S: Service>(context: Context<S>, stream: Stream, pages: Router, at_once: AtOnce) {
     let (visit, progress) = (Visit::of(&stream), Arc::<Progress>::default());
     let peer = stream.peer();
@@ -365,7 +365,7 @@ async fn one<S: Service>(context: Context<S>, stream: Stream, pages: Router, at_
                 let parts = serving.into_parts();
                 parts.io.into_inner().stream.hand_on(&parts.read_buf);
             }
-            // A request had begun to come: it is answered, and is the last.
+            // A request had begun to arrive: it is answered, as the last one.
             false => report(peer.address(), serving.await),
         },
     }
@@ -377,7 +377,7 @@ fn report(peer: &str, ended: hyper::Result<()>) {
     }
 }
 
-/// Serves until the client ends it, or until other code serves and nothing is under way.
+/// Serves until the connection ends, or until other code serves and no request is in progress.
 async fn until_replaced<S: Service>(context: &Context<S>, serving: &mut Serving, progress: &Progress) -> Goes {
     let (mut replaced, mut elsewhere) = (pin!(context.replaced()), context.is_replaced());
     poll_fn(|poll| {
@@ -390,8 +390,8 @@ async fn until_replaced<S: Service>(context: &Context<S>, serving: &mut Serving,
     .await
 }
 
-/// Has hyper let go of a connection at rest; false: something has come of it meanwhile. One by which no request has begun is at rest
-/// though a part of its first has come, which hyper gives back.
+/// Has hyper release a connection at rest. `false`: something has arrived meanwhile. A connection on which no request has begun
+/// is at rest even if a part of its first request has arrived: hyper gives that part back.
 async fn rests(serving: &mut Serving, progress: &Progress) -> bool {
     let begun = progress.begun.load(Relaxed);
     Pin::new(&mut *serving).graceful_shutdown();

@@ -1,4 +1,4 @@
-//! What keeps other sites from acting in a visitor's name, and browsers from keeping what is not theirs.
+//! Keeps other sites from acting in a visitor's name, and browsers from keeping what is not theirs.
 
 use axum::Router;
 use axum::body::Body;
@@ -9,12 +9,12 @@ use axum::response::{IntoResponse, Response};
 
 use super::Visitor;
 
-/// How many bytes a form may have.
+/// The largest form, in bytes.
 const FORM: usize = 64 << 10;
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What every page says, unless it says otherwise.
+/// The headers of every page, unless it sets them itself.
 const HEADERS: [(HeaderName, HeaderValue); 6] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -23,16 +23,16 @@ const HEADERS: [(HeaderName, HeaderValue); 6] = [
         ),
     ),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    // Not `no-referrer`: with that, browsers say `Origin: null` of a form of one's own.
+    // Not `no-referrer`: with that, browsers send `Origin: null` for the site's own forms.
     (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
 ];
 
-/// Pages that no other site can act on in the name of a visitor: what changes something is taken from pages of the same host alone
-/// (`Sec-Fetch-Site`, or else `Origin`; programs that say neither are no browsers). They are in no frame, keep no scripts, and are
-/// not cached, unless they say otherwise; forms have 64 KiB at most.
+/// Protects pages from other sites that act in a visitor's name. Requests that change something are accepted only from pages of
+/// the same host (`Sec-Fetch-Site`, or else `Origin`; a program that sends neither is not a browser). Unless a page's own headers
+/// say otherwise, it cannot be put into a frame, runs no scripts, and is not cached. Forms have 64 KiB at most.
 pub fn guard(pages: Router) -> Router {
     pages.layer(DefaultBodyLimit::max(FORM)).layer(from_fn(check))
 }
@@ -46,7 +46,7 @@ async fn check(visitor: Visitor, request: Request<Body>, next: Next) -> Response
     response
 }
 
-/// Says what every page says, unless it says otherwise itself.
+/// Adds the headers of every page, unless the response sets them itself.
 pub(super) fn is_kept_by_nobody(response: &mut Response) {
     let headers = response.headers_mut();
     for (name, value) in HEADERS {

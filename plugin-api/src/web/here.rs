@@ -1,4 +1,4 @@
-//! The service itself, for its pages.
+//! Access to the service itself, for its pages.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::context::Context;
 use crate::fault::{Fault, Result};
 use crate::service::Service;
 
-/// The service itself, for handlers of its pages. axum wants what could be moved between threads; pages are served on the service's
-/// own thread, and what is here panics on any other.
+/// The service itself, for the handlers of its pages. axum requires types that can be moved between threads, but pages are served
+/// on the service's own thread; using this on any other thread panics.
 pub struct Here<S: Service>(Arc<SendWrapper<Context<S>>>);
 
 impl<S: Service> Clone for Here<S> {
@@ -27,13 +27,13 @@ impl<S: Service> std::fmt::Debug for Here<S> {
 }
 
 impl<S: Service> Here<S> {
-    /// For the pages of this service.
+    /// Makes one for the pages of this service.
     #[must_use]
     pub fn new(context: &Context<S>) -> Self {
         Self(Arc::new(SendWrapper::new(context.clone())))
     }
 
-    /// Looks at the service's state.
+    /// Reads the service's state.
     ///
     /// # Errors
     /// As [`Handle::read`](crate::Handle::read).
@@ -41,7 +41,7 @@ impl<S: Service> Here<S> {
         self.0.service()?.read(look)
     }
 
-    /// Changes the service's state. The page leaves when the change is committed.
+    /// Changes the service's state. The page leaves once the change is committed.
     ///
     /// # Errors
     /// As [`Handle::write`](crate::Handle::write).
@@ -49,7 +49,7 @@ impl<S: Service> Here<S> {
         self.0.service()?.write(change)
     }
 
-    /// Does something with the service's surroundings that takes its time.
+    /// Runs something asynchronous with the service's [`Context`].
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -66,7 +66,7 @@ impl<S: Service> Here<S> {
     }
 }
 
-/// A page that has failed: a person is told as much as they may know, and the log the rest.
+/// The error of a page. The visitor is told as much as they may know; the log has the rest.
 #[derive(Debug)]
 pub struct Failed(Fault);
 

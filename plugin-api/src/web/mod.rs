@@ -1,8 +1,8 @@
-//! Pages of a service's own: HTTP by one of its listeners, and who has signed in by a browser. With the feature `web`.
+//! A service's own pages: HTTP on one of its listeners, and logins with a browser. With the feature `web`.
 //!
-//! The pages are axum's ([`axum::Router`]); what is here is what a service with pages has to do beside them: serving them by the
-//! host's streams ([`serve`]), so that nobody's connection is lost when the code is replaced; who is asking ([`Visitor`]); a
-//! cookie for those who have signed in ([`SignIns`]); and what keeps other sites from acting in their name ([`guard`]).
+//! The pages are axum's ([`axum::Router`]). This module adds what a service with pages needs besides: [`serve`] serves them on
+//! the host's streams, so that no connection is lost when the code is replaced; [`Visitor`] says who is asking; [`SignIns`] keeps
+//! visitors signed in with a cookie; and [`guard`] keeps other sites from acting in their name.
 //!
 //! ```
 //! use plugin_api::prelude::*;

@@ -1,4 +1,5 @@
-//! A page is for whoever has signed in, as long as they are: what is taken away while it is made, or while it leaves, is not shown.
+//! Shows a page only while the login that it is for lasts. If the login is revoked while the page is made or sent, nothing more
+//! is shown.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -14,12 +15,12 @@ use hyper::body::{Frame, SizeHint};
 use super::guard::is_kept_by_nobody;
 use crate::doors::Login;
 
-/// The logins that a page has asked about.
+/// The logins that a page has asked for.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ShownTo(Arc<Mutex<Vec<Login>>>);
 
 impl ShownTo {
-    /// The page is made for this one.
+    /// The page is made for this login.
     pub(super) fn add(&self, login: &Login) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.iter().any(|known| known.is(login)) {
@@ -27,25 +28,26 @@ impl ShownTo {
         }
     }
 
-    /// Whether one of them was taken away.
+    /// Whether one of them was revoked.
     pub(super) fn is_over(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().any(Login::is_ended)
     }
 
-    /// Whether an answer shows something that is theirs. What leads elsewhere, or says no, does not: whoever made it may have seen that
-    /// they are gone.
+    /// Whether a response shows something that is for these logins. A redirect or a refusal does not: its handler may have seen
+    /// that the login has ended.
     pub(super) fn guards(&self, answer: &Response<Body>) -> bool {
         answer.status().is_success() && !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// The answer, if it is for whom it was made; else that they are not signed in. Its body ends, too, when one of them is taken away.
+    /// Returns the response if its logins last, or else a response that says that the visitor is not signed in. The body ends,
+    /// too, when one of the logins is revoked.
     pub(super) fn answer(&self, answer: Response<Body>) -> Response<Body> {
         let logins = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if self.is_over() {
             let cookies: Vec<_> = answer.headers().get_all(header::SET_COOKIE).iter().cloned().collect();
             let mut answer = (StatusCode::UNAUTHORIZED, "You are not signed in any more.\n").into_response();
             is_kept_by_nobody(&mut answer);
-            // One that is taken away goes all the same.
+            // A cookie that the response removes is removed all the same.
             for cookie in cookies {
                 answer.headers_mut().append(header::SET_COOKIE, cookie);
             }
@@ -55,7 +57,7 @@ impl ShownTo {
     }
 }
 
-/// Waits until one of them is taken away.
+/// Waits until one of them is revoked.
 async fn one_ends(logins: Vec<Login>) {
     let mut all: Vec<_> = logins.iter().map(|login| Box::pin(login.ended())).collect();
     poll_fn(|poll| match all.iter_mut().any(|ended| ended.as_mut().poll(poll).is_ready()) {
@@ -65,7 +67,7 @@ async fn one_ends(logins: Vec<Login>) {
     .await;
 }
 
-/// A body, until a login has ended.
+/// A body that ends early if a login ends.
 struct UntilEnded {
     body: Body,
     ended: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -94,7 +96,7 @@ impl HttpBody for UntilEnded {
     }
 }
 
-/// Why nothing more is sent.
+/// The error when nothing more may be sent.
 pub(super) fn over() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "whoever this is for is not signed in any more")
 }

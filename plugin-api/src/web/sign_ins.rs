@@ -1,4 +1,4 @@
-//! Who has signed in by a browser: a cookie, and the login that it stands for.
+//! Signing in with a browser: a cookie, and the login that it stands for.
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -11,21 +11,21 @@ use zeroize::Zeroizing;
 use super::Visitor;
 use crate::doors::{Authorizer, Lasts, Login, Refused, sealed};
 
-/// How many logins are kept at hand; others are asked of the host.
+/// How many logins are cached. The host is asked for others.
 const KEPT: usize = 10_000;
-/// The longest cookie that is looked at.
+/// The longest token of a cookie that is accepted, in bytes.
 const LONGEST: usize = 128;
-/// How long one is taken from here before the host is asked again, at most.
+/// How long a cached login is used at most before the host is asked again.
 const AT_HAND: Duration = Duration::from_secs(60);
 
-/// What a cookie is like.
+/// The properties of the cookie for signing in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cookie {
-    /// Its name, without what browsers ask for before it.
+    /// The name, without the prefix that browsers require (`__Host-` or `__Secure-`).
     pub name: String,
-    /// The domain whose hosts all get it; none: this host alone, which is safer.
+    /// The domain whose hosts all receive the cookie. `None`: this host alone, which is safer.
     pub domain: Option<String>,
-    /// How long who has signed in stays so.
+    /// How long a visitor stays signed in.
     pub lasts: Lasts,
 }
 
@@ -36,10 +36,10 @@ impl Cookie {
         format!("{before}{}", self.name)
     }
 
-    /// The token in a request's cookies. Two of them are none: another host of the domain may have set one.
+    /// The token in a request's cookies. `None` if there are two: another host of the domain may have set one.
     fn token(&self, headers: &HeaderMap) -> Option<Token> {
         let name = self.full_name();
-        // What others have set may be any bytes at all.
+        // Cookies that others have set may be any bytes at all.
         let all =
             headers.get_all(header::COOKIE).into_iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
         let own = all.filter_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="));
@@ -69,7 +69,7 @@ impl Cookie {
     }
 }
 
-/// What a cookie says.
+/// The token in a cookie.
 #[derive(PartialEq, Eq)]
 struct Token(Zeroizing<String>);
 
@@ -79,13 +79,13 @@ impl Hash for Token {
     }
 }
 
-/// A login that is at hand.
+/// A cached login.
 struct Known {
     login: Login,
     asked: Instant,
 }
 
-/// The connection belongs to nobody, once this is dropped.
+/// Separates the connection from its login when this is dropped.
 struct Forgets<'v>(&'v Visitor);
 
 impl Drop for Forgets<'_> {
@@ -96,10 +96,11 @@ impl Drop for Forgets<'_> {
     }
 }
 
-/// Who has signed in by a browser. Shared by all pages of a service.
+/// The visitors who have signed in with a browser. All pages of a service share one `SignIns`.
 ///
-/// Whoever signs in gets a cookie with a new token, which the host remembers ([`Authorizer::remember`]): so they stay signed in
-/// while code is replaced and when the host begins again, and are signed out everywhere when what they signed in with is taken away.
+/// A visitor who signs in receives a cookie with a new token, which the host remembers ([`Authorizer::remember`]). So visitors
+/// stay signed in when the code is replaced and when the host restarts. They are signed out everywhere when what they signed in
+/// with is taken away.
 pub struct SignIns {
     authorizer: Authorizer,
     cookie: Cookie,
@@ -113,24 +114,24 @@ impl std::fmt::Debug for SignIns {
 }
 
 impl SignIns {
-    /// Nobody is known yet.
+    /// Begins with an empty cache: no login is known yet.
     #[must_use]
     pub fn new(authorizer: Authorizer, cookie: Cookie) -> Arc<Self> {
         Arc::new(Self { authorizer, cookie, known: Mutex::default() })
     }
 
-    /// Signs somebody in: the login, and what `Set-Cookie` is to say. Whatever cookie came with the request is worth nothing from
-    /// then on.
+    /// Signs a visitor in. Returns the login, and the value for `Set-Cookie`. A cookie that came with the request is no longer
+    /// valid after this.
     ///
     /// # Errors
-    /// When the password is wrong, or is not looked at; when others could listen.
+    /// If the password is wrong, if the host does not check it, or if others could listen.
     ///
     /// ```no_run
     /// # use axum::http::{HeaderMap, HeaderValue};
     /// # use plugin_api::Refused;
     /// # use plugin_api::web::{SignIns, Visitor};
     /// # async fn pages(sign_ins: &SignIns, visitor: &Visitor, headers: &HeaderMap) -> Result<HeaderValue, Refused> {
-    /// // A request that shows who it is by its cookie.
+    /// // A request whose cookie shows who sends it.
     /// if let Some(login) = sign_ins.login(visitor, headers).await {
     ///     assert!(!login.identity().is_empty());
     ///     // For `Set-Cookie`.
@@ -149,21 +150,21 @@ impl SignIns {
         if !visitor.is_secure() {
             return Err(Refused::new("passwords are not taken in the clear: use https", 0));
         }
-        // However this ends, also by the visitor's going: others may come by the same connection of a proxy's.
+        // However this ends, even if the visitor goes: others may come by the same connection of a proxy.
         let _forgets = Forgets(visitor);
         let login = self.authorizer.password(visitor, name, password).await?;
         let (login, token) = self.authorizer.remember(visitor, login, self.cookie.lasts).await?;
-        // Who signs in again is not to be found by an older cookie.
+        // An older cookie must not be valid after signing in again.
         self.sign_out(visitor, headers).await?;
         let set = self.cookie.set(&token, "");
         self.keep(Token(token), &login);
         Ok((login, set))
     }
 
-    /// Who is asking, if they have signed in.
+    /// The login of the visitor who is asking, if they have signed in.
     ///
-    /// What they see by a page (`GET`, `HEAD`) is theirs as long as the login is: when it is taken away while the page is made, or
-    /// while it leaves, the answer is a 401, or ends where it is.
+    /// The visitor sees a page (`GET`, `HEAD`) only while the login lasts. If the login is revoked while the page is made, the
+    /// response is a 401; if it is revoked while the page is sent, the response ends there.
     pub async fn login(&self, visitor: &Visitor, headers: &HeaderMap) -> Option<Login> {
         let login = self.found(visitor, headers).await?;
         visitor.sees_as(&login);
@@ -177,7 +178,7 @@ impl SignIns {
         }
         let resumed = self.authorizer.resume(visitor, token.0.as_str()).await;
         match resumed {
-            // What was taken away while it was asked for is nobody's.
+            // A login that was revoked meanwhile is nobody's.
             Ok(login) if !login.is_ended() => {
                 self.keep(token, &login);
                 Some(login)
@@ -189,8 +190,8 @@ impl SignIns {
         }
     }
 
-    /// The cookies of a request without this one: for whoever the request is passed on to, whom it does not concern. `None`: there are
-    /// no others.
+    /// The cookies of a request without this one, for passing the request on to somebody whom this cookie does not concern.
+    /// `None`: there are no others.
     ///
     /// ```no_run
     /// # use axum::http::{HeaderMap, header};
@@ -207,20 +208,20 @@ impl SignIns {
         self.cookie.others(headers)
     }
 
-    /// Signs out who is asking; what `Set-Cookie` is to say.
+    /// Signs the visitor out who is asking. Returns the value for `Set-Cookie`.
     ///
     /// # Errors
-    /// When the host cannot write it down just now: they are signed in still.
+    /// If the host cannot record it at the moment. The visitor is still signed in then.
     pub async fn sign_out(&self, visitor: &Visitor, headers: &HeaderMap) -> Result<HeaderValue, Refused> {
         if let Some(token) = self.cookie.token(headers) {
             match self.authorizer.resume(visitor, token.0.as_str()).await {
                 Ok(login) => match login.forget().await {
                     Err(refused) if refused.wait() > 0 => return Err(refused),
-                    // One that has ended meanwhile, by another request of the same browser's, is as good.
+                    // If another request of the same browser has ended the login meanwhile, that is as good.
                     Ok(()) | Err(_) => {}
                 },
                 Err(refused) if refused.wait() > 0 => return Err(refused),
-                // It is nobody's already.
+                // The token is nobody's already.
                 Err(_) => {}
             }
             self.forget(&token);
@@ -238,7 +239,7 @@ impl SignIns {
     fn keep(&self, token: Token, login: &Login) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KEPT {
-            // Those that nobody has asked for lately; all, if these are too many.
+            // Removes those that nobody has asked for lately, or all if the rest are still too many.
             known.retain(|_, known| !known.login.is_ended() && known.asked.elapsed() < AT_HAND);
             if known.len() >= KEPT {
                 known.clear();

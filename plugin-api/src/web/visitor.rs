@@ -1,4 +1,4 @@
-//! Who asks for a page.
+//! The visitor who asks for a page.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// The connection that a request has come by.
+/// The connection that a request came by.
 #[derive(Debug, Clone)]
 pub(super) struct Visit(Arc<(Client, Peer)>);
 
@@ -25,10 +25,11 @@ impl Visit {
     }
 }
 
-/// Who asks for a page: for handlers, as an extractor, and to sign in by.
+/// The visitor who asks for a page: an extractor for handlers, and what a visitor signs in by.
 ///
-/// Where a proxy that the operator believes passes on the request (`proxies` of the listener), it is whoever the proxy says: by
-/// the last address in `X-Forwarded-For`, which is the one that the proxy itself has seen. What others say there means nothing.
+/// If a proxy that the operator trusts (`proxies` of the listener) passes on the request, the visitor is the one that the proxy
+/// names: by the last address in `X-Forwarded-For`, which is the one that the proxy itself has seen. What others say there is
+/// ignored.
 #[derive(Debug, Clone)]
 pub struct Visitor {
     visit: Option<Visit>,
@@ -71,16 +72,16 @@ impl Visitor {
         Self { visit, shown_to, source, secure, hosts }
     }
 
-    /// What it is shown is for this login.
+    /// What this visitor is shown is for this login.
     pub(super) fn sees_as(&self, login: &Login) {
         self.shown_to.add(login);
     }
 
-    /// Where the client is, for a person to read.
+    /// The visitor's address, for people to read.
     ///
     /// ```
     /// # use plugin_api::web::Visitor;
-    /// /// A page for who has come to the right host, in a way that nobody can listen to.
+    /// /// A page for visitors who ask for the right host, in a way that nobody can listen to.
     /// async fn page(visitor: Visitor) -> String {
     ///     if !visitor.is_secure() || !visitor.hosts().iter().any(|host| host == "scores.example.org") {
     ///         return "https://scores.example.org, please".to_owned();
@@ -98,19 +99,20 @@ impl Visitor {
         }
     }
 
-    /// Whether nobody can listen on the way: TLS, also as a proxy says that the operator believes, or one machine.
+    /// Whether nobody can listen on the way: the connection uses TLS, if need be according to a proxy that the operator trusts,
+    /// or it stays on one machine.
     #[must_use]
     pub fn is_secure(&self) -> bool {
         self.secure
     }
 
-    /// The names that it has asked for this host by, as `Host` has them: a proxy may say another.
+    /// The names by which the visitor has asked for this host, as in `Host`. A trusted proxy may add another.
     #[must_use]
     pub fn hosts(&self) -> &[String] {
         &self.hosts
     }
 
-    /// Whether its request comes by a proxy that the operator believes.
+    /// Whether the request comes by a proxy that the operator trusts.
     #[must_use]
     pub fn is_by_proxy(&self) -> bool {
         self.visit.as_ref().is_some_and(|visit| visit.0.1.is_proxy())

@@ -1,5 +1,5 @@
-//! The room's door for IRC (RFC 2812, as far as its clients use it; IRCv3's SASL). What is said by it is in `message`, what
-//! follows from it in `session`.
+//! The room's door for IRC (RFC 2812, as far as its clients use it; IRCv3's SASL). `message` parses what clients send, `session`
+//! decides what follows from it.
 
 use plugin_api::prelude::*;
 use plugin_api::{Door, Input, Transport, Zeroizing};
@@ -16,20 +16,20 @@ pub(crate) struct Window {
     /// The perspective's name.
     pub(crate) who: String,
     pub(crate) joined: bool,
-    /// Whether it is sent what it says itself.
+    /// Whether it receives what it says itself.
     pub(crate) echo: bool,
     pub(crate) transport: Transport,
 }
 
 impl Window {
-    /// Somebody has said something, to the room or to this one's.
+    /// Sends what somebody has said, to the room or to this client.
     pub(crate) fn heard(&self, who: &str, to: &str, text: &str, notice: bool) {
         let word = if notice { "NOTICE" } else { "PRIVMSG" };
         let head = format!(":{0}!{0}@{SERVER} {word} {to} :", nick(who));
         lines(&head, text).iter().for_each(|line| self.transport.write(line.as_bytes()));
     }
 
-    /// Somebody has come into the room, or gone.
+    /// Reports that somebody has entered the room, or left it.
     pub(crate) fn moved(&self, who: &str, word: &str) {
         self.transport.write(line(&format!(":{0}!{0}@{SERVER} {word}", nick(who))).as_bytes());
     }
@@ -46,15 +46,15 @@ impl Door for Irc {
 
     async fn received(&mut self, context: &Context<Chat>, transport: &Transport, input: &mut Input) -> Result<()> {
         while let Some(end) = input.line_end().filter(|_| !transport.is_closed()) {
-            // The room is with other code, and so will this be.
+            // Other code has the room, and will take over this connection.
             if context.is_replaced() && self.0.has_logged_in() {
                 return Ok(());
             }
             let text = Zeroizing::new(String::from_utf8_lossy(&input[..end]).into_owned());
             let (before, alone) = (self.0.clone(), input.len() == end);
             match self.line(&text, alone, context, transport).await {
-                // The room is with other code by now, which goes on from here: with this line, or with somebody who has logged in
-                // by it.
+                // Other code has the room by now and continues from here: with this line, or with the login, if this line has led
+                // to one.
                 Err(fault) if fault.is_reloaded() => {
                     if self.0.has_logged_in() && !before.has_logged_in() {
                         self.0.waits_outside();
@@ -67,7 +67,7 @@ impl Door for Irc {
                 done => done?,
             }
             input.take(end);
-            // Who asks for much reads it before more is done.
+            // A client that asks for much must read it before more is done.
             transport.room().await;
         }
         Ok(())
@@ -83,7 +83,7 @@ impl Door for Irc {
 
     fn closed(self, context: &Context<Chat>, transport: &Transport) {
         if let Ok(chat) = context.service() {
-            // Nobody writes to the service further up: this is called by itself.
+            // No caller is writing to the service: this is called directly.
             let _ = chat.write(|chat| chat.leave(transport, "QUIT :gone"));
         }
     }
@@ -106,7 +106,7 @@ impl Door for Irc {
     }
 }
 
-/// Which perspective a login is of: the one that has the identity's name, or the first.
+/// The perspective of a login: the one with the identity's name, or the first.
 fn perspective(login: &plugin_api::Login) -> Result<String> {
     let all = login.perspectives();
     let own = all.iter().find(|name| *name == login.identity()).or_else(|| all.first());
@@ -114,7 +114,7 @@ fn perspective(login: &plugin_api::Login) -> Result<String> {
 }
 
 impl Irc {
-    /// Serves a line; `alone`: there is nothing behind it yet.
+    /// Serves a line. `alone`: no input has arrived behind it yet.
     async fn line(&mut self, text: &str, alone: bool, context: &Context<Chat>, transport: &Transport) -> Result<()> {
         let Some(message) = Message::read(text.trim_end_matches(['\r', '\n'])) else { return Ok(()) };
         let peer = transport.peer();
@@ -130,7 +130,7 @@ impl Irc {
         Ok(())
     }
 
-    /// It has a window from now on.
+    /// Adds the client's window.
     fn come_in(&self, context: &Context<Chat>, transport: &Transport) -> Result<()> {
         let login = transport.login().ok_or_else(|| Fault::unauthorized("the login is gone"))?;
         let (who, joined, echo) = (perspective(&login)?, self.0.joined, self.0.echo);
@@ -151,12 +151,12 @@ impl Irc {
              :are supported by this server"
         ));
         say(&format!("422 {own} :there is no message of the day"));
-        // Whoever asked for another name is told the own one.
+        // A client that asked for another nickname learns its own.
         transport.write(line(&format!(":{own}!{own}@{SERVER} NICK :{own}")).as_bytes());
         Ok(())
     }
 
-    /// Does what a line leads to; what that leads to is next.
+    /// Performs an act. Returns the acts that follow from it.
     async fn act(&mut self, act: Act, alone: bool, context: &Context<Chat>, transport: &Transport) -> Result<Vec<Act>> {
         let own = self.0.nick().to_owned();
         let numeric = |number: u16, text: &str| {
@@ -237,12 +237,12 @@ impl Irc {
 
     async fn secure(&mut self, alone: bool, transport: &Transport, numeric: impl Fn(u16, &str)) -> Result<()> {
         if !alone {
-            // Sent in the clear, to look as if it had come by TLS.
+            // Plaintext behind STARTTLS would look as if it had come by TLS.
             return Err(Fault::value("there is more behind STARTTLS"));
         }
         numeric(670, ":go on with TLS");
         transport.start_tls().await?;
-        // What was said in the clear may have been somebody else's.
+        // What came in plaintext may be somebody else's.
         self.0 = Session::default();
         Ok(())
     }

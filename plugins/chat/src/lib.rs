@@ -1,9 +1,9 @@
 //! A room to talk in, with two doors: the model for a service that calls its clients, and for one that has a door of its own.
 //!
-//! By Perspective Broker each client gives an object when it attaches (its *mind*), with the methods `heard(who, text)`,
-//! `told(who, text)`, `came(who)` and `went(who)`. By IRC (`irc`) the room is `#chat`. Whoever is here by several doors, or
-//! several times, is one person. Nothing is saved: who is present is known as long as they are; connections of IRC are handed
-//! on to code that replaces this.
+//! Each client of Perspective Broker passes an object when it attaches (its *mind*), with the methods `heard(who, text)`,
+//! `told(who, text)`, `came(who)` and `went(who)`. For clients of IRC (`irc`), the room is `#chat`. A person who is present by
+//! several doors, or several times, counts as one. Nothing is saved: the service knows who is present for as long as they are.
+//! Code that replaces this one takes over the connections of IRC.
 
 mod irc;
 mod message;
@@ -20,18 +20,18 @@ use self::session::ROOM;
 
 plugin_api::export!(Chat);
 
-/// Hears what happens in the room. Give one, or see to nobody.
+/// Is notified of what happens in the room. Optional.
 #[mind]
 trait Ear {
     /// Somebody has said something to everybody.
     fn heard(&self, who: &str, text: &str);
-    /// Somebody has said something to this guest alone.
+    /// Somebody has said something to this guest only.
     fn told(&self, who: &str, text: &str);
     /// Somebody has come.
     fn came(&self, who: &str);
     /// Somebody has gone.
     fn went(&self, who: &str);
-    /// Somebody asks this guest alone: what it answers with, they get.
+    /// Somebody asks only this guest, and receives the answer.
     #[method("heard")]
     async fn ask(&self, who: &str, text: &str) -> Result<Value>;
 }
@@ -53,7 +53,7 @@ struct Chat {
     windows: Vec<Window>,
 }
 
-/// A room to talk in: for clients of IRC, and for those that give an object which hears.
+/// A chat room: for clients of IRC, and for clients that pass an object to be notified.
 #[service("chat", save = "never", mind = Ear)]
 impl Service for Chat {
     type Perspective = Guest;
@@ -64,7 +64,7 @@ impl Service for Chat {
 
     fn attached(context: &Context<Self>, guest: Handle<Guest>, attachment: &Attachment) -> Result<Handle<Guest>> {
         context.service()?.write(|chat| {
-            // Whoever was here before the code was replaced has not come just now.
+            // A client that was here before a reload has not come just now.
             if attachment.reason() == Reason::Login {
                 chat.comes(attachment.perspective(), None);
             }
@@ -75,7 +75,7 @@ impl Service for Chat {
 
     fn detached(context: &Context<Self>, _: Handle<Guest>, attachment: &Attachment) {
         let Ok(service) = context.service() else { return };
-        // Nobody writes to the service further up: the host calls this by itself.
+        // No caller is writing to the service: the host calls this directly.
         let _ = service.write(|chat| {
             chat.present.retain(|other| other.id() != attachment.id());
             chat.goes(attachment.perspective(), &format!("PART {ROOM} :gone"));
@@ -84,7 +84,7 @@ impl Service for Chat {
 }
 
 impl Chat {
-    /// Tells everybody who is present and gave an object; answers with how many those are.
+    /// Notifies everybody present who gave an object. Returns how many those are.
     fn tell(&self, tell: impl Fn(&Ear) -> Result<()>) -> usize {
         self.present.iter().filter_map(ear).filter(|ear| tell(ear).is_ok()).count()
     }
@@ -111,7 +111,7 @@ impl Chat {
         present.chain(self.windows.iter().map(|window| window.who.clone())).collect()
     }
 
-    /// Somebody comes into the room. Those who are there already hear of it, if it is the first time.
+    /// Somebody enters the room. If they were not in it before, those who are in it are notified.
     fn comes(&self, who: &str, by: Option<&Transport>) {
         if self.has(who) {
             return;
@@ -122,7 +122,7 @@ impl Chat {
         }
     }
 
-    /// Somebody has gone out; those who are left hear of it, if it was the last of them.
+    /// Somebody has left. If they are no longer in the room by any door, those who are in it are notified.
     fn goes(&self, who: &str, word: &str) {
         if self.has(who) {
             return;
@@ -131,7 +131,7 @@ impl Chat {
         self.joined().for_each(|window| window.moved(who, word));
     }
 
-    /// Somebody says something to the room; answers with how many by Perspective Broker are told.
+    /// Somebody says something to the room. Returns how many clients of Perspective Broker are notified.
     fn say(&self, who: &str, text: &str, notice: bool, by: Option<&Transport>) -> usize {
         for window in self.joined().filter(|window| window.echo || by.is_none_or(|by| window.transport != *by)) {
             window.heard(who, ROOM, text, notice);
@@ -139,9 +139,9 @@ impl Chat {
         self.tell(|ear| ear.heard(who, text))
     }
 
-    /// Somebody says something to somebody; false: they are not here.
+    /// Somebody says something to one person. Returns false if that person is not here.
     fn whisper(&self, who: &str, to: &str, text: &str, notice: bool) -> bool {
-        // By the name itself; by the nickname, where that is one person's alone.
+        // By the name itself, or by the nickname if only one person has it.
         let people = self.people();
         let named = |name: &&String| nick(name).eq_ignore_ascii_case(to);
         let whom = match people.get(to) {
@@ -156,7 +156,7 @@ impl Chat {
         ears > 0 || !windows.is_empty()
     }
 
-    /// A window says something; false: whom it is for is not here.
+    /// A window says something. Returns false if the recipient is not here.
     fn spoken(&self, by: &Transport, to: &str, text: &str, notice: bool) -> bool {
         let Some(window) = self.windows.iter().find(|window| window.transport == *by) else { return true };
         if to.eq_ignore_ascii_case(ROOM) {
@@ -194,7 +194,7 @@ impl Chat {
     }
 }
 
-/// What a guest hears with, if they gave one.
+/// A guest's mind, if they gave one.
 fn ear(guest: &Attachment) -> Option<Ear> {
     guest.mind().cloned().map(Ear::from)
 }
@@ -206,12 +206,12 @@ struct Guest;
 /// A guest's view of the room.
 #[perspective]
 impl Guest {
-    /// Says something to everybody, oneself included; answers with how many are told.
+    /// Says something to everybody, including the caller. Returns how many are notified.
     fn say(&self, context: &Context<Chat>, call: &Call, text: String) -> Result<usize> {
         context.service()?.read(|chat| chat.say(call.attachment().perspective(), &text, false, None))
     }
 
-    /// Says something to one guest, and answers with what their client answers.
+    /// Says something to one guest. Returns what their client answers.
     #[raises(NotPresent)]
     async fn ask(_me: Handle<Self>, context: Context<Chat>, call: Call, who: String, text: String) -> Result<Value> {
         let ear = context.service()?.read(|chat| {
@@ -221,7 +221,7 @@ impl Guest {
         ear.ok_or(NotPresent { who })?.ask(call.attachment().perspective(), &text).await
     }
 
-    /// Says something to one person, by whatever doors they are here.
+    /// Says something to one person, by any of their doors.
     #[raises(NotPresent)]
     fn tell(&self, context: &Context<Chat>, call: &Call, who: String, text: String) -> Result<()> {
         let told = context.service()?.read(|chat| chat.whisper(call.attachment().perspective(), &who, &text, false))?;

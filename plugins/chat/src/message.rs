@@ -2,9 +2,9 @@
 
 use zeroize::Zeroize;
 
-/// The longest line that is sent, in bytes, with its end.
+/// The longest line that is sent, in bytes, including its terminator.
 const LONGEST: usize = 512;
-/// The most parameters that a line has.
+/// The most parameters of a line.
 const PARAMETERS: usize = 15;
 
 /// A line, as a client sends it. Erased when it is dropped: some have a password in them.
@@ -22,7 +22,8 @@ impl Drop for Message {
 }
 
 impl Message {
-    /// Reads a line, without its end. Tags and prefix are passed over: nobody here asks for them. `None`: there is nothing in it.
+    /// Parses a line without its terminator. Tags and the prefix are skipped, because nothing here uses them. Returns `None` if
+    /// the line is empty.
     pub(crate) fn read(line: &str) -> Option<Self> {
         let mut rest = line.trim_start_matches(' ');
         for mark in ['@', ':'] {
@@ -55,13 +56,13 @@ impl Message {
         Some(Self { command: command.to_ascii_uppercase(), parameters })
     }
 
-    /// A parameter that is there, and not empty.
+    /// The parameter at this index, if it exists and is not empty.
     pub(crate) fn parameter(&self, index: usize) -> Option<&str> {
         self.parameters.get(index).map(String::as_str).filter(|parameter| !parameter.is_empty())
     }
 }
 
-/// A line to be sent: cut, and without what would end it before.
+/// A line to send: truncated, and without characters that would end it early.
 pub(crate) fn line(text: &str) -> String {
     let mut line: String = text.chars().map(|c| if matches!(c, '\r' | '\n' | '\0') { ' ' } else { c }).collect();
     let mut end = line.len().min(LONGEST - 2);
@@ -73,7 +74,7 @@ pub(crate) fn line(text: &str) -> String {
     line
 }
 
-/// A text as the lines that it takes, each behind `head`: cut between characters, at the last blank where there is one.
+/// Splits a text into lines that each begin with `head`: between characters, at the last blank if there is one.
 pub(crate) fn lines(head: &str, text: &str) -> Vec<String> {
     let room = LONGEST.saturating_sub(2 + head.len()).max(4);
     let mut lines = Vec::new();
@@ -96,7 +97,7 @@ pub(crate) fn lines(head: &str, text: &str) -> Vec<String> {
     lines
 }
 
-/// What a name is called in IRC, where a nickname has no blanks and no marks.
+/// A name as a nickname of IRC, which has no blanks and no special characters.
 pub(crate) fn nick(name: &str) -> String {
     let odd =
         |c: char| c.is_whitespace() || c.is_control() || matches!(c, ',' | '*' | '?' | '!' | '@' | ':' | '.' | '/');

@@ -1,4 +1,4 @@
-//! What one client of IRC has said so far, and what its next line leads to. No IO: what is to be done comes back as [`Act`]s.
+//! What one client of IRC has sent so far, and what its next line leads to. No IO: the results are [`Act`]s.
 
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
@@ -6,33 +6,33 @@ use zeroize::Zeroizing;
 
 use crate::message::{Message, line};
 
-/// The room, as IRC has it.
+/// The room's name in IRC.
 pub(crate) const ROOM: &str = "#chat";
-/// Who says what the server says.
+/// The server's name.
 pub(crate) const SERVER: &str = "credhost";
-/// So many logins may fail.
+/// The number of failed logins after which the client is disconnected.
 const TRIES: u8 = 3;
-/// This many may be spoken to at once.
+/// The most recipients of one message.
 pub(crate) const TARGETS: usize = 4;
-/// How long SASL's answer may be: three pieces of 400 bytes.
+/// The longest response in SASL: three pieces of 400 bytes.
 const SASL: usize = 1200;
 
 /// What a client's line leads to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Act {
-    /// It is sent this line.
+    /// Send it this line.
     Say(String),
-    /// A name and a password are to be looked at; then [`Session::logged_in`] or [`Session::refused`].
+    /// Check a name and a password, then call [`Session::logged_in`] or [`Session::refused`].
     LogIn(String, Zeroizing<String>),
-    /// The same by the certificate that it has shown; no name: whose that says it is.
+    /// The same by the certificate that it has presented. Without a name, the certificate says whose it is.
     LogInByCertificate(String),
-    /// It has come in, and is to be greeted.
+    /// It has come in: greet it.
     Welcome,
-    /// It comes into the room.
+    /// It enters the room.
     Join,
     /// It leaves the room.
     Part(String),
-    /// It says something to the room, or to somebody. `notice`: nobody is to answer by themselves.
+    /// It says something to the room, or to somebody. `notice`: no automatic replies.
     Speak { to: String, text: String, notice: bool },
     /// It wants to know who is in the room.
     Names,
@@ -40,33 +40,33 @@ pub(crate) enum Act {
     Who,
     /// It wants to know who somebody is.
     Whois(String),
-    /// Which of these are here?
+    /// It wants to know which of these are here.
     IsOn(Vec<String>),
-    /// It speaks TLS from here on.
+    /// Switch to TLS.
     Secure,
-    /// It goes.
+    /// Disconnect it.
     Quit(String),
 }
 
-/// How far a client's SASL has come.
+/// The state of a client's SASL exchange.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 enum Sasl {
     #[default]
     No,
     /// It has chosen PLAIN; what it has sent so far.
     Plain(#[serde(skip)] Zeroizing<String>),
-    /// It has chosen EXTERNAL: the certificate that it has shown says who it is.
+    /// It has chosen EXTERNAL: the certificate that it has presented says who it is.
     External,
-    /// It is being looked at.
+    /// The proof is being checked.
     Asked,
 }
 
 /// What a client's connection lets it do.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Means {
-    /// It can go over to TLS.
+    /// It can switch to TLS.
     pub(crate) start_tls: bool,
-    /// It has shown a certificate.
+    /// It has presented a certificate.
     pub(crate) certificate: bool,
 }
 
@@ -80,11 +80,11 @@ impl Means {
 /// One client.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Session {
-    /// The nickname that it wants, until it has the one that is its own.
+    /// The nickname that it wants, until it has its own.
     wanted: Option<String>,
-    /// What it says its user is called.
+    /// The user name that it sent.
     user: Option<String>,
-    /// It negotiates what it can: it is not greeted before.
+    /// It is negotiating capabilities: it is greeted only afterwards.
     negotiates: bool,
     sasl: Sasl,
     #[serde(skip)]
@@ -93,13 +93,13 @@ pub(crate) struct Session {
     nick: Option<String>,
     welcomed: bool,
     pub(crate) joined: bool,
-    /// Whether it is sent what it says itself.
+    /// Whether it receives what it says itself.
     pub(crate) echo: bool,
     pinged: bool,
     tries: u8,
 }
 
-/// A reply with a number.
+/// A numeric reply.
 fn numeric(number: u16, nick: &str, text: &str) -> Act {
     Act::Say(line(&format!(":{SERVER} {number:03} {nick} {text}")))
 }
@@ -109,7 +109,7 @@ fn say(text: &str) -> Act {
 }
 
 impl Session {
-    /// What it is called: `*`, until it has logged in.
+    /// Its nickname; `*` until it has logged in.
     pub(crate) fn nick(&self) -> &str {
         self.nick.as_deref().unwrap_or("*")
     }
@@ -123,22 +123,22 @@ impl Session {
         self.nick.is_some()
     }
 
-    /// It has logged in, and could not come in: the next code lets it in.
+    /// It has logged in, but could not come in: the next code lets it in.
     pub(crate) fn waits_outside(&mut self) {
         self.welcomed = false;
     }
 
-    /// Whether it comes in now, of those who wait outside.
+    /// Whether it comes in now, if it waits outside.
     pub(crate) fn comes_in(&mut self) -> bool {
         !self.welcomed && self.has_logged_in() && self.ready() == [Act::Welcome]
     }
 
-    /// Whether it can be handed on: a password that was said is in no bytes.
+    /// Whether it can be handed over: a password that was received must not be serialized.
     pub(crate) fn rests(&self) -> bool {
         self.nick.is_some() || self.password.is_none() && !matches!(self.sasl, Sasl::Plain(_) | Sasl::Asked)
     }
 
-    /// Its line.
+    /// Processes a line.
     pub(crate) fn line(&mut self, message: &Message, means: Means) -> Vec<Act> {
         self.pinged = false;
         match message.command.as_str() {
@@ -201,7 +201,7 @@ impl Session {
                 vec![numeric(906, &nick, ":given up")]
             }
             Sasl::No if given.eq_ignore_ascii_case("PLAIN") => {
-                // All of it has room at once: a text that grows leaves copies behind.
+                // Allocate the whole capacity now: a string that grows leaves copies behind.
                 self.sasl = Sasl::Plain(Zeroizing::new(String::with_capacity(SASL + 512)));
                 vec![say("AUTHENTICATE +")]
             }
@@ -234,7 +234,7 @@ impl Session {
                     self.sasl = Sasl::No;
                     return vec![numeric(905, &nick, ":too long")];
                 }
-                // As long as pieces are whole, there is one more.
+                // A piece of full length is followed by another one.
                 if given.len() == 400 {
                     return Vec::new();
                 }
@@ -253,7 +253,7 @@ impl Session {
             ("PASS" | "NICK" | "USER", None) => {
                 vec![numeric(461, self.nick(), &format!("{} :what?", message.command))]
             }
-            // Who has logged in needs none: it may be meant for whatever stands before other servers.
+            // A client that has logged in needs no password: this one may be meant for a program in front of other servers.
             ("PASS", Some(_)) if self.nick.is_some() => Vec::new(),
             ("PASS", Some(password)) => {
                 self.password = Some(Zeroizing::new(password.to_owned()));
@@ -271,7 +271,7 @@ impl Session {
         }
     }
 
-    /// Whether all has come that is needed to come in.
+    /// Lets the client in, or starts its login, if everything for that has arrived.
     fn ready(&mut self) -> Vec<Act> {
         let (Some(wanted), Some(user)) = (self.wanted.clone(), self.user.clone()) else { return Vec::new() };
         if self.negotiates || self.welcomed {
@@ -287,7 +287,7 @@ impl Session {
         match self.password.take() {
             Some(password) => {
                 self.sasl = Sasl::Asked;
-                // "name:password", of the user's name, says whose it is where the nickname does not.
+                // "name:password" says whose it is if the nickname does not; the name must be the user name or the nickname.
                 match password.split_once(':').filter(|(name, _)| *name == user || *name == wanted) {
                     Some((name, password)) => vec![Act::LogIn(name.to_owned(), Zeroizing::new(password.to_owned()))],
                     None => vec![Act::LogIn(wanted, password)],
@@ -300,7 +300,7 @@ impl Session {
         }
     }
 
-    /// It has logged in, and is called this.
+    /// The login has succeeded, with this nickname.
     pub(crate) fn logged_in(&mut self, nick: &str) -> Vec<Act> {
         (self.sasl, self.password) = (Sasl::No, None);
         self.nick = Some(nick.to_owned());
@@ -312,7 +312,7 @@ impl Session {
         acts
     }
 
-    /// It has not.
+    /// The login has failed.
     pub(crate) fn refused(&mut self, why: &str, wait: u64) -> Vec<Act> {
         self.sasl = Sasl::No;
         self.tries += 1;
@@ -326,7 +326,7 @@ impl Session {
         acts
     }
 
-    /// Nothing has come for a while.
+    /// No input has arrived for a while.
     pub(crate) fn idle(&mut self) -> Act {
         if std::mem::replace(&mut self.pinged, true) {
             return Act::Quit("no answer for a while".to_owned());
@@ -420,12 +420,12 @@ impl Session {
     }
 }
 
-/// What a client has sent, as far as it is shown again.
+/// What a client has sent, truncated to be shown to it again.
 fn cut(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-/// What PLAIN says (RFC 4616): for whom, who, and the password.
+/// Parses a response of PLAIN (RFC 4616): for whom, who, and the password.
 fn plain(said: &str) -> Option<(String, Zeroizing<String>)> {
     let bytes = Zeroizing::new(BASE64.decode(said.as_bytes()).ok()?);
     let mut parts = std::str::from_utf8(&bytes).ok()?.split('\0');

@@ -23,12 +23,12 @@ impl Service for Mail {
     }
 }
 
-/// One identity's mailbox. What is in it is in the service's data.
+/// One identity's mailbox. Its letters are in the service's data.
 struct Mailbox {
     name: String,
 }
 
-/// A letter, as it is kept and as it is answered.
+/// A letter, as stored and as returned.
 #[derive(Debug, Clone, Serialize, Deserialize, Described)]
 struct Letter {
     /// Its number.
@@ -36,20 +36,20 @@ struct Letter {
     number: u64,
     /// The sender.
     from: String,
-    /// To whom.
+    /// The recipient.
     to: String,
-    /// What it is about.
+    /// The subject.
     subject: String,
-    /// What it says; lists leave it out.
+    /// The text; lists omit it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     text: String,
 }
 
-/// Nobody can be called that.
+/// The name cannot be a mailbox's.
 #[derive(Serialize, Fault)]
 #[fault(class = "mail.NoSuchMailbox", message = "there is no mailbox {to:?}")]
 struct NoSuchMailbox {
-    /// Whom it was for.
+    /// The recipient's name.
     to: String,
 }
 
@@ -61,7 +61,7 @@ struct NoSuchLetter {
     number: u64,
 }
 
-/// Where a letter is kept. Numbers are written with leading zeros, so that the order of keys is theirs.
+/// The key of a letter. Numbers have leading zeros, so that keys are in the order of the numbers.
 fn key(folder: &str, owner: &str, number: u64) -> String {
     format!("{folder}/{owner}/{number:020}")
 }
@@ -69,7 +69,7 @@ fn key(folder: &str, owner: &str, number: u64) -> String {
 /// A mailbox.
 #[perspective]
 impl Mailbox {
-    /// Sends a letter; answers with its number.
+    /// Sends a letter. Returns its number.
     #[raises(NoSuchMailbox)]
     async fn send(
         me: Handle<Self>,
@@ -80,7 +80,7 @@ impl Mailbox {
     ) -> Result<u64> {
         let from = me.read(|mailbox| mailbox.name.clone())?;
         if to.is_empty() || to.contains('/') {
-            // Nobody is called that; and it would be a key of somebody else's.
+            // Nobody has such a name, and it could lead to somebody else's key.
             return Err(NoSuchMailbox { to }.into());
         }
         let mut change = context.data().transaction().await?;
@@ -93,7 +93,7 @@ impl Mailbox {
         Ok(number)
     }
 
-    /// The latest letters, without their texts; ten, if no `count` is given.
+    /// Returns the latest letters, without their texts; ten, if no `count` is given.
     async fn inbox(me: Handle<Self>, context: Context<Mail>, count: Option<usize>) -> Result<Vec<Letter>> {
         let prefix = me.read(|mailbox| format!("in/{}/", mailbox.name))?;
         let latest = context.data().select(Select::prefix(prefix).reverse().limit(count.unwrap_or(10))).await?;
@@ -104,14 +104,14 @@ impl Mailbox {
         letters.collect()
     }
 
-    /// One letter.
+    /// Returns one letter.
     #[raises(NoSuchLetter)]
     async fn read(me: Handle<Self>, context: Context<Mail>, number: u64) -> Result<Letter> {
         let key = me.read(|mailbox| key("in", &mailbox.name, number))?;
         Ok(context.data().get(key).await?.ok_or(NoSuchLetter { number })?)
     }
 
-    /// Throws a letter away.
+    /// Deletes a letter.
     #[raises(NoSuchLetter)]
     async fn remove(me: Handle<Self>, context: Context<Mail>, number: u64) -> Result<()> {
         let key = me.read(|mailbox| key("in", &mailbox.name, number))?;

@@ -1,8 +1,8 @@
 //! High scores: the model for a service whose state is shared by all, and for one with a page of its own.
 //!
-//! The table belongs to the service itself, which is `shared`: it is saved after each change, as a perspective is. A
-//! player's own perspective counts tries. The page (`page.rs`) is a door: everybody may see it, by a browser, and who has
-//! signed in hands in a score there. The operator gives it an address: `[service.scores.listen] http = "127.0.0.1:8080"`.
+//! The table belongs to the service itself, which is `shared`: like a perspective, it is saved after each change. A player's own
+//! perspective counts tries. The page (`page.rs`) is a door: everybody can see it in a browser, and players who have signed in
+//! submit scores there. The operator gives it an address: `[service.scores.listen] http = "127.0.0.1:8080"`.
 
 mod page;
 
@@ -30,7 +30,7 @@ impl Service for Scores {
 }
 
 impl Scores {
-    /// The best players first, so many of them.
+    /// The `count` best players, the best first.
     fn top(&self, count: usize) -> Vec<(String, u64)> {
         let mut all: Vec<(String, u64)> = self.best.iter().map(|(name, best)| (name.clone(), *best)).collect();
         all.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
@@ -45,12 +45,12 @@ struct Player {
     tries: u64,
 }
 
-/// What a submitted score came to.
+/// The result of a submitted score.
 #[derive(Serialize, Described)]
 struct Standing {
     /// The player's best score, with this one.
     best: u64,
-    /// How many they have handed in.
+    /// How many scores they have submitted.
     tries: u64,
     /// Their place in the table, from 1.
     rank: usize,
@@ -59,19 +59,19 @@ struct Standing {
 /// A player's view of the table.
 #[perspective]
 impl Player {
-    /// Hands in a score; answers with what it came to.
+    /// Submits a score. Returns the result.
     fn submit(&mut self, context: &Context<Scores>, call: &Call, score: u64) -> Result<Standing> {
         self.hand_in(context, call.attachment().perspective(), score)
     }
 
-    /// The best players first, as pairs of name and score; ten, if no `count` is given.
+    /// Returns pairs of name and score, the best first; ten, if no `count` is given.
     fn top(&self, context: &Context<Scores>, count: Option<usize>) -> Result<Vec<(String, u64)>> {
         context.service()?.read(|scores| scores.top(count.unwrap_or(10)))
     }
 }
 
 impl Player {
-    /// Hands in a score, by whatever door.
+    /// Submits a score, by any door.
     fn hand_in(&mut self, context: &Context<Scores>, player: &str, score: u64) -> Result<Standing> {
         self.tries += 1;
         context.service()?.write(|scores| {

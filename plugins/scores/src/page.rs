@@ -1,4 +1,4 @@
-//! The table as a page that everybody may see, and a form for those who have signed in: the model for a service with a page.
+//! The table as a page for everybody, with a form for those who have signed in: the model for a service with a page.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use std::sync::Arc;
 
 use crate::Scores;
 
-/// What all pages know.
+/// What all pages share.
 #[derive(Clone)]
 struct Site {
     here: Here<Scores>,
     sign_ins: Arc<SignIns>,
 }
 
-/// Serves the page by the listener `http`, if the operator has given it an address.
+/// Serves the page on the listener `http`, if the operator has given it an address.
 pub(crate) fn serve(context: &Context<Scores>) -> Result<()> {
     let hour = Duration::from_secs(3600);
     let cookie =
@@ -79,7 +79,7 @@ async fn sign_out(State(site): State<Site>, visitor: Visitor, headers: HeaderMap
     }
 }
 
-/// Takes a score of whoever has signed in: as their perspective, which counts the try.
+/// Accepts a score from a visitor who has signed in: as their perspective, which counts the try.
 async fn submit(
     State(site): State<Site>,
     visitor: Visitor,
@@ -135,7 +135,7 @@ fn shown(site: &Site, login: Option<&Login>, refused: Option<&Refused>) -> Resul
     })
 }
 
-/// The form for whoever has signed in.
+/// The form for visitors who have signed in.
 fn mine(name: &str) -> Markup {
     html! {
         form method="post" action="/submit" {
@@ -147,7 +147,7 @@ fn mine(name: &str) -> Markup {
     }
 }
 
-/// The form for whoever has not.
+/// The form for visitors who have not signed in.
 fn stranger(refused: Option<&Refused>) -> Markup {
     html! {
         form method="post" action="/sign-in" {

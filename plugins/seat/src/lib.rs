@@ -15,7 +15,7 @@ struct Seats {
     taken: HashMap<String, Attachment>,
 }
 
-/// What becomes of a second client.
+/// What happens to a second client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Policy {
@@ -62,9 +62,9 @@ impl Service for Seats {
 
     fn detached(context: &Context<Self>, _: Handle<Seat>, attachment: &Attachment) {
         let Ok(service) = context.service() else { return };
-        // Nobody writes to the service further up: the host calls this by itself.
+        // No caller is writing to the service: the host calls this directly.
         let _ = service.write(|seats| {
-            // Who was kicked does not take the seat along.
+            // A client that was kicked must not free the seat.
             let sits = seats.taken.get(attachment.perspective()).is_some_and(|sits| sits.id() == attachment.id());
             if sits {
                 seats.taken.remove(attachment.perspective());
@@ -79,7 +79,7 @@ struct Seat;
 /// A seat.
 #[perspective]
 impl Seat {
-    /// Where the one who sits here comes from.
+    /// Returns the address of the client in this seat.
     fn whence(&self, call: &Call) -> String {
         call.attachment().peer().to_owned()
     }

@@ -1,4 +1,4 @@
-//! What services call of whoever has logged in: shown as lines. Who does not read them keeps nobody waiting.
+//! Calls that services make of the client, shown as lines. A client that does not read them makes nobody wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ struct Shared {
 }
 
 impl Called {
-    /// `shown`, `shown_bytes`: how much of them waits. More of them are counted.
+    /// `shown`, `shown_bytes`: how many of them may wait. More of them are only counted.
     pub(crate) fn new(Limits { shown, shown_bytes: most_bytes, .. }: Limits) -> Self {
         let (sender, lines) = mpsc::channel(shown);
         let (json, waiting, lost) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
@@ -37,7 +37,7 @@ impl Called {
         self.shared.json.store(json, Ordering::Relaxed);
     }
 
-    /// The mind that a service is given.
+    /// The mind for a service.
     pub(crate) fn mind(&self, service: &str) -> Arc<dyn Referenceable> {
         let (service, shared) = (service.to_owned(), Arc::clone(&self.shared));
         Arc::new(move |call: Call| {
@@ -53,9 +53,9 @@ impl Called {
         self.lines.len()
     }
 
-    /// The next line, behind a word about those that were lost since the last.
+    /// The next line, preceded by a notice of those that were lost since the last one.
     pub(crate) async fn next(&mut self) -> String {
-        // There is a sender as long as this is.
+        // This holds a sender, so the channel is open.
         let line = self.lines.recv().await.unwrap_or_default();
         self.shared.waiting.fetch_sub(line.len(), Ordering::Relaxed);
         match self.shared.lost.swap(0, Ordering::Relaxed) {

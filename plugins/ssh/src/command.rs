@@ -1,4 +1,4 @@
-//! What somebody types: `[--json] [--follow] SERVICE[/PERSPECTIVE] METHOD ARGUMENT…`, and what helps them with it.
+//! What somebody types: `[--json] [--follow] SERVICE[/PERSPECTIVE] METHOD ARGUMENT…`, with help and completion.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use plugin_api::manifest::{Manifest, MethodManifest};
 use plugin_api::shell::{self, Keywords, Wrong};
 use serde_json::Value as Json;
 
-/// Words that are no service's name on a line of their own.
+/// Words that are commands, not names of services, on a line of their own.
 const WORDS: [&str; 4] = ["exit", "help", "logout", "quit"];
 
-/// How to use it, where nothing else is known.
+/// The general usage.
 pub(crate) const USAGE: &str = "\
 [--json] [--follow] SERVICE[/PERSPECTIVE] METHOD [ARGUMENT…]
 
@@ -31,7 +31,7 @@ pub(crate) struct Line {
     pub(crate) request: Request,
 }
 
-/// What is to be done.
+/// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
     Nothing,
@@ -79,7 +79,7 @@ impl Line {
                     None => (first, None),
                 };
                 match words.next() {
-                    // Of a service alone there is nothing to be done: what it has is shown.
+                    // For a service without a method, its help is shown.
                     None => Request::Help(vec![service]),
                     Some(method) => Request::Call(Call { service, perspective, method, words: words.collect() }),
                 }
@@ -89,7 +89,7 @@ impl Line {
     }
 }
 
-/// Whether a method takes a text there, whatever it looks like.
+/// Whether a parameter of this type takes a text, whatever the text looks like.
 fn is_text(of: &str) -> bool {
     let inner = of.strip_prefix("Option<").and_then(|of| of.strip_suffix('>')).unwrap_or(of);
     matches!(inner, "String" | "&str" | "&'static str")
@@ -100,7 +100,7 @@ fn argument(of: Option<&str>, text: &str) -> Result<Json, Wrong> {
 }
 
 impl Call {
-    /// The arguments as the service takes them, which says this of itself.
+    /// The arguments as the service expects them according to its manifest.
     pub(crate) fn arguments(&self, manifest: &Manifest) -> Result<(Value, Keywords), Wrong> {
         let method = method(manifest, &self.method)?;
         let parameters = method.typed_parameters();
@@ -117,7 +117,7 @@ impl Call {
                 None => positional.push(word.as_str()),
             }
         }
-        // A text at the end may have blanks in it: SSH parts words, whatever quotes were around them.
+        // A text at the end may contain blanks: SSH separates words, even if they were quoted together.
         let open: Vec<_> = parameters.iter().filter(|(name, _)| !keywords.contains_key(*name)).collect();
         let rest = match open.last() {
             Some((_, of)) if is_text(of) && positional.len() > open.len() => {
@@ -140,17 +140,17 @@ fn method<'m>(manifest: &'m Manifest, name: &str) -> Result<&'m MethodManifest, 
     found.ok_or_else(|| wrong(format!("{service} has no method {name}"), format!("`help {service}` shows what it has")))
 }
 
-/// What whoever has logged in can reach, as far as it is known.
+/// What the client can reach, as far as it is known.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
-    /// The services that there are keys for, and what they say of themselves.
+    /// The services that the client has keys for, and their manifests.
     pub(crate) services: BTreeMap<String, Option<Manifest>>,
-    /// The names of perspectives, each with its service: those whose service has several.
+    /// Services with several perspectives, and the names of these.
     pub(crate) perspectives: Vec<(String, String)>,
 }
 
 impl Reach {
-    /// What there is for these words.
+    /// The help for these words.
     pub(crate) fn help(&self, words: &[String]) -> Result<String, Wrong> {
         let of = |service: &String| match self.services.get(service) {
             Some(Some(manifest)) => Ok(manifest),
@@ -167,7 +167,7 @@ impl Reach {
         }
     }
 
-    /// There is no key for this service, or it does not exist: nobody learns which.
+    /// There is no key for this service, or no such service: the client does not learn which.
     pub(crate) fn unknown(&self, service: &str) -> Wrong {
         let known: Vec<&str> = self.services.keys().map(String::as_str).collect();
         let hint = match known.as_slice() {
@@ -191,7 +191,7 @@ impl Reach {
         shown
     }
 
-    /// What could stand where the last word of `text` does: from which byte on, and all that fits.
+    /// Completes the last word of `text`: returns the byte at which it starts, and all completions.
     pub(crate) fn complete(&self, text: &str) -> (usize, Vec<String>) {
         let start = text.rfind(' ').map_or(0, |at| at + 1);
         let begun = &text[start..];

@@ -1,4 +1,4 @@
-//! One channel: a command, lines that come by a pipe, or a terminal to type on.
+//! One channel: a command, lines from a pipe, or an interactive terminal.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use crate::line::{Done, Editor};
 use crate::show;
 use crate::wire::{Use, Waiting, Wire};
 
-/// The longest line that comes by a pipe, in bytes.
+/// The longest line from a pipe, in bytes.
 const LONGEST: usize = 64 << 10;
-/// What a command ends with that was not understood.
+/// The exit status of a command that was not understood.
 const USAGE: u32 = 2;
-/// What one ends with that was given up, as shells have it.
+/// The exit status of a command that was interrupted, as in shells.
 const GIVEN_UP: u32 = 130;
-/// How long what somebody can reach counts as known.
+/// How long the list of what a client can reach is up to date.
 const FRESH: Duration = Duration::from_secs(1);
-/// How often it is looked whether what is followed is still there.
+/// How often to check whether the followed perspective still exists.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Serves a channel to its end.
@@ -42,25 +42,25 @@ pub(crate) async fn serve(channel: Channel<Msg>, login: Login, waiting: Arc<Wait
     console.wire.end(status).await;
 }
 
-/// Where a perspective is: its service, and its name, if one was given.
+/// A perspective: its service, and its name, if one was given.
 type Place = (String, Option<String>);
 
-/// Whoever has logged in, at one channel.
+/// A client that has logged in, at one channel.
 struct Console {
     wire: Wire,
     login: Login,
     limits: Limits,
     attached: HashMap<Place, Remote>,
     reach: Reach,
-    /// When that was found out.
+    /// When `reach` was found out.
     looked: Option<Instant>,
     called: Called,
     json: bool,
-    /// Whether what services call is asked for.
+    /// Whether the client has asked for the calls of services.
     follows: bool,
 }
 
-/// What became of a command.
+/// The outcome of a command.
 struct Outcome {
     text: String,
     status: u32,
@@ -101,7 +101,7 @@ impl Console {
         }
     }
 
-    /// Does what a line asks for, and shows what became of it.
+    /// Performs the request of a line, and shows the outcome.
     async fn line(&mut self, line: Line) -> u32 {
         let Line { json, follow, request } = line;
         (self.json, self.follows) = (json, follow);
@@ -124,7 +124,7 @@ impl Console {
         status
     }
 
-    /// Shows what services call, until the client has enough of it, or there is nothing to be called by any more.
+    /// Shows the calls of services, until the client gives up or the perspective is dead.
     async fn follow(&mut self, place: &Place) -> Outcome {
         let Some(remote) = self.attached.get(place).cloned() else { return Outcome::said(String::new()) };
         let mut dead = std::pin::pin!(dead(remote));
@@ -141,7 +141,7 @@ impl Console {
         if self.wire.terminal { Outcome::given_up() } else { Outcome::said(String::new()) }
     }
 
-    /// Runs line by line what comes by a pipe. Ends as the last of them did.
+    /// Runs lines from a pipe, one by one. Returns the status of the last one.
     async fn pipe(&mut self) -> u32 {
         let (mut status, mut line) = (0, Vec::new());
         loop {
@@ -154,7 +154,7 @@ impl Console {
                     Some(next) => status = next,
                     None => return status,
                 }
-                // Others have their turn, whatever this line was.
+                // Other tasks get their turn, whatever this line was.
                 tokio::task::yield_now().await;
             }
             if self.wire.heard.was_over() {
@@ -172,7 +172,8 @@ impl Console {
         }
     }
 
-    /// Runs a line that came by a pipe, after one that has ended with `status`: its own. `None`: it was the last.
+    /// Runs a line from a pipe, after one that has ended with `status`. Returns its own status, or `None` if it was the last
+    /// line.
     async fn piped(&mut self, line: &[u8], status: u32) -> Option<u32> {
         if self.wire.heard.gone {
             return None;
@@ -184,14 +185,14 @@ impl Console {
         }
         match Line::read(text.trim()) {
             Ok(Line { request: Request::Exit, .. }) => None,
-            // Nothing is asked for.
+            // The line is empty.
             Ok(Line { request: Request::Nothing, .. }) => Some(status),
             Ok(line) => Some(self.line(line).await),
             Err(wrong) => Some(self.show(&wrong.into()).await),
         }
     }
 
-    /// A terminal to type on.
+    /// Serves an interactive terminal.
     async fn sit_down(&mut self, wide: usize) -> u32 {
         let mut editor = Editor::new(&format!("{}> ", show::escaped(self.login.identity())), wide, self.limits.line);
         let mut out = String::new();
@@ -207,7 +208,7 @@ impl Console {
                     if !self.done(&mut editor, done, &mut out).await {
                         return 0;
                     }
-                    // Others have their turn, whatever this line was.
+                    // Other tasks get their turn, whatever this line was.
                     tokio::task::yield_now().await;
                 }
                 continue;
@@ -219,7 +220,7 @@ impl Console {
             editor.redraw(&mut out);
             self.wire.put(std::mem::take(&mut out)).await;
             if self.wire.heard.has_more() {
-                // It came while that was written: nothing else will tell of it.
+                // It arrived during the write: nothing else will report it.
                 continue;
             }
             if self.wire.heard.ended || self.wire.heard.gone {
@@ -236,7 +237,7 @@ impl Console {
         }
     }
 
-    /// Does what was typed; false: that was the end.
+    /// Performs what was typed. Returns false at the end of the session.
     async fn done(&mut self, editor: &mut Editor, done: Done, out: &mut String) -> bool {
         match done {
             Done::End => return false,
@@ -283,7 +284,7 @@ impl Console {
         self.reach.help(words).map_or_else(Into::into, |text| Outcome::said(show::escaped(&text)))
     }
 
-    /// Learns what whoever has logged in can reach now. What cannot be found out is not known.
+    /// Finds out what the client can reach now. If that fails, the previous result stays.
     async fn look(&mut self) {
         if self.looked.is_some_and(|looked| looked.elapsed() < FRESH) {
             return;
@@ -294,7 +295,7 @@ impl Console {
         }
     }
 
-    /// Calls a method, while the client is heard, and what services call is shown.
+    /// Calls a method. Meanwhile, input is read, and the calls of services are shown.
     async fn call(&mut self, call: Call) -> Outcome {
         let place = (call.service.clone(), call.perspective.clone());
         let (mind, attached) = (self.called.mind(&call.service), self.attached.get(&place).cloned());
@@ -310,7 +311,7 @@ impl Console {
                 return Outcome::given_up();
             }
         };
-        // What the service has called until then comes before its answer.
+        // The service's calls until then are shown before its answer.
         for _ in 0..self.called.waiting() {
             let line = self.called.next().await;
             self.show_call(&line).await;
@@ -332,12 +333,12 @@ impl Console {
         }
     }
 
-    /// Shows what a service has called: beside the answers, unless it is what is asked for.
+    /// Shows a call of a service: on standard error, unless the client has asked for these calls.
     async fn show_call(&mut self, line: &str) {
         if self.follows { self.wire.say(line).await } else { self.wire.tell(line).await }
     }
 
-    /// Shows what became of a command: what went wrong goes to where errors go. Answers with its status.
+    /// Shows the outcome of a command; errors go to standard error. Returns its status.
     async fn show(&mut self, outcome: &Outcome) -> u32 {
         match outcome.status {
             0 => self.wire.say(&outcome.text).await,
@@ -347,7 +348,7 @@ impl Console {
     }
 }
 
-/// What whoever has logged in can reach now, if that can be found out.
+/// What the client can reach now, if that can be found out.
 async fn reach(login: Login) -> Option<Reach> {
     let keys = login.keys().await.ok()?;
     let mut reach = Reach::default();
@@ -362,14 +363,14 @@ async fn reach(login: Login) -> Option<Reach> {
     Some(reach)
 }
 
-/// Why a call has come to nothing.
+/// Why a call has failed.
 enum Problem {
     Wrong(Wrong),
     Failed(String),
     NoKey(String),
 }
 
-/// Calls a method, and attaches first where that is not done yet. Answers with what the attachment is to be kept as.
+/// Calls a method, and attaches first if that is not done yet. Also returns the attachment to keep.
 async fn call_of(
     login: Login,
     call: Call,
@@ -393,24 +394,24 @@ async fn call_of(
         Err(wrong) => return (Err(Problem::Wrong(wrong)), Some(remote)),
     };
     let answered = remote.call_with(&call.method, &positional, &keywords).await;
-    // What it came by may have been taken away, or the service has been stopped: next time it is attached again.
+    // Its access may have been revoked, or the service stopped: the next call attaches again.
     let kept = Some(remote).filter(|_| !is_dead(&answered));
     let value = answered.and_then(|answer| Ok(answer.value()?));
     (value.map_err(|error| failed(error, &call.method)), kept)
 }
 
-/// Waits until nothing more can be called there.
+/// Waits until the perspective is dead.
 async fn dead(remote: Remote) {
     loop {
         tokio::time::sleep(LOOK).await;
-        // A method that nothing has: what is there says so.
+        // No object has this method: one that is alive answers so.
         if is_dead(&remote.call("?", &()).await) {
             return;
         }
     }
 }
 
-/// Whether nothing more can be called there.
+/// Whether this answer shows that the object is dead.
 fn is_dead<T>(answered: &Result<T, Error>) -> bool {
     match answered {
         Err(Error::Failure(failure)) => matches!(
@@ -422,7 +423,7 @@ fn is_dead<T>(answered: &Result<T, Error>) -> bool {
     }
 }
 
-/// Why there is nothing to be called.
+/// Why there is nothing to call.
 fn not_found(error: Error, call: &Call) -> Problem {
     let service = &call.service;
     let class = if let Error::Failure(failure) = &error { failure.class.as_str() } else { "" };
@@ -439,7 +440,7 @@ fn not_found(error: Error, call: &Call) -> Problem {
 
 fn failed(error: Error, method: &str) -> Problem {
     match error {
-        // The service says what it takes: the words were wrong.
+        // The error names the parameters: the words were wrong.
         Error::Failure(failure)
             if failure.is("builtins.TypeError") && failure.value.starts_with(&format!("{method}(")) =>
         {
@@ -451,7 +452,7 @@ fn failed(error: Error, method: &str) -> Problem {
     }
 }
 
-/// What two words begin with alike.
+/// The common prefix of two words.
 fn alike<'w>(one: &'w str, other: &str) -> &'w str {
     let pairs = one.char_indices().zip(other.chars());
     let end = pairs.take_while(|((_, letter), other)| letter == other).map(|((at, letter), _)| at + letter.len_utf8());

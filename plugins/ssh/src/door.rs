@@ -1,4 +1,4 @@
-//! SSH, by russh: who is let in, and which channels they get.
+//! SSH, by russh: who may log in, and which channels they get.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -14,23 +14,23 @@ use crate::console;
 use crate::limits::Limits;
 use crate::wire::Waiting;
 
-/// After so many refusals a client has to come again: OpenSSH's six (`MaxAuthTries`), and its client's first question, which proves
-/// nothing.
+/// After this many refusals, a client has to reconnect: OpenSSH's six (`MaxAuthTries`), and the first request of its client,
+/// which proves nothing.
 const TRIES: usize = 7;
 
-/// How SSH is spoken, with this key of the host's.
+/// The configuration of SSH, with this key of the host.
 pub(crate) fn config(key: PrivateKey) -> Config {
     Config {
         server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-credhost")),
         methods: methods(),
-        // The host lets every refusal take as long.
+        // The host already makes every refusal take the same time.
         auth_rejection_time: Duration::ZERO,
         auth_rejection_time_initial: Some(Duration::ZERO),
         max_auth_attempts: TRIES,
         keys: vec![key],
         // What a client sends is small: commands.
         window_size: 256 << 10,
-        // Who has gone without a word is found out.
+        // Keepalives detect a client that has gone without notice.
         inactivity_timeout: None,
         keepalive_interval: Some(Duration::from_secs(60)),
         nodelay: true,
@@ -56,20 +56,20 @@ pub(crate) async fn serve(config: Arc<Config>, authorizer: Authorizer, stream: S
 struct Door {
     authorizer: Authorizer,
     client: Client,
-    /// How many bytes of commands wait in all channels. Each channel holds it.
+    /// How many bytes of commands wait in all channels. Each channel holds a reference to it.
     channels: Arc<Waiting>,
-    /// Those that do something already.
+    /// Channels that already run a command or a shell.
     begun: HashSet<ChannelId>,
 }
 
 impl Door {
-    /// A channel does one thing.
+    /// Accepts the first command or shell of a channel, and refuses others.
     fn begin(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
         if self.begun.insert(channel) { session.channel_success(channel) } else { session.channel_failure(channel) }
     }
 }
 
-/// How somebody may prove who they are.
+/// The methods of authentication.
 fn methods() -> MethodSet {
     MethodSet::from(&[MethodKind::PublicKey, MethodKind::Password][..])
 }
@@ -77,7 +77,7 @@ fn methods() -> MethodSet {
 fn answer(asked: Result<Login, Refused>) -> Auth {
     match asked {
         Ok(_) => Auth::Accept,
-        // Whoever was wrong may try again: the host throttles them.
+        // A refused client may try again: the host throttles it.
         Err(_) => Auth::Reject { proceed_with_methods: Some(methods()), partial_success: false },
     }
 }
@@ -89,7 +89,7 @@ impl Handler for Door {
         Ok(answer(self.authorizer.password(&self.client, user, password).await))
     }
 
-    // Whether a key is somebody's shows when it has signed: whoever knows a public key learns nothing by offering it.
+    // A key is looked up only after it has signed: offering a known public key reveals nothing.
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
         let line = key.public_key.to_openssh()?;
         Ok(answer(self.authorizer.key(&self.client, user, line).await))
@@ -101,7 +101,7 @@ impl Handler for Door {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        // Without an answer it is refused.
+        // A channel without a reply is refused.
         let Some(login) = self.client.login() else { return Ok(()) };
         if Arc::strong_count(&self.channels) > self.channels.limits.channels {
             return Ok(());

@@ -1,12 +1,12 @@
 //! Every service by SSH: the model for a door that is a service of its own.
 //!
-//! Whoever has a key for this service on their keyring logs in with their SSH keys, a password or a token, and reaches what
-//! they have keys for: `ssh alice@host todo add milk`, or a line to type on. The protocol is russh's; what is typed and shown is
-//! `command`, `line` and `show`, which do no IO.
+//! An identity with a key for this service logs in with its SSH keys, a password or a token, and reaches what it has keys for:
+//! `ssh alice@host todo add milk`, or an interactive line. russh implements the protocol. `command`, `line` and `show` handle
+//! what is typed and shown, without IO.
 //!
-//! The operator lets it: `[service.ssh] may = ["attach", "vouch"]`, and gives it an address:
-//! `[service.ssh.listen] ssh = { address = "0.0.0.0:22", encrypted = true, grace = "8 hours" }`. What one connection may have is in
-//! [`limits`]: `[service.ssh] channels = 20`.
+//! The operator permits this: `[service.ssh] may = ["attach", "vouch"]`, and gives it an address: `[service.ssh.listen] ssh = {
+//! address = "0.0.0.0:22", encrypted = true, grace = "8 hours" }`. The limits of one connection are in [`limits`]: `[service.ssh]
+//! channels = 20`.
 
 mod called;
 mod command;
@@ -33,7 +33,7 @@ plugin_api::export!(Ssh);
 const HOST_KEY: &str = "host-key";
 
 struct Ssh {
-    /// The host's key, as OpenSSH writes public ones; empty before it has started.
+    /// The host's public key, in OpenSSH's format; empty until the service has started.
     host_key: String,
     limits: Limits,
 }
@@ -50,7 +50,7 @@ impl Service for Ssh {
 
     async fn start(me: Handle<Self>, context: Context<Self>) -> Result<()> {
         let streams = context.listen("ssh")?;
-        // Beside it: the store takes what a service writes once it serves.
+        // In a task, because the store accepts a service's writes only once it serves.
         context.clone().spawn(async move {
             if let Err(fault) = serve(&me, &context, streams).await {
                 tracing::error!("nobody can come by SSH: {fault}");
@@ -60,7 +60,7 @@ impl Service for Ssh {
     }
 }
 
-/// Serves whoever comes.
+/// Serves all connections.
 async fn serve(me: &Handle<Ssh>, context: &Context<Ssh>, mut streams: Listener) -> Result<()> {
     let key = host_key(context).await?;
     let line = key.public_key().to_openssh().map_err(|error| Fault::value(error.to_string()))?;
@@ -74,7 +74,7 @@ async fn serve(me: &Handle<Ssh>, context: &Context<Ssh>, mut streams: Listener) 
     Ok(())
 }
 
-/// The host's key: made when there is none yet, and kept in the store.
+/// The host's key: created if there is none yet, and kept in the store.
 async fn host_key(context: &Context<Ssh>) -> Result<PrivateKey> {
     let wrong = |error: russh::keys::ssh_key::Error| Fault::value(format!("the host's key: {error}"));
     if let Some(kept) = context.data().get::<String>(HOST_KEY).await? {
@@ -89,14 +89,14 @@ async fn host_key(context: &Context<Ssh>) -> Result<PrivateKey> {
     Ok(key)
 }
 
-/// Somebody who may come by SSH.
+/// An identity that may log in by SSH.
 #[derive(Default)]
 struct Visitor;
 
-/// What there is to know of the host's side of SSH.
+/// Information about the host's side of SSH.
 #[perspective]
 impl Visitor {
-    /// The host's public key, as a line for `known_hosts`: behind the host's name.
+    /// Returns the host's public key, as in a line of `known_hosts` after the host's name.
     fn host_key(&self, context: &Context<Ssh>) -> Result<String> {
         context.service()?.read(|ssh| ssh.host_key.clone())
     }

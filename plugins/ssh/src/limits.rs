@@ -1,24 +1,24 @@
-//! What one connection may have, as the operator has set it in `[service.ssh]`.
+//! The limits of one connection, as the operator has set them in `[service.ssh]`.
 
 use plugin_api::{Fault, Result};
 use serde::Deserialize;
 
-/// What one connection may have.
+/// The limits of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
     /// Channels at once (OpenSSH's `MaxSessions`).
     pub(crate) channels: usize,
-    /// The letters of a line that is typed.
+    /// The letters of a typed line.
     pub(crate) line: usize,
-    /// Bytes typed ahead that wait; more are not taken.
+    /// Bytes of type-ahead that may wait; more are not accepted.
     pub(crate) typed: usize,
-    /// Bytes of commands by pipes that wait, of all channels; more of them end the session. SSH's window cannot hold a client back
-    /// here: russh gives it out again as it reads, and has to read, for channels have one way between them.
+    /// Bytes of piped commands that may wait, of all channels; more of them end the session. SSH's window cannot slow a client
+    /// down here: russh extends it as it reads, and must read, because all channels share one connection.
     pub(crate) piped: usize,
-    /// Calls by services that wait to be shown. More of them are counted.
+    /// Calls by services that may wait to be shown. More of them are only counted.
     pub(crate) shown: usize,
-    /// Bytes of these.
+    /// The bytes of these calls.
     pub(crate) shown_bytes: usize,
 }
 
@@ -29,10 +29,10 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The same, if they can be.
+    /// Returns the limits, if they are valid.
     ///
     /// # Errors
-    /// The first that cannot.
+    /// If a limit is out of range. The error names the first one.
     pub(crate) fn checked(self) -> Result<Self> {
         let all = [
             ("channels", self.channels, 1, 1_000),

@@ -1,26 +1,25 @@
-//! A line to type on: the keys of readline that everybody knows, without IO. Bytes of a terminal go in, what is to be drawn comes
-//! out.
+//! A line editor with the common keys of readline, without IO. It takes the bytes of a terminal, and returns what to draw.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use vte::{Params, Parser, Perform};
 
 /// How many lines are remembered.
 const HISTORY: usize = 200;
-/// As wide as a terminal is that has not said so.
+/// The width of a terminal that does not report it.
 const WIDE: usize = 80;
 
-/// What somebody has done.
+/// What the typed keys ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Done {
-    /// They have ended a line.
+    /// A line was entered.
     Line(String),
-    /// They have ended one that was longer than a line may be: nothing is known of its end.
+    /// A line was entered that was too long: its end was not kept.
     TooLong,
-    /// They want to know how this can go on: the text before the cursor.
+    /// Complete the text before the cursor.
     Complete(String),
-    /// They have given up on the line (Ctrl-C).
+    /// The line was given up (Ctrl-C).
     Interrupt,
-    /// They want to go (Ctrl-D on an empty line).
+    /// The session is to end (Ctrl-D on an empty line).
     End,
 }
 
@@ -114,17 +113,17 @@ pub(crate) struct Editor {
     text: Vec<char>,
     cursor: usize,
     history: Vec<String>,
-    /// Where in the history one is; its length: at what is being typed.
+    /// The position in the history; its length is the line that is being typed.
     at: usize,
-    /// What was being typed before one went back.
+    /// The line that was being typed, while a line of the history is shown.
     typed: Vec<char>,
     wide: usize,
-    /// How many letters a line has.
+    /// The most letters of a line.
     most: usize,
     parser: Parser,
-    /// The last key that ended a line was a carriage return: a line feed behind it ends no other.
+    /// The last byte was a carriage return: a line feed behind it does not end another line.
     returned: bool,
-    /// Whether it is not as it was drawn last.
+    /// Whether the line has changed since it was drawn.
     stale: bool,
     /// Whether more was typed than a line may have.
     over: bool,
@@ -150,13 +149,13 @@ impl Editor {
         editor
     }
 
-    /// The terminal is so wide from now on; 0: it does not say.
+    /// Sets the width of the terminal; 0: unknown.
     pub(crate) fn resize(&mut self, wide: usize) {
         self.wide = if wide == 0 { WIDE } else { wide.clamp(10, 1000) };
     }
 
-    /// A byte that was typed: what is to be drawn goes behind `out`. The line itself is drawn by [`Editor::redraw`], once for all
-    /// that has come.
+    /// Processes a typed byte, and appends what to draw to `out`. [`Editor::redraw`] draws the line itself, once for all bytes
+    /// that have arrived.
     pub(crate) fn typed(&mut self, byte: u8, out: &mut String) -> Option<Done> {
         let behind_return = std::mem::replace(&mut self.returned, byte == b'\r');
         if byte == b'\n' && behind_return {
@@ -199,7 +198,7 @@ impl Editor {
         None
     }
 
-    /// Draws the line, if it is not as it was drawn last.
+    /// Draws the line, if it has changed since it was drawn.
     pub(crate) fn redraw(&mut self, out: &mut String) {
         if self.stale {
             self.draw(out);
@@ -274,7 +273,7 @@ impl Editor {
         at
     }
 
-    /// Goes to a line of before, or back to what was being typed.
+    /// Shows a line of the history, or again the one that was being typed.
     fn go(&mut self, at: usize) {
         if self.at == self.history.len() {
             self.typed = std::mem::take(&mut self.text);
@@ -303,7 +302,7 @@ impl Editor {
         (self.cursor, self.at, self.over) = (0, self.history.len(), false);
     }
 
-    /// Puts this in place of what stands from byte `start` of the text before the cursor.
+    /// Replaces the text from byte `start` to the cursor.
     pub(crate) fn complete(&mut self, start: usize, word: &str) {
         let before: String = self.text[..self.cursor].iter().collect();
         let from = before.get(..start).map_or(self.cursor, |kept| kept.chars().count());
@@ -313,11 +312,12 @@ impl Editor {
         self.stale = true;
     }
 
-    /// Draws the line, with the cursor in its place. A line that is wider than the terminal is seen where the cursor is.
+    /// Draws the line, with the cursor in its place. Of a line that is wider than the terminal, the part at the cursor is
+    /// visible.
     pub(crate) fn draw(&mut self, out: &mut String) {
         self.stale = false;
         let room = self.wide.saturating_sub(self.prompt.width() + 1).max(1);
-        // Walked once, from the cursor: however long it is.
+        // Only the part at the cursor is examined, however long the line is.
         let (mut from, mut before) = (self.cursor, 0);
         while from > 0 && before + wide(self.text[from - 1]) < room {
             from -= 1;
@@ -337,7 +337,7 @@ impl Editor {
         }
     }
 
-    /// Takes the line away, so that something else can be shown in its place.
+    /// Erases the line, so that something else can be shown in its place.
     pub(crate) fn hide(out: &mut String) {
         out.push_str("\r\u{1b}[K");
     }
@@ -345,7 +345,7 @@ impl Editor {
 
 /// How many columns a letter takes.
 fn wide(letter: char) -> usize {
-    // One that is not seen is drawn all the same.
+    // A control character is drawn, too.
     if letter.is_control() { 1 } else { letter.width().unwrap_or(1) }
 }
 

@@ -1,14 +1,14 @@
-//! Values as people read them. What came from elsewhere cannot steer their terminal.
+//! Values as people read them. Text from elsewhere cannot control their terminal.
 
 use plugin_api::{Node, Value, ValueRef};
 
-/// Whether a letter does something to a terminal, or to those beside it, instead of being seen.
+/// Whether a letter controls a terminal, or the letters beside it, instead of being visible.
 fn steers(letter: char) -> bool {
     letter.is_control()
         || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// A text whose letters are all seen: those that steer are written out, but for ends of lines and tabs.
+/// A text of visible letters: those that control a terminal are escaped, except line feeds and tabs.
 pub(crate) fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -18,12 +18,12 @@ pub(crate) fn escaped(text: &str) -> String {
     shown
 }
 
-/// A value as JSON, on a line of its own, of letters that are all seen.
+/// A value as JSON, on a line of its own, of visible letters.
 pub(crate) fn as_json(value: &serde_json::Value) -> String {
     let mut shown = String::new();
     for letter in value.to_string().chars() {
         if steers(letter) {
-            // All of them are of the plane that four digits name.
+            // Four digits are enough for all of them.
             shown.push_str(&format!("\\u{:04x}", u32::from(letter)));
         } else {
             shown.push(letter);
@@ -33,7 +33,7 @@ pub(crate) fn as_json(value: &serde_json::Value) -> String {
     shown
 }
 
-/// An answer, ready to be shown: a text as it is, the items of a list on a line each; empty for none.
+/// An answer, ready to be shown: a text unchanged, the items of a list one per line, nothing for None.
 pub(crate) fn answer(value: &Value) -> String {
     let root = value.root();
     let lines = match root.node() {

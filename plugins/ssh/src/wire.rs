@@ -1,4 +1,4 @@
-//! A channel's two ways. Whatever is waited for, the client is heard meanwhile: a channel that nobody reads would hold up all
+//! A channel's input and output. Input is read even while something else is awaited: a channel that nobody reads would block all
 //! others of its connection.
 
 use std::collections::VecDeque;
@@ -15,12 +15,12 @@ use crate::limits::Limits;
 /// Ctrl-C.
 const INTERRUPT: u8 = 3;
 
-/// How much waits in all channels of a connection: of that the host is told.
+/// How many bytes wait in all channels of a connection; the host is notified of it.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     bytes: AtomicUsize,
     pub(crate) limits: Limits,
-    /// Not there in tests.
+    /// `None` in tests.
     client: Option<Client>,
 }
 
@@ -29,14 +29,14 @@ impl Waiting {
         Self { bytes: AtomicUsize::new(0), limits, client: Some(client) }
     }
 
-    /// This many bytes more. Answers with how many there are.
+    /// Adds bytes. Returns the total.
     fn add(&self, bytes: usize) -> usize {
         let all = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.tell();
         all
     }
 
-    /// This many bytes less.
+    /// Subtracts bytes.
     fn sub(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.tell();
@@ -52,20 +52,20 @@ impl Waiting {
 /// What a channel is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// One command: what else comes is for nobody.
+    /// One command: other input is ignored.
     Command,
-    /// Lines, by a pipe.
+    /// Lines from a pipe.
     Pipe,
-    /// A terminal, so wide.
+    /// A terminal of this width.
     Terminal(usize),
 }
 
-/// What has come from the client, and was not looked at yet.
+/// Input from the client that was not processed yet.
 pub(crate) struct Heard {
     by: Use,
     /// What was typed.
     ahead: VecDeque<u8>,
-    /// How many interrupts are in it, where there is a terminal.
+    /// How many interrupts are in `ahead`, if there is a terminal.
     interrupts: usize,
     /// How much waits in all channels of the connection.
     waiting: Arc<Waiting>,
@@ -74,11 +74,11 @@ pub(crate) struct Heard {
     pub(crate) ended: bool,
     /// The client has gone.
     pub(crate) gone: bool,
-    /// More has come than there was room for: nothing is taken any more.
+    /// The input has exceeded its limit: no more is accepted.
     over: bool,
-    /// How wide the terminal has become.
+    /// The new width of the terminal.
     pub(crate) resized: Option<usize>,
-    /// Somebody wants what runs to end.
+    /// The client wants the running command to end.
     interrupted: bool,
 }
 
@@ -110,7 +110,7 @@ impl Heard {
         if self.ahead.len() + data.len() > own || all > piped {
             self.waiting.sub(data.len());
             self.over = true;
-            // Nothing of a command that is not whole is run.
+            // An incomplete command must not run.
             let whole = self.ahead.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
             self.forget(whole..);
             return;
@@ -134,22 +134,23 @@ impl Heard {
         Some(byte)
     }
 
-    /// Whether something waits to be looked at.
+    /// Whether something waits to be processed.
     pub(crate) fn has_more(&self) -> bool {
         !self.ahead.is_empty() || self.over || self.resized.is_some()
     }
 
-    /// Whether more has come than there was room for. It is said once: what comes from now on is taken again.
+    /// Whether the input has exceeded its limit. Reported once: from now on, input is accepted again.
     pub(crate) fn was_over(&mut self) -> bool {
         std::mem::take(&mut self.over)
     }
 
-    /// Whether what runs is to end: nobody is there any more, or has said so.
+    /// Whether the running command must end: the client has gone, or has interrupted it.
     pub(crate) fn gives_up(&self) -> bool {
         self.gone || self.interrupted || self.interrupts > 0
     }
 
-    /// What runs has ended, for whatever reason: what was to end it does not end the next, and what was typed before it is gone.
+    /// The running command has ended, for any reason: interrupts for it must not end the next command, and what was typed before
+    /// them is discarded.
     pub(crate) fn forget_interrupts(&mut self) {
         self.interrupted = false;
         if self.interrupts > 0 {
@@ -176,7 +177,8 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// Waits for what the client wants of the channel: a command, if it is one. `None`: it wants nothing.
+    /// Waits until the client says what the channel is for. Also returns the command, if it is one. `None`: the client wants
+    /// nothing.
     pub(crate) async fn begin(channel: Channel<Msg>, waiting: Arc<Waiting>) -> Option<(Self, Use, String)> {
         let (mut read, write) = channel.split();
         let mut wide = None;
@@ -202,13 +204,13 @@ impl Wire {
         self.heard.hear(message);
     }
 
-    /// Writes a text, with ends of lines as the other side has them.
+    /// Writes a text, with line ends as the other side expects them.
     pub(crate) async fn say(&mut self, text: &str) {
         let text = if self.terminal { text.replace('\n', "\r\n") } else { text.to_owned() };
         self.put(text).await;
     }
 
-    /// The same, beside the answers.
+    /// The same, but to standard error if there is no terminal.
     pub(crate) async fn tell(&mut self, text: &str) {
         if self.terminal {
             return self.say(text).await;
@@ -220,7 +222,7 @@ impl Wire {
         }
     }
 
-    /// Writes what is to be drawn, and waits until the client has room for it.
+    /// Writes a text unchanged, and waits until the client has room for it.
     pub(crate) async fn put(&mut self, text: String) {
         if !text.is_empty() {
             let Self { read, write, heard, .. } = self;
@@ -229,13 +231,13 @@ impl Wire {
         }
     }
 
-    /// Waits for something while the client is heard. `None`: it was given up.
+    /// Waits for a future while input is read. Returns `None` if the client has gone.
     pub(crate) async fn hearing<T>(&mut self, done: impl Future<Output = T>) -> Option<T> {
         let Self { read, heard, .. } = self;
         hearing(read, heard, done).await
     }
 
-    /// Says how it has ended.
+    /// Sends the exit status, and closes the channel.
     pub(crate) async fn end(mut self, status: u32) {
         let Self { read, write, heard, .. } = &mut self;
         let last = async {
@@ -248,7 +250,7 @@ impl Wire {
     }
 }
 
-/// Waits for something while the client is heard. `None`: the client has gone.
+/// Waits for a future while input is read. Returns `None` if the client has gone.
 async fn hearing<T>(read: &mut ChannelReadHalf, heard: &mut Heard, done: impl Future<Output = T>) -> Option<T> {
     let mut done = std::pin::pin!(done);
     while !heard.gone {

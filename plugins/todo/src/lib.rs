@@ -1,6 +1,6 @@
 //! A to-do list for everyone: the model for a service whose perspectives have state of their own.
 //!
-//! Each perspective is one list. It is saved by the host after each call that changed it.
+//! Each perspective is one list. The host saves it after each call that changes it.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ impl Service for Todo {
     type Perspective = Tasks;
 }
 
-/// Rings, for whoever wants to be reminded.
+/// Rings for a client that wants to be reminded.
 #[mind]
 trait Bell {
-    /// The time is up for a task.
+    /// A task is due.
     async fn ring(&self, text: &str) -> Result<()>;
 }
 
@@ -42,7 +42,7 @@ struct Tasks {
 /// One thing to do.
 #[derive(Clone, Serialize, Deserialize, Described)]
 struct Task {
-    /// What.
+    /// The text.
     text: String,
     /// Whether it is done.
     #[serde(default)]
@@ -52,13 +52,13 @@ struct Task {
 /// One list of tasks, numbered from 0.
 #[perspective]
 impl Tasks {
-    /// Adds a task; answers with its number.
+    /// Adds a task. Returns its number.
     fn add(&mut self, text: String) -> usize {
         self.tasks.push(Task { text, done: false });
         self.tasks.len() - 1
     }
 
-    /// All tasks.
+    /// Returns all tasks.
     fn list(&self) -> &[Task] {
         &self.tasks
     }
@@ -70,20 +70,20 @@ impl Tasks {
         Ok(())
     }
 
-    /// Removes the tasks that are done; answers with how many those were.
+    /// Removes the tasks that are done. Returns how many were removed.
     fn clear(&mut self) -> usize {
         let before = self.tasks.len();
         self.tasks.retain(|task| !task.done);
         before - self.tasks.len()
     }
 
-    /// Rings the client's own object when the time is up.
+    /// Calls the client's object when the time is up.
     #[raises(NoSuchTask)]
     async fn remind(me: Handle<Self>, call: Call, number: usize, seconds: u64) -> Result<()> {
         let bell = Bell::from(call.mind()?.clone());
         me.read(|tasks| tasks.text(number))??;
         tokio::time::sleep(Duration::from_secs(seconds)).await;
-        // Only looks: that goes on though the service was replaced meanwhile.
+        // This only reads: it works even if the service was replaced meanwhile.
         let text = me.read(|tasks| tasks.text(number))??;
         bell.ring(&text).await
     }

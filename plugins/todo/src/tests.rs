@@ -80,7 +80,7 @@ fn tasks_and_reminders_outlive_a_reload() {
     }
     assert_eq!(alice.call::<Vec<Task>>("list", ()).unwrap().len(), 1);
     assert_eq!(bob.call::<usize>("add", ("bread",)).unwrap(), 1);
-    // The mind is known to the new code, and the old goes on with what it has begun.
+    // The new code knows the mind, and the old code continues what it has begun.
     alice.call::<()>("remind", (0, 0)).unwrap();
     assert_eq!(heard.try_recv().unwrap(), "ring(\"milk\",)");
     host.advance(Duration::from_secs(60)).unwrap();

@@ -1,28 +1,29 @@
-//! Signed words about who somebody is, for sites that do not take a proxy's word: JSON Web Tokens (RFC 7519), by Ed25519 (RFC 8037).
+//! Signed assertions of who somebody is, for sites that do not rely on a proxy alone: JSON Web Tokens (RFC 7519), by Ed25519 (RFC
+//! 8037).
 //!
-//! Written here: three texts with dots between them are all there is to making one, and what libraries bring for it beside that
-//! reads tokens of all kinds.
+//! Implemented here: creating one only takes three texts with dots between them, and what libraries add to that parses tokens of
+//! all kinds.
 
 use data_encoding::BASE64URL_NOPAD;
 use ed25519_dalek::{Signer as _, SigningKey};
 use plugin_api::prelude::*;
 use serde_json::json;
 
-/// How long one holds, in seconds: a request takes less.
+/// How long an assertion is valid, in seconds: a request takes less.
 const HOLDS: u64 = 60;
 /// Where the key is, in the service's data.
 const KEY: &str = "assertion-key";
 
-/// Signs what is known of somebody.
+/// Signs assertions.
 pub(crate) struct Signer {
     key: SigningKey,
-    /// The first part of each, in base64.
+    /// The first part of each assertion, in base64.
     header: String,
-    /// What sites verify it with, as JSON.
+    /// The keys that sites verify assertions with, as JSON.
     pub(crate) public: String,
 }
 
-/// What is said of somebody.
+/// The claims of an assertion.
 #[derive(Debug, Serialize)]
 struct Claims<'a> {
     iss: &'a str,
@@ -35,11 +36,11 @@ struct Claims<'a> {
 }
 
 impl Signer {
-    /// One of this seed.
+    /// The signer of this seed.
     fn new(seed: &[u8; 32]) -> Self {
         let key = SigningKey::from_bytes(seed);
         let public = BASE64URL_NOPAD.encode(key.verifying_key().as_bytes());
-        // Known by what it is: another key has another.
+        // The identifier comes from the key: another key has another one.
         let id = public[..16].to_owned();
         let public = json!({ "keys": [{
             "kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": id, "x": public,
@@ -48,7 +49,7 @@ impl Signer {
         Self { key, header: BASE64URL_NOPAD.encode(header.as_bytes()), public: public.to_string() }
     }
 
-    /// The service's own: made when there is none yet, and kept in the store.
+    /// The service's own signer: its key is created if there is none yet, and kept in the store.
     pub(crate) async fn own<S: Service>(context: &Context<S>) -> Result<Self> {
         if let Some(kept) = context.data().get::<plugin_api::Bytes>(KEY).await? {
             let kept = plugin_api::Zeroizing::new(kept.0);
@@ -61,7 +62,7 @@ impl Signer {
         Ok(Self::new(&seed))
     }
 
-    /// That `identity`, who has a key for `perspective`, is asking for something of `audience`. `now` is in seconds since 1970.
+    /// Asserts that `identity`, which has a key for `perspective`, makes a request to `audience`. `now` is in seconds since 1970.
     pub(crate) fn sign(
         &self,
         (issuer, audience): (&str, &str),

@@ -1,4 +1,4 @@
-//! What people change of what they sign in with: their password, their keys. The host has the password said once more each time.
+//! Users change what they sign in with: their password and their keys. The host requires the password again each time.
 
 use plugin_api::web::Visitor;
 use plugin_api::web::axum::extract::{Form, Query, State};
@@ -11,7 +11,7 @@ use crate::html::Said;
 use crate::pages::own_page;
 use crate::{Site, html};
 
-/// Another password.
+/// A change of the password.
 #[derive(Deserialize)]
 pub(crate) struct NewPassword {
     current: Zeroizing<String>,
@@ -19,7 +19,7 @@ pub(crate) struct NewPassword {
     again: Zeroizing<String>,
 }
 
-/// One more key.
+/// A key to add.
 #[derive(Deserialize)]
 pub(crate) struct NewKey {
     key: String,
@@ -28,7 +28,7 @@ pub(crate) struct NewKey {
     current: Zeroizing<String>,
 }
 
-/// One that there is.
+/// An existing key or token.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Which {
@@ -36,7 +36,7 @@ pub(crate) struct Which {
     label: String,
 }
 
-/// One that is to go.
+/// A key or a token to remove.
 #[derive(Deserialize)]
 pub(crate) struct Leaving {
     kind: String,
@@ -57,7 +57,7 @@ async fn whoever(site: &Site, visitor: &Visitor, headers: &HeaderMap) -> Result<
     }
 }
 
-/// A form once more, with why.
+/// The form again, with the reason.
 fn refused(refused: &Refused, form: impl IntoResponse) -> Response {
     let status = if refused.wait() > 0 { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::FORBIDDEN };
     let mut response = (status, form).into_response();
@@ -67,7 +67,7 @@ fn refused(refused: &Refused, form: impl IntoResponse) -> Response {
     response
 }
 
-/// The form for another password.
+/// The form to change the password.
 pub(crate) async fn password_form(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Response {
     match whoever(&site, &visitor, &headers).await {
         Ok(login) => html::password(&site, login.identity(), None).into_response(),
@@ -75,7 +75,7 @@ pub(crate) async fn password_form(State(site): State<Site>, visitor: Visitor, he
     }
 }
 
-/// Another password.
+/// Changes the password.
 pub(crate) async fn password(
     State(site): State<Site>,
     visitor: Visitor,
@@ -91,7 +91,7 @@ pub(crate) async fn password(
         return (StatusCode::BAD_REQUEST, html::password(&site, login.identity(), Some(said))).into_response();
     }
     match login.change_password(&visitor, current.as_str(), new.as_str()).await {
-        // Signing in with the old one has ended by now, here too; with a token in its place it has not.
+        // Logins by the old password have ended by now, including this one, unless it is by a token.
         Ok(()) if login.is_ended() => {
             html::message(&site, "Your password is changed: sign in with it.").into_response()
         }
@@ -100,7 +100,7 @@ pub(crate) async fn password(
     }
 }
 
-/// The form for one more key, or for one that is to go.
+/// The form to add a key, or to remove a key or a token.
 pub(crate) async fn form(
     State(site): State<Site>,
     Query(Which { kind, label }): Query<Which>,
@@ -114,7 +114,7 @@ pub(crate) async fn form(
     }
 }
 
-/// One more key.
+/// Adds a key.
 pub(crate) async fn add(
     State(site): State<Site>,
     visitor: Visitor,
@@ -134,7 +134,7 @@ pub(crate) async fn add(
     }
 }
 
-/// One that is to go.
+/// Removes a key or a token.
 pub(crate) async fn remove(
     State(site): State<Site>,
     visitor: Visitor,

@@ -1,9 +1,10 @@
-//! Who somebody is, for a proxy that asks before it passes a request on: nginx's `auth_request`, Caddy's `forward_auth`, Traefik's
+//! Tells a proxy who somebody is before it forwards a request: nginx's `auth_request`, Caddy's `forward_auth`, Traefik's
 //! ForwardAuth.
 //!
-//! The proxy hands us the visitor's cookies. The answer is 200 with who it is in `Remote-User` (and `Remote-Identity`; for a service, a signed
-//! `Credhost-Assertion`, too; by `?cookies` their other cookies in `Cookie`), 401 if nobody has signed in, 403 if they may not. A proxy that says which page was wanted
-//! (`X-Forwarded-Uri`: Caddy, Traefik) has its visitor sent to sign in. What visitors say in these headers goes nowhere.
+//! The proxy passes on the visitor's cookies. The answer is 200 with who it is in `Remote-User` (and `Remote-Identity`; for a
+//! service, also a signed `Credhost-Assertion`; by `?cookies`, also their other cookies in `Cookie`), 401 if nobody has signed
+//! in, 403 if they may not. If the proxy says which page was requested (`X-Forwarded-Uri`: Caddy, Traefik), its visitor is
+//! redirected to sign in. What visitors say in these headers goes nowhere.
 
 use plugin_api::Login;
 use plugin_api::web::Visitor;
@@ -22,7 +23,7 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 
-/// Whoever has signed in, whatever else they have keys for.
+/// Accepts everybody who has signed in, regardless of their other keys.
 pub(crate) async fn anybody(
     State(site): State<Site>,
     RawQuery(query): RawQuery,
@@ -38,7 +39,7 @@ pub(crate) async fn anybody(
     }
 }
 
-/// Whoever has a key for this service: as the perspective that the key is for.
+/// Accepts everybody who has a key for this service, as the perspective of that key.
 pub(crate) async fn with_key(
     State(site): State<Site>,
     Path(service): Path<String>,
@@ -50,14 +51,15 @@ pub(crate) async fn with_key(
     match login.keys().await {
         Ok(keys) => match keys.into_iter().find(|(of, _)| *of == service) {
             Some((_, perspective)) => {
-                // For a site of this service's name, by the proxy in front of it: for nobody else to show there.
+                // The assertion is for the site of this service's name, and only for the proxy in front of it: nobody else must
+                // be able to present it there.
                 let by_proxy = visitor.is_by_proxy();
                 let signed = by_proxy.then(|| site.assertion(login.identity(), &perspective, &service)).flatten();
                 known(&login, &perspective, signed, others(&site, &visitor, &headers, query.as_deref()))
             }
             None => (StatusCode::FORBIDDEN, "You have no key for this.\n").into_response(),
         },
-        // It has ended while it was asked about.
+        // The login ended during the lookup.
         Err(_) if login.is_ended() => nobody(&site, &headers),
         Err(error) => {
             tracing::error!("keys cannot be looked up: {error}");
@@ -66,15 +68,15 @@ pub(crate) async fn with_key(
     }
 }
 
-/// The visitor's other cookies, for a proxy that asks for them (`?cookies`) to pass on in place of all: what shows who they are is not
-/// the site's business.
+/// The visitor's other cookies, for a proxy that requests them (`?cookies`) to forward instead of all: the site must not receive
+/// the cookie that shows who they are.
 fn others(site: &Site, visitor: &Visitor, headers: &HeaderMap, query: Option<&str>) -> Option<HeaderValue> {
     let asks = visitor.is_by_proxy() && query == Some("cookies");
     asks.then(|| site.sign_ins.other_cookies(headers)).flatten()
 }
 
 fn known(login: &Login, perspective: &str, signed: Option<String>, others: Option<HeaderValue>) -> Response {
-    // What is taken away while it is being looked at is gone.
+    // The login may have been revoked during the lookup.
     if login.is_ended() {
         return StatusCode::UNAUTHORIZED.into_response();
     }
@@ -89,7 +91,7 @@ fn known(login: &Login, perspective: &str, signed: Option<String>, others: Optio
     response
 }
 
-/// Nobody has signed in: a person is sent where they can, if the proxy says what they wanted.
+/// Nobody has signed in: a person is redirected to the form, if the proxy says what they requested.
 fn nobody(site: &Site, headers: &HeaderMap) -> Response {
     let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let reads = text(&FORWARDED_METHOD).is_none_or(|method| method == "GET" || method == "HEAD");
@@ -101,13 +103,13 @@ fn nobody(site: &Site, headers: &HeaderMap) -> Response {
         (Some(scheme), Some(host)) => format!("{scheme}://{host}{uri}"),
         _ => uri.to_owned(),
     };
-    // Whether somebody may be sent there is looked at when they have signed in.
+    // Whether they may be sent there is checked after they have signed in.
     let to: String = form_urlencoded::Serializer::new(String::new()).append_pair("to", &to).finish();
     let location = format!("{}/sign-in?{to}", site.address);
     (StatusCode::FOUND, [(header::LOCATION, location)]).into_response()
 }
 
-/// A name as a header's value: what is not ASCII, and `%`, as `%XX`.
+/// A name as a header's value: characters that are not ASCII, and `%`, become `%XX`.
 fn written(name: &str) -> HeaderValue {
     const ODD: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%');
     let text = percent_encoding::utf8_percent_encode(name, ODD).to_string();

@@ -26,7 +26,7 @@ fn page(site: &Site, title: &str, content: &Markup) -> Markup {
     }
 }
 
-/// The form for signing in.
+/// The sign-in form.
 pub(crate) fn sign_in(site: &Site, name: &str, to: &str, refused: Option<&Refused>) -> Markup {
     let content = html! {
         h1 { "Sign in to " (site.title) }
@@ -50,7 +50,7 @@ pub(crate) fn sign_in(site: &Site, name: &str, to: &str, refused: Option<&Refuse
     page(site, "Sign in", &content)
 }
 
-/// What is said at the head of one's own page.
+/// A message at the head of the visitor's own page.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Said<'a> {
     /// Something could not be done, and why.
@@ -59,7 +59,7 @@ pub(crate) enum Said<'a> {
     Done(&'a str),
 }
 
-/// One's own page.
+/// The visitor's own page.
 pub(crate) fn own(site: &Site, identity: &str, account: &Account, said: Option<Said<'_>>) -> Markup {
     let content = html! {
         header {
@@ -128,14 +128,14 @@ pub(crate) fn own(site: &Site, identity: &str, account: &Account, said: Option<S
     page(site, identity, &content)
 }
 
-/// The form for another password. Those who have more than one change the one that they say.
+/// The form to change the password. Visitors who have several passwords change the one that they enter.
 pub(crate) fn password(site: &Site, identity: &str, said: Option<&str>) -> Markup {
     let content = html! {
         h1 { "Change your password" }
         @if let Some(said) = said { p.wrong role="alert" id="wrong" { (sentence(said)) } }
         p { "Wherever you have signed in with the old one, you will have to sign in again." }
         form method="post" action={ (site.path) "/password" } {
-            // For programs that keep passwords: whose it is.
+            // For password managers: whose password it is.
             input type="hidden" name="name" value=(identity) autocomplete="username";
             label for="current" { "The password that you have" }
             input id="current" name="current" type="password" autocomplete="current-password" required autofocus
@@ -151,7 +151,7 @@ pub(crate) fn password(site: &Site, identity: &str, said: Option<&str>) -> Marku
     page(site, "Change your password", &content)
 }
 
-/// The form for one more key.
+/// The form to add a key.
 pub(crate) fn add_key(site: &Site, key: &str, label: &str, said: Option<&str>) -> Markup {
     let content = html! {
         h1 { "Add an SSH key or a certificate" }
@@ -171,7 +171,7 @@ pub(crate) fn add_key(site: &Site, key: &str, label: &str, said: Option<&str>) -
     page(site, "Add a key", &content)
 }
 
-/// The form that takes a key or a token away.
+/// The form to remove a key or a token.
 pub(crate) fn take_away(site: &Site, kind: &str, label: &str, said: Option<&str>) -> Markup {
     let content = html! {
         h1 { "Take away " (self::kind(kind)) " " q { (label) } }
@@ -190,13 +190,13 @@ pub(crate) fn take_away(site: &Site, kind: &str, label: &str, said: Option<&str>
     page(site, "Take away", &content)
 }
 
-/// A credential, in the part of an address behind the question mark.
+/// A credential, as the query of an address.
 fn query(kind: &str, label: &str) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.append_pair("kind", kind).append_pair("label", label).finish()
 }
 
-/// A page that says one thing.
+/// A page with one message.
 pub(crate) fn message(site: &Site, said: &str) -> Markup {
     page(site, said, &html! { h1 { (said) } p { a href={ (site.path) "/" } { "To your own page" } } })
 }
@@ -228,7 +228,7 @@ fn when(time: u64) -> Markup {
     html! { time datetime=(whole) { (shown) " UTC" } }
 }
 
-/// What the host says, as a sentence.
+/// A message of the host, as a sentence.
 fn sentence(said: &str) -> String {
     let mut letters = said.chars();
     let first: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();

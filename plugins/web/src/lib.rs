@@ -1,7 +1,7 @@
-//! Signing in by a browser, one's own page, and who somebody is for sites behind a proxy: the model for a door of pages.
+//! Sign-in by a browser, an account page, and authentication for sites behind a proxy: the model for a door of pages.
 //!
-//! Whoever has a key for this service on their keyring can sign in. The operator gives it an address, and lets it look at the
-//! accounts of those who have signed in:
+//! An identity with a key for this service can sign in. The operator gives the service an address, and lets it read the accounts
+//! of those who have signed in:
 //!
 //! ```toml
 //! [service.web]
@@ -38,17 +38,17 @@ plugin_api::export!(Web);
 #[derive(Clone, Deserialize)]
 #[serde(default)]
 struct Settings {
-    /// What it is that people sign in to.
+    /// The name of what people sign in to.
     title: String,
-    /// Where people find the pages, for proxies of other hosts to send them there: "https://auth.example.org".
+    /// The address of the pages, to which proxies of other hosts redirect people: "https://auth.example.org".
     url: String,
-    /// What the pages' paths begin with: "/account".
+    /// The prefix of the pages' paths: "/account".
     path: String,
-    /// The domain whose hosts all know who has signed in; none: this host alone.
+    /// The domain whose hosts all know who has signed in; without one, only this host does.
     domain: Option<String>,
-    /// How long one stays signed in without asking for anything.
+    /// How long a login lasts without a request.
     idle: String,
-    /// How long one stays signed in at most.
+    /// How long a login lasts at most.
     longest: String,
 }
 
@@ -66,7 +66,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// How long one stays signed in.
+    /// How long a login lasts.
     fn lasts(&self) -> Result<Lasts> {
         let time = |name: &str, text: &str| {
             let wrong = |why: String| Fault::value(format!("{name} = {text:?}: {why}; a time is \"12 hours\""));
@@ -76,7 +76,7 @@ impl Settings {
         Ok(Lasts { idle: time("idle", &self.idle)?, longest: time("longest", &self.longest)? })
     }
 
-    /// Says what of it cannot be.
+    /// Checks the settings.
     fn check(&self) -> Result<()> {
         self.lasts()?;
         let wrong = |name: &str, why: &str| Err(Fault::value(format!("{name}: {why}")));
@@ -100,26 +100,26 @@ impl Settings {
     }
 }
 
-/// What all pages know.
+/// What all pages share.
 pub(crate) struct Known {
     pub(crate) title: String,
-    /// What paths begin with.
+    /// The prefix of all paths.
     pub(crate) path: String,
-    /// Who signs assertions.
+    /// The issuer of assertions.
     issuer: String,
-    /// Where the pages are for somebody who is elsewhere.
+    /// The address of the pages, as seen from elsewhere.
     pub(crate) address: String,
     pub(crate) places: Places,
     pub(crate) sign_ins: Arc<SignIns>,
-    /// Read once the service serves.
+    /// Set once the service serves.
     pub(crate) signer: OnceLock<Signer>,
 }
 
-/// The same, for all of them.
+/// What all pages share, by reference.
 pub(crate) type Site = Arc<Known>;
 
 impl Known {
-    /// Signed words about who somebody is.
+    /// A signed assertion of who somebody is.
     pub(crate) fn assertion(&self, identity: &str, perspective: &str, audience: &str) -> Option<String> {
         let now = SystemTime::UNIX_EPOCH.elapsed().ok()?.as_secs();
         self.signer.get()?.sign((&self.issuer, audience), (identity, perspective), now)
@@ -128,7 +128,7 @@ impl Known {
 
 struct Web {
     settings: Settings,
-    /// What assertions are verified with; empty before it has started.
+    /// The keys that assertions are verified with; empty until the service has started.
     public: String,
 }
 
@@ -158,11 +158,11 @@ impl Service for Web {
         });
         let streams = context.listen_public("http")?;
         context.spawn(web::serve(context.clone(), streams, web::guard(router(&site))));
-        // Beside it: the store takes what a service writes once it serves.
+        // In a task, because the store accepts a service's writes only once it serves.
         context.clone().spawn(async move {
             match Signer::own(&context).await {
                 Ok(signer) => {
-                    // It may have been replaced meanwhile.
+                    // The service may have been replaced meanwhile.
                     let _ = me.write(|web| web.public.clone_from(&signer.public));
                     let _ = site.signer.set(signer);
                 }
@@ -191,19 +191,19 @@ fn router(site: &Site) -> Router {
     if site.path.is_empty() {
         return pages;
     }
-    // axum's `nest` has the first page without a slash alone.
+    // axum's `nest` serves the first page only without a trailing slash.
     let own = Router::new().route(&format!("{}/", site.path), get(pages::own)).with_state(Arc::clone(site));
     own.nest(&site.path, pages)
 }
 
-/// Somebody who may sign in.
+/// An identity that may sign in.
 #[derive(Default)]
 struct Person;
 
-/// What there is to know of signing in.
+/// Information about signing in.
 #[perspective]
 impl Person {
-    /// What a site verifies `Credhost-Assertion` with: a JSON Web Key Set (RFC 7517).
+    /// Returns the keys that a site verifies `Credhost-Assertion` with: a JSON Web Key Set (RFC 7517).
     fn assertion_keys(&self, context: &Context<Web>) -> Result<String> {
         context.service()?.read(|web| web.public.clone())
     }

@@ -1,4 +1,4 @@
-//! What people see: signing in, and one's own page.
+//! The pages: signing in, and the visitor's own page.
 
 use plugin_api::web::Visitor;
 use plugin_api::web::axum::extract::{Form, Query, State};
@@ -10,14 +10,14 @@ use serde::Deserialize;
 use crate::html::Said;
 use crate::{Site, html};
 
-/// Where somebody wants to go once they have signed in.
+/// Where a visitor wants to go after signing in.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct To {
     to: String,
 }
 
-/// What the form for signing in says.
+/// The fields of the sign-in form.
 #[derive(Deserialize)]
 pub(crate) struct SignIn {
     name: String,
@@ -26,7 +26,7 @@ pub(crate) struct SignIn {
     to: String,
 }
 
-/// What is to end.
+/// The session or the remembered login to end.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Ending {
     number: u64,
@@ -34,7 +34,7 @@ pub(crate) struct Ending {
     remembered: bool,
 }
 
-/// One's own page; the form for signing in, if nobody has.
+/// The visitor's own page, or a redirect to the sign-in form if nobody has signed in.
 pub(crate) async fn own(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Response {
     match site.sign_ins.login(&visitor, &headers).await {
         Some(login) => own_page(&site, &login, StatusCode::OK, None).await,
@@ -44,7 +44,7 @@ pub(crate) async fn own(State(site): State<Site>, visitor: Visitor, headers: Hea
 
 pub(crate) async fn own_page(site: &Site, login: &Login, status: StatusCode, said: Option<Said<'_>>) -> Response {
     match login.account().await {
-        // What is taken away while it is being looked at is gone.
+        // The login may have been revoked during the lookup.
         Ok(account) if !login.is_ended() => (status, html::own(site, login.identity(), &account, said)).into_response(),
         Ok(_) => Redirect::to(&format!("{}/sign-in", site.path)).into_response(),
         Err(refused) if login.is_ended() => {
@@ -59,7 +59,7 @@ pub(crate) async fn own_page(site: &Site, login: &Login, status: StatusCode, sai
     }
 }
 
-/// The form for signing in.
+/// The sign-in form.
 pub(crate) async fn sign_in_form(
     State(site): State<Site>,
     Query(To { to }): Query<To>,
@@ -98,7 +98,7 @@ pub(crate) async fn sign_in(
 
 fn form(site: &Site, status: StatusCode, name: &str, to: &str, refused: Option<&Refused>) -> Response {
     let mut response = (status, html::sign_in(site, name, to, refused)).into_response();
-    // Who has signed in is sent on, maybe to another host of the domain: browsers count that as where the form leads.
+    // After signing in, a visitor is redirected, maybe to another host of the domain: for browsers, the form leads there.
     let policy = format!(
         "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action {}; base-uri 'none'; frame-ancestors 'none'",
         site.places.policy()
@@ -109,7 +109,7 @@ fn form(site: &Site, status: StatusCode, name: &str, to: &str, refused: Option<&
     response
 }
 
-/// Sends somebody who has signed in to where they wanted to go, or else to their own page.
+/// Redirects a visitor who has signed in to where they wanted to go, or else to their own page.
 fn go(site: &Site, visitor: &Visitor, to: &str) -> Response {
     let own = || format!("{}/", site.path);
     Redirect::to(&site.places.allowed(to, visitor.hosts()).unwrap_or_else(own)).into_response()
@@ -130,7 +130,7 @@ pub(crate) async fn sign_out(State(site): State<Site>, visitor: Visitor, headers
     response
 }
 
-/// Ends another session of one's own.
+/// Ends another of the visitor's sessions.
 pub(crate) async fn end(
     State(site): State<Site>,
     visitor: Visitor,
@@ -147,13 +147,13 @@ pub(crate) async fn end(
     }
 }
 
-/// What the pages look like.
+/// The style sheet of the pages.
 pub(crate) async fn style() -> Response {
     let of = [(header::CONTENT_TYPE, "text/css; charset=utf-8"), (header::CACHE_CONTROL, "public, max-age=3600")];
     (of, include_str!("style.css")).into_response()
 }
 
-/// What assertions are verified with (RFC 7517).
+/// The keys that assertions are verified with (RFC 7517).
 pub(crate) async fn keys(State(site): State<Site>) -> Response {
     match site.signer.get() {
         Some(signer) => ([(header::CONTENT_TYPE, "application/json")], signer.public.clone()).into_response(),
@@ -161,7 +161,7 @@ pub(crate) async fn keys(State(site): State<Site>) -> Response {
     }
 }
 
-/// Any other.
+/// Any other page.
 pub(crate) async fn missing(State(site): State<Site>) -> Response {
     (StatusCode::NOT_FOUND, html::message(&site, "There is no such page.")).into_response()
 }

@@ -1,14 +1,14 @@
-//! Where somebody goes once they have signed in: nowhere that a stranger could choose.
+//! Where visitors are sent after they have signed in: never to an address that a stranger could choose.
 
 use url::{Position, Url};
 
-/// The longest address that is gone back to.
+/// The longest address to return to.
 const LONGEST: usize = 2048;
 
 /// Where visitors may be sent.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Places {
-    /// The domain that the cookie is for, with its hosts.
+    /// The domain of the cookie, with its hosts.
     domain: Option<String>,
 }
 
@@ -17,8 +17,8 @@ impl Places {
         Self { domain: domain.map(|domain| domain.to_ascii_lowercase()) }
     }
 
-    /// The address to go to, if it is on one of these hosts or within the domain: as a browser reads it, so that there are no two
-    /// ways to.
+    /// The address to go to, if it is on one of these hosts or within the domain. It is returned as a browser reads it, so that
+    /// it has only one meaning.
     pub(crate) fn allowed(&self, to: &str, hosts: &[String]) -> Option<String> {
         if to.len() > LONGEST {
             return None;
@@ -26,7 +26,7 @@ impl Places {
         if to.starts_with('/') {
             let base = Url::parse("https://here.invalid/").ok()?;
             let url = base.join(to).ok()?;
-            // Browsers read "//host" and "/\host" as another host, and pass over tabs and ends of lines.
+            // Browsers read "//host" and "/\host" as another host, and skip tabs and line ends.
             return (url.origin() == base.origin() && url.username().is_empty() && url.password().is_none())
                 .then(|| url[Position::BeforePath..].to_owned())
                 .filter(|path| !path.starts_with("//"));
@@ -35,18 +35,18 @@ impl Places {
         let plain = matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none();
         let host = url.host_str().filter(|_| plain)?;
         let with_port = url[Position::BeforeHost..Position::AfterPort].to_ascii_lowercase();
-        // What is not encrypted does not get the cookie: there is nothing to go back to.
+        // Unencrypted sites do not receive the cookie: there is no reason to return to them.
         let within = url.scheme() == "https" && self.is_within(host);
         (hosts.contains(&with_port) || within).then(|| url.to_string())
     }
 
-    /// Whether a host is one of the domain's.
+    /// Whether a host belongs to the domain.
     fn is_within(&self, host: &str) -> bool {
         let Some(domain) = &self.domain else { return false };
         host == domain || host.strip_suffix(domain.as_str()).is_some_and(|before| before.ends_with('.'))
     }
 
-    /// Where forms may lead, as a page's policy says it.
+    /// Where forms may lead, for a page's Content-Security-Policy.
     pub(crate) fn policy(&self) -> String {
         match &self.domain {
             Some(domain) => format!("'self' https://{domain}:* https://*.{domain}:*"),

@@ -1,4 +1,4 @@
-//! Objects of ours that the other side has copies of.
+//! Local objects that the other side has copies of.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::error::Error;
 use super::link::{Command, Local, LocalCell, Writing};
 use super::objects::{Nothing, number};
 
-/// An object of ours that the other side keeps a copy of. The copy follows the changes that we announce.
+/// A local object of which the other side keeps a copy. The copy follows the changes that are announced.
 ///
 /// ```no_run
 /// # async fn run(client: pb::client::Client, race: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
@@ -39,10 +39,10 @@ impl Client {
     /// Makes a cacheable object with a type ("module.Class") and a state. The state contains no objects.
     ///
     /// # Errors
-    /// When the state cannot be written.
+    /// Returns an error if the state cannot be written.
     pub fn cacheable<T: Serialize>(&self, class: &str, state: &T) -> Result<Cacheable, Error> {
         let (link, number, state) = (self.link.clone(), number(), state_of(state)?);
-        // It is dropped when the other side has given back its copy, and nobody here has it.
+        // It is dropped when no local handle is left and the other side has given back its copy.
         link.tell(Command::Register { number, object: Arc::new(Nothing) });
         link.tell(Command::Change { number, state, told: None });
         Ok(Cacheable { class: class.to_owned(), local: Local { cell: Arc::new(LocalCell { link, number }) } })
@@ -50,11 +50,11 @@ impl Client {
 }
 
 impl Cacheable {
-    /// Sets the state, and announces the change to the other side's copy by calling its `method(*arguments)`. This keeps its order with
-    /// the calls that send the object.
+    /// Sets the state, and announces the change to the other side's copy by calling its `method(*arguments)`. The announcement
+    /// keeps its order with the calls that send the object.
     ///
     /// # Errors
-    /// When state or arguments cannot be written; when the connection is lost.
+    /// Returns an error if the state or the arguments cannot be written, or if the connection is lost.
     pub async fn change<T, A>(&self, state: &T, method: &str, arguments: &A) -> Result<(), Error>
     where
         T: Serialize,
@@ -69,7 +69,7 @@ impl Cacheable {
     }
 }
 
-/// A state as it is put in, which has no objects in it, and is not larger than others read.
+/// Encodes a state. It must contain no objects, and nothing larger than a peer reads.
 fn state_of<T: Serialize>(state: &T) -> Result<Vec<u8>, Error> {
     let state = jelly::to_vec(state)?;
     check(&state, &[])?;
@@ -79,7 +79,7 @@ fn state_of<T: Serialize>(state: &T) -> Result<Vec<u8>, Error> {
 impl Serialize for Cacheable {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Writing::admits(&self.local.cell.link.flow, RefKind::Cache, self.local.cell.number)?;
-        // Its state of then is put in when it is sent.
+        // The state is inserted when the message is sent: the one that is current then.
         serializer.serialize_newtype_struct(reference::CACHE, &(Name(&self.class), self.local.cell.number, ()))
     }
 }

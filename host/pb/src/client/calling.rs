@@ -1,4 +1,4 @@
-//! Calls of the other side's objects.
+//! Calls of remote objects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use super::received::{Answer, Remote};
 #[derive(Serialize)]
 struct NoKeywords {}
 
-/// What a call with a secret in it has room for, in bytes: names and passwords are shorter.
+/// The buffer size, in bytes, for the arguments of a call that contains a secret. Names and passwords are shorter.
 const SECRET: usize = 16 << 10;
-/// An empty tuple, as it is written for `&()`, which is Python's None to serde.
+/// `&()` as serde writes it: Python's None. A call sends an empty tuple instead.
 const NONE: [u8; 4] = [1, 0x80, 1, 0x87];
 const EMPTY: [u8; 4] = [1, 0x80, 11, 0x87];
 
-/// Writes what a method is given. `arguments` is a tuple.
+/// Encodes a call's arguments. `arguments` is a tuple.
 pub(super) fn words<A: Serialize, K: Serialize>(
     flow: &Arc<Flow>,
     method: &str,
@@ -33,7 +33,7 @@ pub(super) fn words<A: Serialize, K: Serialize>(
     let writing = Writing::for_this(flow);
     let mut written = Zeroizing::new(Vec::new());
     if secret {
-        // So that it does not grow, and leave what it was behind.
+        // A buffer that grows would leave a copy of the secret behind.
         written.reserve(SECRET);
     }
     jelly::write(&mut written, arguments)?;
@@ -48,21 +48,22 @@ pub(super) fn words<A: Serialize, K: Serialize>(
     Ok(Words { method: method.to_owned(), arguments, keywords, secret, objects, middle })
 }
 
-/// The same without keywords.
+/// [`words`] without keywords.
 pub(super) fn plain_words<A: Serialize>(flow: &Arc<Flow>, method: &str, arguments: &A) -> Result<Words, Error> {
     words(flow, method, arguments, &NoKeywords {}, false)
 }
 
-/// What is written, and where its references are, which are to be these objects alone.
+/// Scans encoded bytes, and passes their references to `then`. The references must be exactly `objects`.
 ///
 /// # Errors
-/// When no peer would read it: that would end the connection, and all calls with it. When there are other references in it.
+/// Returns an error if no peer would read the bytes: sending them would end the connection, and all calls with it. Returns an
+/// error if they contain other references.
 pub(super) fn scanned<R>(
     bytes: &[u8],
     objects: &[Object],
     then: impl FnOnce(&[Reference]) -> R,
 ) -> Result<R, jelly::Error> {
-    // A string or a list that is longer is read by nobody.
+    // No peer reads a longer string or list.
     let limits = Limits { item: Limits::default().item, ..Limits::NONE };
     let mut scanner = Scanner::new(Shape::Value, limits);
     let found = scanner.scan(bytes)?.ok_or(jelly::Error::Incomplete)?;
@@ -78,12 +79,12 @@ pub(super) fn scanned<R>(
     Ok(then(found.references))
 }
 
-/// [`scanned`], and nothing else.
+/// The checks of [`scanned`] alone.
 pub(super) fn check(bytes: &[u8], objects: &[Object]) -> Result<(), jelly::Error> {
     scanned(bytes, objects, |_| ())
 }
 
-/// A call that was sent. Its room is others' as soon as it is not waited for any more.
+/// A call that was sent. Its room is freed as soon as nobody waits for the answer.
 pub(super) struct Begun {
     link: Link,
     answer: oneshot::Receiver<Result<Came, Error>>,
@@ -93,7 +94,7 @@ pub(super) struct Begun {
 impl Begun {
     /// Waits for the answer.
     pub(super) async fn answer(mut self) -> Result<Came, Error> {
-        // Whoever drove the connection is gone without a word: it may have sent it.
+        // The driver has ended without an answer. It may have sent the call.
         (&mut self.answer).await.unwrap_or_else(|_| Err(self.link.flow.lost()))
     }
 }
@@ -105,19 +106,19 @@ impl Drop for Begun {
 }
 
 impl Words {
-    /// The objects in the arguments, and in the keywords.
+    /// The objects in the arguments, and those in the keywords.
     pub(super) fn objects(&self) -> (&[Object], &[Object]) {
         self.objects.split_at(self.middle.min(self.objects.len()))
     }
 
-    /// Whether others read it.
+    /// Checks that a peer can read it.
     pub(super) fn check(&self) -> Result<(), jelly::Error> {
         let (first, second) = self.objects();
         check(&self.arguments, first)?;
         check(&self.keywords, second)
     }
 
-    /// How much room it takes.
+    /// Its size in bytes, which counts towards the connection's limit.
     pub(super) fn size(&self) -> usize {
         self.method.len() + self.arguments.len() + self.keywords.len()
     }
@@ -126,16 +127,18 @@ impl Words {
 impl Remote {
     /// Calls a method. `arguments` is a tuple: `&(text,)` for one, `&()` for none.
     ///
-    /// It waits while as many calls are under way as [`Options`](super::Options) say. Dropped before that, nothing is sent;
-    /// dropped later, the answer is not waited for: the other side is not told, for PB has no word for it.
+    /// The call waits while the limits of the [`Options`](super::Options) are reached. If the future is dropped before the call
+    /// is sent, nothing is sent. If it is dropped later, the answer is discarded. The other side is not notified, because PB has
+    /// no message for that.
     ///
     /// # Errors
-    /// What the other side raised; [`Error::NotSent`] and [`Error::Lost`]; [`Error::TimedOut`], if there is a limit of time.
+    /// Returns [`Error::Failure`] if the other side raised an exception, [`Error::NotSent`] or [`Error::Lost`] if the connection
+    /// is lost, and [`Error::TimedOut`] if there is a timeout and it expires.
     pub async fn call<A: Serialize>(&self, method: &str, arguments: &A) -> Result<Answer, Error> {
         self.call_with(method, arguments, &NoKeywords {}).await
     }
 
-    /// Calls a method with keywords: a struct or a map.
+    /// Calls a method with keyword arguments: a struct or a map.
     ///
     /// # Errors
     /// As [`Remote::call`].
@@ -148,7 +151,7 @@ impl Remote {
         self.ask(words(&self.held.link.flow, method, arguments, keywords, false)?).await
     }
 
-    /// [`Remote::call`] with something in it that must not be kept.
+    /// [`Remote::call`] with a secret in the arguments, which must not stay in memory.
     pub(super) async fn call_secretly<A: Serialize>(&self, method: &str, arguments: &A) -> Result<Answer, Error> {
         self.ask(words(&self.held.link.flow, method, arguments, &NoKeywords {}, true)?).await
     }
@@ -162,10 +165,11 @@ impl Remote {
         Ok(Answer::new(came, self.timeout))
     }
 
-    /// Calls a method and wants no answer: neither will an error be heard of. It waits while too much has yet to be written.
+    /// Calls a method without an answer. Errors of the call are not reported either. Waits while the limit
+    /// [`Options::bytes`](super::Options) is reached.
     ///
     /// # Errors
-    /// When the arguments cannot be written, or the connection is lost.
+    /// Returns an error if the arguments cannot be written, or the connection is lost.
     pub async fn notify<A: Serialize>(&self, method: &str, arguments: &A) -> Result<(), Error> {
         let link = &self.held.link;
         let words = plain_words(&link.flow, method, arguments)?;
@@ -174,7 +178,7 @@ impl Remote {
         link.commands.send(command).map_err(|_| link.flow.not_sent())
     }
 
-    /// Sends a call, as soon as there is room for it.
+    /// Sends a call as soon as there is room for it.
     pub(super) async fn begin(&self, words: Words) -> Result<Begun, Error> {
         let (link, (done, answer)) = (self.held.link.clone(), oneshot::channel());
         let room = link.flow.room(words.size()).await?;
@@ -185,18 +189,18 @@ impl Remote {
         Ok(begun)
     }
 
-    /// The same object; calls by this one that take longer than `limit` are an error, [`Error::TimedOut`], and are not waited
-    /// for. What comes with their answers has the same limit.
+    /// The same object with a timeout: its calls fail with [`Error::TimedOut`] if they take longer than `limit`. Objects that
+    /// arrive in the answers have the same timeout.
     ///
     /// ```no_run
     /// # async fn run(chat: pb::client::Remote) -> Result<(), pb::client::Error> {
     /// use std::collections::HashMap;
     /// use std::time::Duration;
     ///
-    /// // In Python: `chat.callRemote("say", "hello", loud=True)`, and no answer later than this.
+    /// // In Python: `chat.callRemote("say", "hello", loud=True)`. Here the answer has a timeout.
     /// let quick = chat.with_timeout(Duration::from_secs(5));
     /// quick.call_with("say", &("hello",), &HashMap::from([("loud", true)])).await?;
-    /// // Nobody waits for what becomes of it.
+    /// // No answer is sent for this call.
     /// chat.notify("typing", &(true,)).await?;
     /// assert!(!chat.is_lost());
     /// # Ok(()) }
@@ -206,7 +210,7 @@ impl Remote {
         Self { timeout: Some(limit), ..self.clone() }
     }
 
-    /// Whether the connection is lost that it came by.
+    /// Whether its connection is lost.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.held.link.commands.is_closed()

@@ -14,8 +14,8 @@ use super::objects::{Referenceable, register};
 use super::options::Options;
 use super::received::Remote;
 
-/// A connection, and the way to its root object. Clones are the same connection; it closes when the last clone and the
-/// last [`Remote`] are gone.
+/// A connection, with access to its root object. Clones share the connection. It closes when the last clone is gone, and the last
+/// handle to one of its objects ([`Remote`], [`Local`] …).
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(super) link: Link,
@@ -25,16 +25,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client on a connection that is open: any stream that tokio reads and writes. The connection is served by a task of
-    /// its own.
+    /// Creates a client on an open connection: any stream that tokio reads and writes. A task of its own serves the connection.
     ///
     /// # Errors
-    /// When the other side is no PB server, or goes before it has said so.
+    /// Returns an error if the other side is not a PB server, or closes the connection before it has said so.
     pub async fn new<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S) -> Result<Self, Error> {
         Self::with(stream, Options::default()).await
     }
 
-    /// The same, with other options than the default ones.
+    /// Like [`Client::new`], with these options.
     ///
     /// # Errors
     /// As [`Client::new`].
@@ -43,9 +42,9 @@ impl Client {
     /// # async fn run(stream: tokio::net::TcpStream) -> Result<(), pb::client::Error> {
     /// use pb::client::{Client, Options};
     ///
-    /// // `Client::new(stream)` is the same with the options that there are.
+    /// // `Client::new(stream)` does the same with the default options.
     /// let client = Client::with(stream, Options { calls: 16, ..Options::default() }).await?;
-    /// // What everybody can call without a login, where the operator has named one.
+    /// // Anybody may call the root without a login, if the operator has configured one.
     /// let root = client.root();
     /// println!("{}", root.call("motd", &()).await?.read::<String>()?);
     /// client.closed().await;
@@ -68,7 +67,7 @@ impl Client {
         }
     }
 
-    /// Whether the connection is lost: nothing more can be called.
+    /// Whether the connection is lost. No further calls are possible then.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.link.commands.is_closed()
@@ -79,7 +78,7 @@ impl Client {
         self.link.commands.closed().await;
     }
 
-    /// Why it is lost, if it is.
+    /// Why the connection is lost, if it is.
     #[must_use]
     pub fn why(&self) -> Option<String> {
         self.link.flow.why()
@@ -92,19 +91,19 @@ impl Client {
         Remote { held: Arc::new(held), timeout: self.timeout }
     }
 
-    /// Makes an object of ours known, so that it can be sent.
+    /// Registers a local object with this connection, so that it can be sent.
     pub fn register(&self, object: impl Referenceable) -> Local {
         self.register_shared(Arc::new(object))
     }
 
-    /// The same, of an object that others have, too.
+    /// Like [`Client::register`], for an object that has other owners as well.
     ///
     /// ```no_run
     /// # fn run(client: &pb::client::Client, other: &pb::client::Client) {
     /// use std::sync::Arc;
     /// use pb::client::{Call, Referenceable};
     ///
-    /// // One object for services of two hosts.
+    /// // One object for the services of two hosts.
     /// let ear: Arc<dyn Referenceable> = Arc::new(|call: Call| async move {
     ///     println!("{}", call.method());
     ///     Ok(())

@@ -1,4 +1,4 @@
-//! The task that drives a connection: it owns the broker, and does what handles ask for.
+//! The task that drives a connection: it owns the broker, and executes the commands of the handles.
 
 use std::io;
 use std::time::Duration;
@@ -19,12 +19,13 @@ use crate::{Broker, Event, Role};
 const UNREAD: usize = 16 << 20;
 /// The most calls without an answer. With more, the driver ends the connection: the other side does not answer any more.
 const UNANSWERED: usize = 1 << 16;
-/// How long the driver goes on writing after the last handle was dropped.
+/// How long the driver continues to write after the last handle was dropped.
 const LAST: Duration = Duration::from_secs(10);
-/// How much is read at once.
+/// The size of a read, in bytes.
 const READ: usize = 64 << 10;
 
-/// Drives a connection until it ends, or nobody uses it any more. `ready` hears when the other side has said that it speaks PB.
+/// Drives a connection until it ends, or its last handle is dropped. `ready` is signalled when the other side has said that it
+/// speaks PB.
 pub(super) async fn drive<S: AsyncRead + AsyncWrite>(
     stream: S,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -38,18 +39,18 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite>(
     let mut ending = Ending { driver, commands, link };
     let (mut reader, mut writer) = tokio::io::split(Box::pin(stream));
     let why = ending.driver.run(&mut reader, &mut writer, &mut ending.commands).await;
-    // First of all: whoever hears that it has ended finds it ended.
+    // This comes first: whoever is notified of the end must find the connection closed.
     ending.commands.close();
     ending.link.flow.end(&why);
     while let Some(command) = ending.commands.recv().await {
         not_sent(command, &ending.link.flow);
     }
     drop(ending);
-    // Whoever does not read does not hear of it.
+    // A peer that does not read misses the shutdown.
     let _ = tokio::time::timeout(Duration::from_secs(1), writer.shutdown()).await;
 }
 
-/// Tells everybody that the connection has ended, however it has.
+/// Notifies everyone who waits that the connection has ended, whatever the reason.
 struct Ending {
     driver: Driver,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -79,7 +80,7 @@ impl Drop for Ending {
     }
 }
 
-/// Whoever waits for this hears that it was not sent.
+/// Reports to the caller that this call was not sent.
 fn not_sent(command: Command, flow: &Flow) {
     if let Command::Call { done: Some((done, room)), .. } = command {
         room.give_back();
@@ -95,16 +96,16 @@ struct Driver {
     unanswered: usize,
 }
 
-/// What is on its way out.
+/// Output that is being written.
 #[derive(Default)]
 struct Going {
     bytes: Vec<u8>,
     gone: usize,
-    /// There is a password in it.
+    /// It contains a password.
     secret: bool,
-    /// The room that it takes.
+    /// The room that it occupies.
     room: Vec<Bytes>,
-    /// All that was written has been flushed, too.
+    /// Everything written so far has been flushed.
     flushed: bool,
 }
 
@@ -113,7 +114,7 @@ impl Going {
         &self.bytes[self.gone..]
     }
 
-    /// Takes what there is, if all before has gone.
+    /// Takes the pending output, if everything before it is written.
     fn refill(&mut self, output: &mut Vec<u8>, tables: &mut Tables) {
         if self.gone < self.bytes.len() {
             return;
@@ -136,7 +137,7 @@ impl Going {
         self.gone = 0;
     }
 
-    /// Writes some of it, or sees to it that what was written goes (`None`). Given up, it can be begun once more.
+    /// Writes a part of it (`Some`), or flushes what was written (`None`). It may be cancelled and called again.
     async fn push(&self, writer: &mut (impl AsyncWrite + Unpin)) -> io::Result<Option<usize>> {
         match self.left() {
             [] => writer.flush().await.map(|()| None),
@@ -152,7 +153,7 @@ impl Drop for Going {
 }
 
 impl Driver {
-    /// Until it ends; why.
+    /// Runs until the connection ends. Returns the reason.
     async fn run(
         &mut self,
         reader: &mut (impl AsyncRead + Unpin),
@@ -160,14 +161,14 @@ impl Driver {
         commands: &mut mpsc::UnboundedReceiver<Command>,
     ) -> String {
         let mut buffer = vec![0; READ];
-        // What comes is read while this goes, or both ends would wait.
+        // Input is read while this is written. Otherwise both ends could wait for each other.
         let mut going = Going::default();
         going.flushed = true;
         let mut unused = None;
         loop {
             going.refill(&mut self.broker.output.bytes, &mut self.tables);
             let backlog = going.left().len() + self.broker.output.bytes.len();
-            // What was asked for before still goes out.
+            // Output that was requested earlier is still sent.
             if unused.is_some() && backlog == 0 && going.flushed {
                 return "nobody uses it any more".to_owned();
             }
@@ -193,7 +194,7 @@ impl Driver {
                 }
                 () = given_up(&mut self.ready) => return "nobody waits for it any more".to_owned(),
             }
-            // Whatever else was asked for goes out in the same write.
+            // Commands that are already queued go out in the same write.
             while self.ready.is_none()
                 && let Ok(command) = commands.try_recv()
             {
@@ -224,7 +225,7 @@ impl Driver {
     }
 }
 
-/// Nobody waits until it is ready.
+/// Resolves when nobody waits any more for the connection to become ready.
 async fn given_up(ready: &mut Option<oneshot::Sender<Result<(), Error>>>) {
     match ready {
         Some(ready) => ready.closed().await,

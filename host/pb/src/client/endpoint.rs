@@ -1,4 +1,4 @@
-//! Where a host is, and how it is reached.
+//! The address of a host, and how to connect to it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use super::connection::Client;
 use super::error::Error;
 use super::options::Options;
 
-/// How long it may take until a host has said that it speaks PB.
+/// The default of [`Endpoint::within`].
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Where a host is, and how it is reached.
+/// The address of a host, and how to connect to it.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -45,39 +45,40 @@ impl Endpoint {
         Self { to, options: Options::default(), within: WITHIN }
     }
 
-    /// `host:port`, in the clear.
+    /// `host:port`, without encryption.
     #[must_use]
     pub fn tcp(address: &str) -> Self {
         Self::to(To::Tcp(address.to_owned()))
     }
 
-    /// A Unix socket.
+    /// The path of a Unix socket.
     #[must_use]
     pub fn unix(path: impl AsRef<Path>) -> Self {
         Self::to(To::Unix(path.as_ref().to_owned()))
     }
 
-    /// `host:port`, over TLS, with a certificate for that name from whoever is trusted.
+    /// `host:port` over TLS. The host's certificate must be for that name, and trusted by `trust`.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(address: &str, trust: super::tls::Trust) -> Self {
         Self::to(To::Tls(address.to_owned(), trust))
     }
 
-    /// The same; nobody but the host can read what is sent, nor take its place, though it is no TLS: a port of this machine's,
-    /// where nobody else is. Passwords and tokens go as they are.
+    /// Declares that nobody but the host can read what is sent or take the host's place, although this is not TLS: for example,
+    /// on a port of a machine without other users. Passwords and tokens are then sent as they are.
     #[must_use]
     pub fn private(self) -> Self {
         Self { options: Options { private: true, ..self.options }, ..self }
     }
 
-    /// The same, with other options than the default ones.
+    /// Sets the options. They replace all earlier ones, including [`Endpoint::private`].
     #[must_use]
     pub fn options(self, options: Options) -> Self {
         Self { options, ..self }
     }
 
-    /// The same, that may take so long until the host has said that it speaks PB (10 s).
+    /// Sets the time limit for connecting, until the host has said that it speaks PB (10 s). In a [`Session`](super::Session),
+    /// logging in and each attachment have the same limit.
     ///
     /// ```no_run
     /// # async fn run() -> Result<(), pb::client::Error> {
@@ -85,7 +86,7 @@ impl Endpoint {
     /// use pb::client::{Endpoint, Options};
     ///
     /// let near = Endpoint::unix("/run/credhost.sock").connect().await?;
-    /// // By a tunnel, where nobody else can listen: passwords may be sent.
+    /// // Through a tunnel where nobody else can listen. Passwords may be sent.
     /// let far = Endpoint::tcp("127.0.0.1:9000").private().options(Options::default()).within(Duration::from_secs(3));
     /// let far = far.connect().await?;
     /// # let _ = (near, far);
@@ -96,20 +97,20 @@ impl Endpoint {
         Self { within, ..self }
     }
 
-    /// How long a call may take.
+    /// The timeout of calls.
     pub(super) fn timeout(&self) -> Option<Duration> {
         self.options.timeout
     }
 
-    /// How long it may take to connect, and to log in.
+    /// The time limit for connecting, for logging in, and for attaching.
     pub(super) fn patience(&self) -> Duration {
         self.within
     }
 
-    /// Connects.
+    /// Connects to the host.
     ///
     /// # Errors
-    /// [`Error::Connect`], when nobody is there, or somebody who cannot be trusted; [`Error::Lost`], when they speak no PB.
+    /// Returns [`Error::Connect`] if the host cannot be reached or is not trusted, and [`Error::Lost`] if it does not speak PB.
     pub async fn connect(&self) -> Result<Client, Error> {
         let late = || Err(self.failed(io::Error::from(io::ErrorKind::TimedOut)));
         tokio::time::timeout(self.within, self.reach()).await.unwrap_or_else(|_| late())
@@ -147,7 +148,7 @@ impl Endpoint {
     }
 }
 
-/// A host that is gone without a word is noticed after two minutes, whether something was sent meanwhile or not.
+/// Detects after two minutes that a host has vanished, whether data was sent meanwhile or not.
 fn watch(socket: &TcpStream) -> io::Result<()> {
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;

@@ -1,4 +1,4 @@
-//! How much may be under way on a connection.
+//! Limits for calls and bytes in flight on a connection.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -7,34 +7,34 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::Error;
 
-/// How much may be under way.
+/// Limits for calls and bytes in flight.
 #[derive(Debug)]
 pub(super) struct Flow {
     /// Calls that wait for an answer.
     calls: Arc<Semaphore>,
-    /// Bytes of arguments: of calls that wait for an answer, and of what has yet to be written.
+    /// Bytes of arguments: of calls that wait for an answer, and of messages that are not written yet.
     bytes: Arc<Semaphore>,
     pub(super) most: usize,
-    /// Bytes of changes that wait until their copies are read.
+    /// Bytes of queued changes of copies that were not read yet.
     pub(super) unread_changes: AtomicUsize,
     /// Why the connection has ended.
     ended: OnceLock<String>,
 }
 
-/// The bytes that something takes: until it was written, and was answered or is not waited for.
+/// A share of the byte limit. It is held until the message is written, and its call is answered or given up.
 pub(super) type Bytes = Arc<OwnedSemaphorePermit>;
 
-/// The room that one call takes: until it is answered, or is not waited for any more.
+/// The room that a call occupies until it is answered or given up.
 #[derive(Debug, Clone)]
 pub(super) struct Room(Arc<Mutex<Option<(OwnedSemaphorePermit, Bytes)>>>);
 
 impl Room {
-    /// Others can have it.
+    /// Frees the room for others.
     pub(super) fn give_back(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// The bytes of it, which what has yet to be written takes as well.
+    /// Its share of the byte limit, which the unwritten message holds as well.
     pub(super) fn bytes(&self) -> Option<Bytes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, bytes)| Arc::clone(bytes))
     }
@@ -55,17 +55,17 @@ impl Flow {
         Ok(Room(Arc::new(Mutex::new(Some((call, bytes))))))
     }
 
-    /// Waits until there is room for something of this size. What is large counts for a quarter of all there may be: others pass
-    /// by it while it waits for its answer.
+    /// Waits until there is room for something of this size. A large size counts as a quarter of the limit, so that others can
+    /// pass while it waits for its answer.
     pub(super) async fn bytes(&self, size: usize) -> Result<Bytes, Error> {
         let size = u32::try_from(size.clamp(1, (self.most / 4).max(1))).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.bytes).acquire_many_owned(size).await.map_err(|_| self.not_sent())?;
         Ok(Arc::new(permit))
     }
 
-    /// The connection has ended: nobody waits for room any more.
+    /// Marks the connection as ended. Everyone who waits for room gets an error.
     pub(super) fn end(&self, why: &str) {
-        // Whoever says it first is right.
+        // The first reason is kept.
         let _ = self.ended.set(why.to_owned());
         self.calls.close();
         self.bytes.close();

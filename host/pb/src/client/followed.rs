@@ -1,4 +1,4 @@
-//! Copies of the other side's objects, which follow its changes.
+//! Local copies of remote objects, which follow their changes.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -17,23 +17,23 @@ use super::link::{Asked, HeldCopy, News, Typed, Writing};
 use super::received::{Call, referred};
 use crate::Failure;
 
-/// A type whose values are copies of the other side's objects.
+/// A type for local copies of remote objects.
 ///
-/// In Twisted: `twisted.spread.pb.RemoteCache`; the service's object is a `Cacheable` of `plugin_api`, or of Twisted's.
+/// In Twisted: `twisted.spread.pb.RemoteCache`; the service's object is a `Cacheable` of `plugin_api` or of Twisted.
 pub trait Follow: DeserializeOwned + Send + 'static {
-    /// The name by which the other side knows the type: "module.Class".
+    /// The other side's name for the type: "module.Class".
     const TYPE: &'static str;
 
-    /// The object has changed: `observer.callRemote(method, …)` there. Called on the connection's task, in the order of the
-    /// changes and before answers that come behind them.
+    /// Applies a change to the copy. The other side has called `observer.callRemote(method, …)`. This runs on the connection's
+    /// task, in the order of the changes, and before later answers are delivered.
     ///
     /// # Errors
-    /// What the other side is told, if it asks.
+    /// The error is sent to the other side, if it asked for an answer.
     fn observe(&mut self, change: &Call) -> Result<(), Failure>;
 }
 
-/// A copy of an object of the other side's, which follows its changes. Read out of an answer or a call. Clones are the same
-/// copy; the other side is told when the last has been dropped. Sent back, it is the object itself.
+/// A local copy of a remote object, which follows the object's changes. It is read from an answer or a call. Clones share the
+/// copy. The other side is notified when the last clone is dropped. Sent back, it is the object itself.
 ///
 /// ```no_run
 /// # async fn run(todo: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
@@ -71,22 +71,22 @@ pub struct Followed<T> {
 }
 
 impl<T: Follow> Followed<T> {
-    /// Looks at the copy. Changes wait meanwhile, and all else of its connection: be brief.
+    /// Passes the copy to `look`. Changes wait meanwhile, and so does everything else on the connection: be brief.
     ///
     /// # Panics
-    /// When it is called by the copy's own [`Follow::observe`].
+    /// Panics if the copy's own [`Follow::observe`] calls it.
     pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> R {
-        // A change that panicked is the author's to have left whole.
+        // After a panic in a change, the author's code is responsible for the value's consistency.
         let this = Arc::as_ptr(&self.value).cast::<()>();
         let within = OBSERVING.with_borrow(|observing| observing.contains(&this));
         assert!(!within, "a copy is read while it is being changed, further up");
         look(&self.value.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until it has changed since this was asked last of this clone.
+    /// Waits for a change since the previous call on this clone.
     ///
     /// # Errors
-    /// When the connection is lost, or the other side has ended the object: it changes no more.
+    /// Returns an error if the connection is lost, or the other side has ended the object. The copy changes no more then.
     pub async fn changed(&mut self) -> Result<(), Error> {
         if *self.news.borrow() == News::Ended {
             return Err(self.held.link.flow.lost());
@@ -106,7 +106,7 @@ impl<T: Follow> Followed<T> {
 }
 
 thread_local! {
-    /// The values that are being changed on this thread just now.
+    /// The values that are being changed on this thread.
     static OBSERVING: RefCell<Vec<*const ()>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -130,7 +130,7 @@ impl<T> Clone for Followed<T> {
     }
 }
 
-/// Two are equal if they are copies of the same object.
+/// Equal if they are copies of the same object.
 impl<T> PartialEq for Followed<T> {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.value, &other.value)
@@ -162,7 +162,7 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                 write!(f, "a cached object of the other side's, a {}", T::TYPE)
             }
 
-            /// One that has come before.
+            /// A copy that was received before.
             fn visit_u64<E: serde::de::Error>(self, luid: u64) -> Result<Followed<T>, E> {
                 let held = referred(|objects| objects.copies.get(&luid).cloned());
                 let unread = held.as_ref().and_then(|held| held.cell.unread());
@@ -173,7 +173,7 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                     .ok_or_else(|| E::custom(format!("no copy of it as a {} was made when its state came", T::TYPE)))
             }
 
-            /// Its type, its number, its state.
+            /// A copy with its type, number and state.
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Followed<T>, A::Error> {
                 let short = || A::Error::custom("a cached object of the other side's with its state");
                 let class: &str = seq.next_element()?.ok_or_else(short)?;

@@ -1,4 +1,4 @@
-//! What passes between a connection's handles, which anybody has, and the task that drives it.
+//! The channel between a connection's handles and the task that drives it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,19 +16,19 @@ use super::error::Error;
 use super::flow::{Bytes, Flow, Room};
 use crate::Failure;
 
-/// The most bytes of changes that wait, of one connection, until their copies are read; and what each counts for beside its own.
+/// The most bytes of queued changes per connection, of copies that were not read yet.
 const UNREAD_CHANGES: usize = 4 << 20;
-/// See [`UNREAD_CHANGES`].
+/// What each queued change counts for in addition to its own bytes.
 const CHANGE: usize = 1 << 10;
 
-/// The handles' end. The connection lives for as long as anybody has one.
+/// A handle's end. The connection stays open while one exists.
 #[derive(Debug, Clone)]
 pub(super) struct Link {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) flow: Arc<Flow>,
 }
 
-/// The driver's end of it: it keeps no connection alive.
+/// The driver's end. It does not keep the connection open.
 #[derive(Debug, Clone)]
 pub(super) struct WeakLink {
     pub(super) commands: mpsc::WeakUnboundedSender<Command>,
@@ -36,42 +36,42 @@ pub(super) struct WeakLink {
 }
 
 impl WeakLink {
-    /// `None`: nobody uses the connection any more.
+    /// `None`: the last handle was dropped.
     pub(super) fn upgrade(&self) -> Option<Link> {
         Some(Link { commands: self.commands.upgrade()?, flow: Arc::clone(&self.flow) })
     }
 }
 
 impl Link {
-    /// Says something that needs no room. On a connection that has ended, nobody hears it.
+    /// Sends a command that needs no room. It is ignored after the connection has ended.
     pub(super) fn tell(&self, command: Command) {
         let _ = self.commands.send(command);
     }
 }
 
-/// Who waits for an answer.
+/// The sender for a call's answer.
 pub(super) type Waiting = oneshot::Sender<Result<Came, Error>>;
 
-/// What the driver is asked for.
+/// A command for the driver.
 pub(super) enum Command {
     Call {
         target: Option<u64>,
         words: Words,
-        /// Who waits for the answer, and the room that it takes meanwhile.
+        /// The sender for the answer, and the room that the call occupies meanwhile.
         done: Option<(Waiting, Room)>,
         bytes: Option<Bytes>,
     },
-    /// The peer's object is given back, so many times.
+    /// Gives back the peer's object, `count` times.
     Release { luid: u64, count: u64 },
-    /// The copy of the peer's object is given back, so many times.
+    /// Gives back the copy of the peer's object, `count` times.
     Uncopy { luid: u64, count: u64 },
-    /// An object of ours, by its number from now on.
+    /// Registers a local object under this number.
     Register { number: u64, object: Arc<dyn Serve> },
-    /// Nobody here has a handle to this object of ours any more.
+    /// Removes one local handle to this local object.
     Forget { number: u64 },
-    /// `room`: that of the call, of those that the peer may have under way.
+    /// Answers a call. `room` is its share of the limit on the peer's calls.
     Reply { request: u64, result: Result<Made, Failure>, room: OwnedSemaphorePermit },
-    /// The state of a cached object of ours is another from now on; whoever has a copy is told by this call.
+    /// Sets the state of a local cached object. `told` is the call that announces the change to the peer's copy.
     Change { number: u64, state: Vec<u8>, told: Option<(Words, Bytes)> },
 }
 
@@ -81,26 +81,26 @@ impl std::fmt::Debug for Command {
     }
 }
 
-/// A method, and what it is given: a tuple and a dictionary, in Jelly, with references by our own numbers.
+/// A method and its arguments: a tuple and a dictionary in Jelly. References are local numbers.
 pub(super) struct Words {
     pub(super) method: String,
     pub(super) arguments: Zeroizing<Vec<u8>>,
     pub(super) keywords: Zeroizing<Vec<u8>>,
-    /// There is a password in it.
+    /// The arguments contain a password.
     pub(super) secret: bool,
-    /// The objects in it, in their order; so many of them are in the arguments.
+    /// Its objects, in order. The first `middle` of them are in the arguments.
     pub(super) objects: Objects,
     pub(super) middle: usize,
 }
 
-/// Objects that were written, in their order. A value has no others in it: an untyped one has numbers alone, which may be another
-/// connection's.
+/// The objects that were written into a value, in order. The value must refer to no others: an untyped value holds only numbers,
+/// which may belong to another connection.
 pub(super) type Objects = Vec<Object>;
 
-/// One of them: what kind of reference it is, and its number.
+/// An object in a value: the kind of reference, and its number.
 pub(super) type Object = (RefKind, u64);
 
-/// A value of ours that has yet to be written down. It may refer to objects, which must not be dropped before it has gone.
+/// A local value that is not encoded yet. It may refer to objects, which must not be dropped before it is sent.
 pub(super) type Made = Box<dyn Write + Send>;
 
 /// See [`Made`].
@@ -115,12 +115,12 @@ impl<T: Serialize> Write for T {
 }
 
 thread_local! {
-    /// Whose connection a value is written down for, and the objects in it so far: they have numbers that are good on their own
-    /// connection alone.
+    /// The connections that values are being encoded for, each with the objects written so far. An object's number is valid on
+    /// its own connection only.
     static WRITING: RefCell<Vec<(*const Flow, Objects)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Says for whose connection a value is written down, meanwhile.
+/// Sets the connection that values are encoded for, while it exists.
 pub(super) struct Writing;
 
 impl Writing {
@@ -129,14 +129,14 @@ impl Writing {
         Self
     }
 
-    /// The objects that were written so far.
+    /// Takes the objects that were written so far.
     pub(super) fn objects(&self) -> Objects {
         WRITING
             .with_borrow_mut(|writing| writing.last_mut().map(|(_, objects)| std::mem::take(objects)))
             .unwrap_or_default()
     }
 
-    /// Whether an object of this connection's may be written just now; it is taken note of.
+    /// Checks that an object of this connection may be written now, and records it.
     pub(super) fn admits<E: serde::ser::Error>(flow: &Arc<Flow>, kind: RefKind, number: u64) -> Result<(), E> {
         WRITING.with_borrow_mut(|writing| match writing.last_mut() {
             Some((now, objects)) if *now == Arc::as_ptr(flow) => {
@@ -155,20 +155,20 @@ impl Drop for Writing {
     }
 }
 
-/// A value of the peer's, and what it refers to.
+/// A value from the peer, with the objects that it refers to.
 #[derive(Default)]
 pub(super) struct Came {
     pub(super) bytes: Vec<u8>,
     /// The peer's objects, by their numbers in the value.
     pub(super) remotes: HashMap<u64, Held>,
-    /// Our own, which come home.
+    /// Local objects that were sent back.
     pub(super) locals: HashMap<u64, Local>,
-    /// The peer's objects that we have a copy of.
+    /// Copies of the peer's objects.
     pub(super) copies: HashMap<u64, HeldCopy>,
 }
 
 impl std::fmt::Debug for Came {
-    /// What somebody has said is nobody else's to read in a log.
+    /// Without the contents, which do not belong in a log.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Came({} bytes)", self.bytes.len())
     }
@@ -177,7 +177,7 @@ impl std::fmt::Debug for Came {
 /// A call by the peer.
 #[derive(Debug)]
 pub(super) struct Asked {
-    /// The connection that it came by.
+    /// The connection that it arrived on.
     pub(super) link: Link,
     pub(super) method: String,
     /// Whether the peer wants an answer.
@@ -186,13 +186,13 @@ pub(super) struct Asked {
     pub(super) keywords: Came,
 }
 
-/// An object of the peer's, for as long as it is held here.
+/// An object of the peer. It is given back when this is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) link: Link,
     /// `None`: the root, which is not counted.
     pub(super) luid: Option<u64>,
-    /// How many times it has come.
+    /// How often it was received.
     pub(super) count: u64,
 }
 
@@ -204,8 +204,8 @@ impl Drop for Held {
     }
 }
 
-/// An object of ours, to be sent in a call or an answer. Clones are the same object. The other side can call it for as long as
-/// it holds it, also when all clones here have been dropped.
+/// A local object, to be sent in a call or an answer. Clones are the same object. The other side can call it for as long as it
+/// holds it, even after all local clones have been dropped.
 #[derive(Debug, Clone)]
 pub struct Local {
     pub(super) cell: Arc<LocalCell>,
@@ -223,7 +223,7 @@ impl Drop for LocalCell {
     }
 }
 
-/// Two are equal if they are the same object.
+/// Equal if they are the same object.
 impl PartialEq for Local {
     fn eq(&self, other: &Self) -> bool {
         self.cell.number == other.cell.number
@@ -232,16 +232,16 @@ impl PartialEq for Local {
 
 impl Eq for Local {}
 
-/// What an object of ours answers with, one day.
+/// The future of a local object's answer.
 pub(super) type Serving = Pin<Box<dyn Future<Output = Result<Made, Failure>> + Send>>;
 
-/// An object of ours.
+/// A local object.
 pub(super) trait Serve: Send + Sync {
     /// Serves a call. Runs on the connection's task until it waits for something.
     fn serve(&self, asked: Asked) -> Serving;
 }
 
-/// A copy of an object of the peer's, for as long as it is held here.
+/// A copy of an object of the peer. It is given back when this is dropped.
 #[derive(Debug)]
 pub(super) struct HeldCopy {
     pub(super) link: Link,
@@ -252,35 +252,35 @@ pub(super) struct HeldCopy {
 
 impl Drop for HeldCopy {
     fn drop(&mut self) {
-        // Before the driver hears of it.
+        // Before the driver receives the command.
         self.cell.held.fetch_sub(1, Ordering::SeqCst);
         self.link.tell(Command::Uncopy { luid: self.luid, count: self.count });
     }
 }
 
-/// A copy of an object of the peer's.
+/// A copy of an object of the peer.
 #[derive(Debug)]
 pub(super) struct CopyCell {
     state: Mutex<CopyState>,
-    /// Locked while it is read the first time; by which thread.
+    /// Locked during the first read. `reader` is the thread that reads.
     reading: Mutex<()>,
     reader: Mutex<Option<ThreadId>>,
-    /// How many [`HeldCopy`]s there are of it.
+    /// The number of [`HeldCopy`]s of it.
     pub(super) held: AtomicUsize,
     flow: Arc<Flow>,
     pub(super) news: watch::Sender<News>,
 }
 
-/// What has become of a copy.
+/// What has happened to a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum News {
-    /// It has changed so many times.
+    /// The number of changes so far.
     Changed(u64),
     /// It changes no more.
     Ended,
 }
 
-/// A copy with its type: the value (`Arc<Mutex<T>>`), and how it takes a change.
+/// A copy with its type: the value (`Arc<Mutex<T>>`), and the function that applies a change.
 #[derive(Clone)]
 pub(super) struct Typed {
     pub(super) value: Arc<dyn std::any::Any + Send + Sync>,
@@ -295,21 +295,21 @@ impl std::fmt::Debug for Typed {
 
 #[derive(Debug)]
 enum CopyState {
-    /// Nobody has said what type it is of.
+    /// It was not read yet, so its type is not known.
     Unread(Unread),
     Read(Typed),
-    /// More had changed than was kept, or nobody has had it meanwhile.
+    /// It has missed changes: too many were queued, or no handle was left meanwhile.
     Missed,
 }
 
-/// What there is of a copy that was not read yet.
+/// The data of a copy that was not read yet.
 #[derive(Default)]
 struct Unread {
-    /// As it came, with its type and its number; nothing, if that was too much.
+    /// As received, with its type and number; empty if it is not kept.
     state: Arc<[u8]>,
-    /// What has changed since.
+    /// The changes since then.
     changes: Vec<Asked>,
-    /// How many bytes that counts for.
+    /// The number of bytes counted for it.
     counted: usize,
 }
 
@@ -320,7 +320,7 @@ impl std::fmt::Debug for Unread {
 }
 
 impl CopyCell {
-    /// One whose state has come: `("type" number state)`, if there are no objects in it; nothing, if it is not known.
+    /// A new copy. `state` is `("type" number state)` if it contains no objects; empty if it is not known.
     pub(super) fn new(flow: &Arc<Flow>, state: &[u8]) -> Self {
         let cell = Self {
             state: Mutex::new(CopyState::Unread(Unread::default())),
@@ -331,7 +331,7 @@ impl CopyCell {
             news: watch::Sender::new(News::Changed(0)),
         };
         cell.with(|unread| {
-            // Half of the room is for changes: what came can also be read from its answer.
+            // Half of the limit is reserved for changes. The state can also be read from the answer that it came with.
             let fits = flow.unread_changes.load(Ordering::Relaxed) + state.len() <= UNREAD_CHANGES / 2;
             if let (CopyState::Unread(unread), true) = (unread, fits) {
                 cell.counts(unread, state.len());
@@ -341,13 +341,13 @@ impl CopyCell {
         cell
     }
 
-    /// Counts what is kept until it is read; false: that is too much.
+    /// Counts bytes that are kept until the copy is read. Returns false if they exceed the limit.
     fn counts(&self, unread: &mut Unread, size: usize) -> bool {
         unread.counted += size;
         self.flow.unread_changes.fetch_add(size, Ordering::Relaxed) + size <= UNREAD_CHANGES
     }
 
-    /// Its state as it came, if nobody has read it.
+    /// Its state as received, if nobody has read it yet.
     pub(super) fn unread(&self) -> Option<Arc<[u8]>> {
         self.with(|state| match state {
             CopyState::Unread(unread) if !unread.state.is_empty() => Some(Arc::clone(&unread.state)),
@@ -355,17 +355,17 @@ impl CopyCell {
         })
     }
 
-    /// Nothing of others' runs while it is locked.
+    /// No foreign code runs while it is locked.
     fn with<R>(&self, then: impl FnOnce(&mut CopyState) -> R) -> R {
         then(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The peer's object has changed.
+    /// Applies or queues a change of the peer's object.
     pub(super) fn change(&self, asked: Asked) -> Result<(), Failure> {
         let size = CHANGE + asked.method.len() + asked.arguments.bytes.len() + asked.keywords.bytes.len();
         let typed = self.with(|state| match state {
             CopyState::Unread(unread) => {
-                // One with copies in it would keep them, and itself, for ever.
+                // A change that contains copies would keep them, and itself, alive forever.
                 let whole = asked.arguments.copies.is_empty() && asked.keywords.copies.is_empty();
                 if self.counts(unread, size) && whole {
                     unread.changes.push(asked);
@@ -403,7 +403,7 @@ impl CopyCell {
     pub(super) fn typed(&self, made: Option<Typed>) -> Option<Arc<dyn std::any::Any + Send + Sync>> {
         let here = Some(std::thread::current().id());
         let reader = || self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        // Further up on this thread it is being read: what changes it reads it.
+        // Whether this thread is reading it further up: the code of a change may read it.
         let within = *reader() == here;
         let _reading = (!within).then(|| self.reading.lock().unwrap_or_else(PoisonError::into_inner));
         let reads = made.filter(|_| !within);
@@ -424,9 +424,9 @@ impl CopyCell {
                 *reader() = None;
                 break;
             }
-            // Unlocked: it is an author's code, which does not panic here: see `change`.
+            // The lock is released while the author's code runs. That code does not panic here: see `change`.
             for change in changes {
-                // Whoever told of it wants no answer any more.
+                // The sender of the change wants no answer any more.
                 let _ = (typed.change)(&*typed.value, change);
             }
         }

@@ -1,4 +1,4 @@
-//! How somebody proves who they are.
+//! Credentials, and logging in.
 
 use std::sync::Arc;
 
@@ -12,33 +12,33 @@ use super::error::Error;
 use super::link::Local;
 use super::received::{Answer, Remote};
 
-/// What somebody logs in with. It can be used again: when the connection was lost, say.
+/// What a client logs in with. It can be used several times, for example after the connection was lost.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Credential {
     /// A name and a password: [`Credential::password`].
     Password {
-        /// `alice`, or `alice/todo` for a perspective at once.
+        /// `alice`, or `alice/todo` to get a perspective at once.
         name: String,
         /// The password.
         password: Zeroizing<String>,
     },
-    /// An access token, which says whose it is: [`Credential::token`].
+    /// An access token, which identifies its owner: [`Credential::token`].
     Token(Zeroizing<String>),
     /// A name and an SSH key: [`Credential::key`].
     Key {
         /// As in [`Credential::Password`].
         name: String,
-        /// Its public half: a line as in `id_ed25519.pub`.
+        /// The public key: a line as in `id_ed25519.pub`.
         public_key: String,
-        /// Signs what it is given; answers with the signature as SSH's wire has it.
+        /// Signs its argument. Returns the signature in SSH's wire format.
         sign: Sign,
     },
-    /// Nobody in particular, where the host lets them in.
+    /// No identity, on hosts that allow it.
     Anonymous,
 }
 
-/// Signs with a key, which stays where it is: in an agent, say.
+/// Signs with a private key. The key can stay elsewhere, for example in an agent.
 pub type Sign = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
 
 impl std::fmt::Debug for Credential {
@@ -59,7 +59,7 @@ impl Credential {
         Self::Password { name: name.to_owned(), password: Zeroizing::new(password.to_owned()) }
     }
 
-    /// An access token of `credhost token new`.
+    /// An access token from `credhost token new`.
     #[must_use]
     pub fn token(token: &str) -> Self {
         Self::Token(Zeroizing::new(token.to_owned()))
@@ -72,11 +72,12 @@ impl Credential {
 }
 
 impl Client {
-    /// Logs in with whatever it is: a password as it is where nobody else can read it (see
-    /// [`Options::private`](super::Options)) and the host knows the words, else by Twisted's own challenge.
+    /// Logs in with any kind of credential. A password is sent as it is if nobody else can read the connection (see
+    /// [`Options::private`](super::Options)) and the host supports that. Otherwise it is proved by Twisted's challenge, as in
+    /// [`Client::login`].
     ///
     /// # Errors
-    /// As [`Client::login`]; [`Error::InTheClear`], of a token that others could read: it is not sent.
+    /// As [`Client::login`]. Returns [`Error::InTheClear`] for a token that others could read. The token is not sent then.
     ///
     /// ```no_run
     /// # async fn run(client: pb::client::Client, sign: fn(&[u8]) -> Vec<u8>) -> Result<(), pb::client::Error> {
@@ -87,7 +88,7 @@ impl Client {
     ///     let avatar = client.login_with(&credential, None).await?;
     ///     println!("{:?}", avatar.call("keys", &()).await?.read::<Vec<(String, String)>>()?);
     /// }
-    /// // The same, by their names.
+    /// // The same with a method for each kind.
     /// client.login_password("alice", "her password", None).await?;
     /// client.login_token("its token", None).await?;
     /// client.login_key("alice", key, sign, None).await?;
@@ -98,7 +99,7 @@ impl Client {
         match credential {
             Credential::Password { name, password } if self.private => {
                 match self.login_password(name, password, mind.clone()).await {
-                    // Another's host, that knows Twisted's own words alone.
+                    // The host is not credhost, and has only Twisted's own methods.
                     Err(Error::Failure(failure)) if failure.is("twisted.spread.flavors.NoSuchMethod") => {
                         self.login(name, password, mind).await
                     }
@@ -115,13 +116,14 @@ impl Client {
         }
     }
 
-    /// Logs in with a password, in the words of today's Twisted: `alice/todo` for a perspective at once, `alice` for an
-    /// avatar whose `attach(service, perspective, mind)` gives perspectives. The password itself is not sent.
+    /// Logs in with a password, by the challenge and response of current Twisted. The name `alice/todo` returns a perspective.
+    /// The name `alice` returns an avatar, whose `attach(service, perspective, mind)` returns perspectives. The password itself
+    /// is not sent.
     ///
     /// # Errors
-    /// `twisted.cred.error.UnauthorizedLogin`; `twisted.cred.error.KeyNotFound`; what the service refuses with.
+    /// Returns `twisted.cred.error.UnauthorizedLogin`, `twisted.cred.error.KeyNotFound`, or the error of a service that refuses.
     pub async fn login(&self, name: &str, password: &str, mind: Option<Local>) -> Result<Remote, Error> {
-        // Twisted's checkers know names as bytes.
+        // Twisted's checkers expect names as bytes.
         let answer = self.root().call("login", &(Bytes::from(name),)).await?;
         let (challenge, challenger) = challenge(&answer)?;
         let digest: Zeroizing<[u8; 16]> = Zeroizing::new(Md5::digest(password.as_bytes()).into());
@@ -132,17 +134,18 @@ impl Client {
         challenger.call("respond", &(proof, mind)).await?.remote()
     }
 
-    /// Logs in to a host of credhost's with a password, which is sent as it is: over TLS, or on one machine. The host
-    /// checks it against an argon2id hash, and need keep nothing weaker. Names are as for [`Client::login`].
+    /// Logs in to a credhost host with a password, which is sent as it is: for TLS, or for a connection within one machine. The
+    /// host checks it against an argon2id hash, and needs to store nothing weaker. Names are as for [`Client::login`]. Unlike
+    /// [`Client::login_with`], this does not check [`Options::private`](super::Options).
     ///
     /// # Errors
-    /// As [`Client::login`]; `twisted.cred.error.UnhandledCredentials`, where others could listen.
+    /// As [`Client::login`]. Returns `twisted.cred.error.UnhandledCredentials` if others could listen.
     pub async fn login_password(&self, name: &str, password: &str, mind: Option<Local>) -> Result<Remote, Error> {
         self.root().call_secretly("loginPassword", &(name, password, mind)).await?.remote()
     }
 
-    /// Logs in to a host of credhost's with an access token. Answers with an avatar, whose
-    /// `attach(service, perspective, mind)` gives perspectives.
+    /// Logs in to a credhost host with an access token. Returns an avatar, whose `attach(service, perspective, mind)` returns
+    /// perspectives. Unlike [`Client::login_with`], this does not check [`Options::private`](super::Options).
     ///
     /// # Errors
     /// As [`Client::login_password`].
@@ -150,12 +153,12 @@ impl Client {
         self.root().call_secretly("loginToken", &(token, mind)).await?.remote()
     }
 
-    /// Logs in to a host of credhost's with an SSH key. `public_key` is its line, as in `id_ed25519.pub`; `sign` signs what
-    /// it is given, and answers with the signature as SSH's wire has it. Names are as for [`Client::login`]. What does not begin
-    /// as such a login does is not signed: a key may be good for other hosts, too.
+    /// Logs in to a credhost host with an SSH key. `public_key` is its line, as in `id_ed25519.pub`. `sign` signs its argument,
+    /// and returns the signature in SSH's wire format. Names are as for [`Client::login`]. Data that is not a credhost login
+    /// under this name is not signed, because the key may be valid on other hosts, too.
     ///
     /// # Errors
-    /// As [`Client::login`]; [`Error::NotSigned`].
+    /// As [`Client::login`]. Returns [`Error::NotSigned`] if the host requests a signature on anything else.
     pub async fn login_key(
         &self,
         name: &str,
@@ -165,7 +168,7 @@ impl Client {
     ) -> Result<Remote, Error> {
         let answer = self.root().call("loginKey", &(name, public_key, mind)).await?;
         let (bytes, challenger) = challenge(&answer)?;
-        // A key is good for more than this: what is signed must be good for nothing else.
+        // The key is valid for other purposes, too. The signature must be valid for this login only.
         let identity = name.split_once('/').map_or(name, |(identity, _)| identity);
         let ends = [name, identity].iter().any(|name| bytes.ends_with(format!("\0{name}").as_bytes()));
         if !bytes.starts_with(LOGIN_BY_KEY) || !ends {
@@ -174,19 +177,19 @@ impl Client {
         challenger.call("respond", &(Bytes(sign(&bytes)),)).await?.remote()
     }
 
-    /// Logs in as nobody in particular, where the host lets them in.
+    /// Logs in without an identity, on hosts that allow it.
     ///
     /// # Errors
-    /// `twisted.cred.error.UnhandledCredentials`, where it does not.
+    /// Returns `twisted.cred.error.UnhandledCredentials` if the host does not allow it.
     pub async fn login_anonymous(&self, mind: Option<Local>) -> Result<Remote, Error> {
         self.root().call("loginAnonymous", &(mind,)).await?.remote()
     }
 }
 
-/// How all begins that is signed to log in by key.
+/// The prefix of all data that is signed to log in with a key.
 const LOGIN_BY_KEY: &[u8] = b"credhost login by key, version 1\0";
 
-/// What is to be answered, and whom.
+/// Reads a challenge: its bytes, and the object that takes the response.
 fn challenge(answer: &Answer) -> Result<(Vec<u8>, Remote), Error> {
     let value = answer.value()?;
     let unexpected = || Error::Unexpected("it is no challenge".to_owned());

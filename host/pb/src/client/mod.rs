@@ -1,4 +1,4 @@
-//! A client for Rust programs, on tokio: the crate's feature `client`.
+//! A client for Rust programs on tokio: the crate's feature `client`.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -10,8 +10,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A [`Session`] connects, logs in and attaches, and does so again when the connection is lost. A [`Client`] is one connection, and
-//! leaves that to its user:
+//! A [`Session`] connects, logs in and attaches, and repeats this after the connection is lost. A [`Client`] is one connection,
+//! and leaves that to the program:
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,25 +20,26 @@
 //! # Ok(()) }
 //! ```
 //!
-//! `credhost describe --rust todo` writes a client with a typed method for each of the service's.
+//! `credhost describe --rust todo` generates a client with a typed method for each method of the service.
 //!
-//! | for | there is |
+//! | for | use |
 //! |---|---|
-//! | answers as types of one's own, with objects in them | [`Answer::read`] |
-//! | objects of one's own that services call: minds | [`Client::register`], [`Session::perspective_with`] |
-//! | copies of a service's objects, which follow its changes | [`Followed`] |
-//! | objects of one's own that a service has such copies of | [`Client::cacheable`] |
-//! | much data, in pages | [`Client::pages`], [`page`] |
+//! | answers as Rust types, with objects in them | [`Answer::read`] |
+//! | local objects that services call: minds | [`Client::register`], [`Session::perspective_with`] |
+//! | local copies of a service's objects, which follow their changes | [`Followed`] |
+//! | local objects of which a service has such copies | [`Client::cacheable`] |
+//! | large data, in pages | [`Client::pages`], [`page`] |
 //! | TLS (the crate's feature `tls`) | [`Endpoint::tls`](Endpoint) |
 //! | passwords, tokens, SSH keys | [`Credential`] |
-//! | how many calls are under way, and for how long | [`Options`], [`Remote::with_timeout`] |
+//! | limits on calls in flight, timeouts | [`Options`], [`Remote::with_timeout`] |
 //!
-//! Calls by one connection are sent in the order in which they are made; one that wants no answer ([`Remote::notify`]) may overtake
-//! calls that wait for room. An object of one's own that holds its own [`Client`], or a [`Remote`] of it, keeps the connection open.
+//! Calls on one connection are sent in the order in which they are made. A call without an answer ([`Remote::notify`]) may
+//! overtake calls that wait for room. A local object that holds its own [`Client`], or a [`Remote`] of it, keeps the connection
+//! open.
 //!
-//! # An object of one's own
+//! # Local objects
 //!
-//! A service calls its clients back by the object that they give when they log in: the mind.
+//! A service calls its clients back through the object that they pass when they log in: the mind.
 //!
 //! ```no_run
 //! # async fn run(client: pb::client::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -53,7 +54,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # What goes wrong
+//! # Handling errors
 //!
 //! ```no_run
 //! # async fn run(todo: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
@@ -62,9 +63,9 @@
 //! match todo.call("done", &(7,)).await {
 //!     Ok(_) => {}
 //!     Err(Error::Failure(failure)) if failure.is("todo.NoSuchTask") => println!("{}", failure.value),
-//!     // The connection was lost before it was sent: it can be made again.
+//!     // The connection was lost before the call was sent. The call can be repeated.
 //!     Err(Error::NotSent(_)) => {}
-//!     // It was lost later: the task may be done or not.
+//!     // The connection was lost later. The task may be done or not.
 //!     Err(error @ Error::Lost(_)) => return Err(error.into()),
 //!     Err(error) => return Err(error.into()),
 //! }

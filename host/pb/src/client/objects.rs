@@ -1,4 +1,4 @@
-//! Objects of ours that the other side can call.
+//! Local objects that the other side can call.
 
 use std::future::ready;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use super::link::{Asked, Command, Link, Local, LocalCell, Made, Serve, Serving};
 use super::received::Call;
 use crate::Failure;
 
-/// What an object of ours answers with, one day.
+/// The answer of a local object, now or later.
 pub struct Reply(Serving);
 
 impl std::fmt::Debug for Reply {
@@ -22,8 +22,7 @@ impl std::fmt::Debug for Reply {
 }
 
 impl Reply {
-    /// An answer that takes its time. Until it waits for something the first time, no other call is looked at: so calls begin in
-    /// their order.
+    /// An answer that takes time. Until it first waits for something, no other call is handled: calls begin in their order.
     pub fn new<T, F>(answer: F) -> Self
     where
         T: Serialize + Send + 'static,
@@ -35,12 +34,12 @@ impl Reply {
         }))
     }
 
-    /// An answer that is there.
+    /// An answer that is available now.
     ///
     /// ```
     /// # use pb::Failure;
     /// # use pb::client::{Call, Referenceable, Reply};
-    /// /// Adds at once, and waits for what takes time.
+    /// /// Adds at once, and answers `later` after a second.
     /// struct Adder;
     ///
     /// impl Referenceable for Adder {
@@ -62,7 +61,7 @@ impl Reply {
     }
 }
 
-/// An object of ours that the other side can call: a mind, say. A closure is one, too:
+/// A local object that the other side can call, for example a mind. Closures implement this, too:
 ///
 /// ```no_run
 /// # fn register(client: &pb::client::Client) -> pb::client::Local {
@@ -94,7 +93,7 @@ where
     }
 }
 
-/// An object with what its calls need to be read.
+/// An object, with the timeout for the objects in its calls.
 struct Served<O: ?Sized> {
     object: Arc<O>,
     timeout: Option<Duration>,
@@ -107,27 +106,27 @@ impl<O: Referenceable + ?Sized> Serve for Served<O> {
 }
 
 impl Call {
-    /// Makes an object of ours known to the connection that the call came by, so that it can be sent: in the answer, say.
+    /// Registers a local object with the connection that the call came by, so that it can be sent, for example in the answer.
     #[must_use]
     pub fn register(&self, object: impl Referenceable) -> Local {
         register(&self.link, self.timeout, Arc::new(object))
     }
 }
 
-/// Makes an object known to a connection.
+/// Registers an object with a connection.
 pub(super) fn register(link: &Link, timeout: Option<Duration>, object: Arc<dyn Referenceable>) -> Local {
     let number = number();
     link.tell(Command::Register { number, object: Arc::new(Served { object, timeout }) });
     Local { cell: Arc::new(LocalCell { link: link.clone(), number }) }
 }
 
-/// The number of another object of ours, which no other has.
+/// A new number for a local object, unique in this process.
 pub(super) fn number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// An object that there is no call of: it is a name for something else.
+/// An object without methods. It only stands for something else.
 pub(super) struct Nothing;
 
 impl Serve for Nothing {

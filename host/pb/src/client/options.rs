@@ -1,10 +1,10 @@
-//! What a connection may cost.
+//! Limits of a connection.
 
 use std::time::Duration;
 
 use jelly::Limits;
 
-/// What a connection may cost, and how long calls may take.
+/// Limits of a connection, and the timeout of its calls.
 ///
 /// ```
 /// use std::time::Duration;
@@ -15,8 +15,8 @@ use jelly::Limits;
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// The most calls that wait for an answer (256). Further calls wait to be sent. Calls that an object of ours makes while it serves
-    /// one count, too.
+    /// The most calls that wait for an answer (256). Further calls wait to be sent. Calls that a local object makes while it
+    /// serves one count, too.
     pub calls: usize,
     /// The most bytes of arguments, of calls that wait for an answer and of messages that are not written yet (4 MiB). A call with
     /// more than a quarter of that counts as a quarter.
@@ -26,7 +26,8 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// Limits on each message that the other side sends.
     pub limits: Limits,
-    /// The most objects of ours that the other side holds, and the most copies that we hold (1,024 each, as in Twisted).
+    /// The most local objects that the other side may hold, and the most copies that this side may hold (1,024 each, as in
+    /// Twisted).
     pub references: usize,
     /// Nobody but the host can read the connection. The client then sends passwords as they are, which lets the host check them against
     /// an argon2id hash. An [`Endpoint`](super::Endpoint) sets this for TLS and for Unix sockets. It does not for TCP on this machine:

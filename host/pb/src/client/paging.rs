@@ -1,4 +1,4 @@
-//! Large data in pages, both ways: as `twisted.spread.util` sends and collects it.
+//! Large data in pages, in both directions, as with `twisted.spread.util`.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,19 +18,20 @@ use crate::Failure;
 
 /// The most pages that are sent before the first of them is answered.
 const WINDOW: usize = 16;
-/// The most pages that wait to be read while the next is still answered at once.
+/// A page is answered at once while at most this many pages wait to be read, itself included.
 const KEPT: usize = 4;
-/// The most bytes that wait to be read, if the sender does not wait for its answers.
+/// The most bytes that wait to be read, if the sender does not wait for answers.
 const MOST: usize = 64 << 20;
-/// What a page counts for beside its bytes.
+/// What a page counts for in addition to its bytes.
 const EACH: usize = 64;
-/// The largest page, in bytes: what Twisted reads as one string.
+/// The largest page, in bytes: the longest string that Twisted reads.
 const LARGEST: usize = 640 << 10;
 
-/// Sends all that a reader has to a page collector of the other side's, in pages of `size` bytes, and says when that was all.
-/// Answers with how many bytes it was. It reads on as pages are answered, so that memory holds a few, however large the whole.
+/// Sends all data of a reader to a page collector of the other side, in pages of `size` bytes, and then announces the end.
+/// Returns the number of bytes sent. Reading continues as pages are answered, so that memory holds only a few pages, however
+/// large the whole.
 ///
-/// In Twisted: `twisted.spread.util.Pager`; on a host, `plugin_api::Pages` collects.
+/// In Twisted: `twisted.spread.util.Pager`; on a host, `plugin_api::Pages` is the collector.
 ///
 /// ```no_run
 /// # async fn run(archive: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
@@ -41,7 +42,7 @@ const LARGEST: usize = 640 << 10;
 /// ```
 ///
 /// # Errors
-/// When the reader fails, or a page is refused. When `size` is 0, or more than 655,360 bytes: no peer reads that.
+/// Returns an error if the reader fails, a page is refused, or `size` is 0 or more than 655,360 bytes, which no peer reads.
 pub async fn page(collector: &Remote, mut reader: impl AsyncRead + Unpin, size: usize) -> Result<u64, Error> {
     if !(1..=LARGEST).contains(&size) {
         return Err(Error::Unexpected(format!("a page has 1 to {LARGEST} bytes, not {size}")));
@@ -56,12 +57,12 @@ pub async fn page(collector: &Remote, mut reader: impl AsyncRead + Unpin, size: 
         }
         total += page.len() as u64;
         let words = plain_words(flow, "gotPage", &(Bytes(page),))?;
-        // Half of the room at most: others call meanwhile.
+        // At most half of the room, so that others can call meanwhile.
         while waiting.len() >= WINDOW || waiting.len() > 1 && waiting.len() * (size + 64) > flow.most / 2 {
             let Some(first) = waiting.pop_front() else { break };
             answered(first).await?;
         }
-        // Sent before the next is looked at: they go in their order.
+        // Sent before the next page is read, which keeps their order.
         waiting.push_back(collector.begin(words).await?);
     }
     for last in waiting {
@@ -75,11 +76,11 @@ async fn answered(page: Begun) -> Result<(), Error> {
     page.answer().await.map(drop)
 }
 
-/// What has come of a sender.
+/// What a sender has sent.
 enum Come {
     Page(Vec<u8>),
     End,
-    /// More than may wait: the rest is lost.
+    /// More than may wait. The rest is lost.
     TooMuch,
 }
 
@@ -87,14 +88,14 @@ enum Come {
 #[derive(Debug)]
 pub struct Pages {
     come: mpsc::UnboundedReceiver<Come>,
-    /// How many bytes wait here.
+    /// The number of bytes that wait here.
     kept: Arc<AtomicUsize>,
-    /// How many pages were taken.
+    /// The number of pages taken.
     taken: watch::Sender<usize>,
     ended: bool,
 }
 
-/// What the other side calls: `twisted.spread.util.CallbackPageCollector`.
+/// The object that the other side calls: `twisted.spread.util.CallbackPageCollector`.
 struct Collector {
     state: Mutex<Collecting>,
     kept: Arc<AtomicUsize>,
@@ -102,16 +103,16 @@ struct Collector {
 }
 
 struct Collecting {
-    /// `None`: there are no more, or nobody takes them.
+    /// `None`: no more pages are accepted.
     to: Option<mpsc::UnboundedSender<Come>>,
-    /// How many pages have come.
+    /// The number of pages received.
     pages: usize,
 }
 
 impl Client {
-    /// A collector to be given to a method that sends pages, and what comes of it. A page is answered when few before it wait to
-    /// be read: whoever reads slowly makes a sender slow that waits for its answers, as credhost's does. Twisted's does not: of
-    /// that, 64 MiB wait at most, and more are an error of [`Pages::next`].
+    /// Creates a collector to pass to a method that sends pages, and the receiver of the pages. A page is answered while only a
+    /// few wait to be read. A slow reader therefore slows down a sender that waits for answers, as credhost's does. Twisted's
+    /// sender does not wait: at most 64 MiB of its pages wait to be read, and more are an error of [`Pages::next`].
     ///
     /// ```no_run
     /// # async fn run(client: pb::client::Client, archive: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
@@ -135,10 +136,11 @@ impl Client {
 }
 
 impl Pages {
-    /// The next page; `None` when there are no more.
+    /// Returns the next page; `None` at the end.
     ///
     /// # Errors
-    /// When the other side has let go of the collector, or has gone, before the end.
+    /// Returns an error if the other side drops the collector or disconnects before the end, or if more bytes wait than
+    /// [`Client::pages`] allows.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
         if self.ended {
             return Ok(None);
@@ -160,10 +162,10 @@ impl Pages {
         }
     }
 
-    /// All pages in one.
+    /// Returns all pages in one block.
     ///
     /// # Errors
-    /// As [`Pages::next`], and when they are more than `limit` bytes.
+    /// As [`Pages::next`]. Returns an error if the pages have more than `limit` bytes.
     ///
     /// ```no_run
     /// # async fn run(client: &pb::client::Client, files: &pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
@@ -187,7 +189,7 @@ impl Pages {
 }
 
 impl Collector {
-    /// Takes what has come, in the order of the calls; answers with how many pages were before it.
+    /// Takes a page or the end, in the order of the calls. Returns how many have come so far, this one included.
     fn take(&self, call: &Call) -> Result<usize, Failure> {
         let come = match call.method() {
             "gotPage" => Come::Page(call.read::<(Bytes,)>()?.0.0),

@@ -1,4 +1,4 @@
-//! What comes from the other side: answers, calls of our objects, and the objects that they refer to.
+//! Data from the other side: answers, calls of local objects, and the objects that they refer to.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,18 +15,18 @@ use super::error::Error;
 use super::link::{Asked, Came, Held, HeldCopy, Link, Local, Writing};
 use crate::Failure;
 
-/// An object of the other side's. Clones are the same reference; it is given back when the last is dropped.
+/// A reference to an object of the other side. Clones are the same reference. It is given back when the last clone is dropped.
 ///
-/// It can be read out of an answer or a call, and be a part of what is read: `answer.read::<(String, Remote)>()`. Sent, it is
-/// the object itself to the side that it came from.
+/// It can be read from an answer or a call, also as a part of a larger value: `answer.read::<(String, Remote)>()`. Sent back, it
+/// is the object itself.
 #[derive(Debug, Clone)]
 pub struct Remote {
     pub(super) held: Arc<Held>,
-    /// How long its calls may take.
+    /// The timeout of its calls.
     pub(super) timeout: Option<Duration>,
 }
 
-/// Two are equal if they are the same object of the same connection's.
+/// Equal if they are the same object of the same connection.
 impl PartialEq for Remote {
     fn eq(&self, other: &Self) -> bool {
         self.held.luid == other.held.luid && Arc::ptr_eq(&self.held.link.flow, &other.held.link.flow)
@@ -50,7 +50,7 @@ impl Serialize for Local {
     }
 }
 
-/// What a value refers to.
+/// The objects that a value refers to.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
     remotes: HashMap<u64, Remote>,
@@ -59,11 +59,11 @@ pub(super) struct Objects {
 }
 
 thread_local! {
-    /// What the value refers to that is being read.
+    /// The objects of the values that are being read.
     static READING: RefCell<Vec<Arc<Objects>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Says what a value refers to, while it is read.
+/// Makes a value's objects available while the value is read.
 struct Reading;
 
 impl Reading {
@@ -79,12 +79,12 @@ impl Drop for Reading {
     }
 }
 
-/// Finds an object that the value refers to which is being read.
+/// Finds an object of the value that is being read.
 pub(super) fn referred<T>(find: impl FnOnce(&Objects) -> Option<T>) -> Option<T> {
     READING.with_borrow(|reading| reading.last().map(Arc::clone)).and_then(|objects| find(&objects))
 }
 
-/// A number that stands for an object.
+/// Reads the number that stands for an object.
 pub(super) struct Number(pub(super) &'static str);
 
 impl Visitor<'_> for Number {
@@ -123,7 +123,7 @@ pub struct Answer {
 }
 
 impl std::fmt::Debug for Answer {
-    /// What somebody has said is nobody else's to read in a log.
+    /// Without the contents, which do not belong in a log.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Answer({} bytes)", self.bytes.len())
     }
@@ -140,28 +140,28 @@ impl Answer {
         Self { bytes: came.bytes, objects: Arc::new(objects) }
     }
 
-    /// As a type of one's own. [`Remote`]s, [`Local`]s and [`Followed`](super::Followed) copies may be in it.
+    /// Reads the answer as a Rust type, which may contain [`Remote`]s, [`Local`]s and [`Followed`](super::Followed) copies.
     ///
     /// # Errors
-    /// When it does not fit.
+    /// Returns an error if the answer does not fit the type.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, jelly::Error> {
         let _reading = Reading::of(&self.objects);
         jelly::from_slice(&self.bytes)
     }
 
-    /// As an untyped value. References are numbers in it: see [`Answer::remotes`].
+    /// Returns the answer as an untyped value. References in it are numbers: see [`Answer::remotes`].
     ///
     /// # Errors
-    /// When it is no Jelly.
+    /// Returns an error if the answer is not valid Jelly.
     pub fn value(&self) -> Result<Value, jelly::Error> {
         Value::decode(&self.bytes)
     }
 
-    /// The objects of the other side's that it refers to, by their numbers in the value.
+    /// The objects of the other side that the answer refers to, by their numbers in the value.
     ///
     /// ```no_run
     /// # async fn run(garage: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
-    /// // Whatever it is; and how many objects are in it.
+    /// // Prints any answer, and the number of objects in it.
     /// let answer = garage.call("cars", &()).await?;
     /// println!("{}, with {} objects", answer.value()?, answer.remotes().len());
     /// # Ok(()) }
@@ -171,16 +171,16 @@ impl Answer {
         &self.objects.remotes
     }
 
-    /// The one object that it is a reference to.
+    /// Returns the object, if the answer is a single reference.
     ///
     /// # Errors
-    /// When it is something else.
+    /// Returns an error if the answer is something else.
     pub fn remote(self) -> Result<Remote, Error> {
         self.read().map_err(|_| Error::Unexpected("it is no reference".to_owned()))
     }
 }
 
-/// A call of an object of ours, or a change of an object that we have a copy of.
+/// A call of a local object, or a change of an object that this side has a copy of.
 #[derive(Debug)]
 pub struct Call {
     pub(super) link: Link,
@@ -204,7 +204,7 @@ impl Call {
         }
     }
 
-    /// Whether the caller wants an answer: if not, neither that nor an error is sent.
+    /// Whether the caller wants an answer. If not, neither an answer nor an error is sent.
     #[must_use]
     pub fn wants_answer(&self) -> bool {
         self.answer
@@ -216,25 +216,25 @@ impl Call {
         &self.method
     }
 
-    /// Its arguments, as a tuple: `call.read::<(String, u32)>()`, `(String,)` for one. Objects may be in it.
+    /// Reads the arguments as a tuple: `call.read::<(String, u32)>()`, `(String,)` for one. The tuple may contain objects.
     ///
     /// # Errors
-    /// A TypeError for the caller, when they do not fit.
+    /// Returns a TypeError for the caller if the arguments do not fit the type.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         self.arguments.read().map_err(|error| self.wrong(&error))
     }
 
-    /// Its keyword arguments, as a struct or a map.
+    /// Reads the keyword arguments as a struct or a map.
     ///
     /// # Errors
-    /// A TypeError for the caller, when they do not fit.
+    /// Returns a TypeError for the caller if the keywords do not fit the type.
     ///
     /// ```no_run
     /// # fn run(client: &pb::client::Client) {
     /// use std::collections::HashMap;
     /// use pb::client::Call;
     ///
-    /// // Says whatever it is called with.
+    /// // Prints each call.
     /// let ear = client.register(|call: Call| async move {
     ///     let loud = call.keywords::<HashMap<String, bool>>()?.get("loud").copied().unwrap_or_default();
     ///     let (arguments, keywords) = call.values()?;
@@ -248,16 +248,16 @@ impl Call {
         self.keywords.read().map_err(|error| self.wrong(&error))
     }
 
-    /// Its arguments, untyped: a tuple and a dictionary.
+    /// Returns the arguments untyped: a tuple and a dictionary.
     ///
     /// # Errors
-    /// A TypeError for the caller, when they are no Jelly.
+    /// Returns a TypeError for the caller if they are not valid Jelly.
     pub fn values(&self) -> Result<(Value, Value), Failure> {
         let arguments = self.arguments.value().map_err(|error| self.wrong(&error))?;
         Ok((arguments, self.keywords.value().map_err(|error| self.wrong(&error))?))
     }
 
-    /// What to answer with when there is no such method.
+    /// The failure to answer with if there is no such method.
     #[must_use]
     pub fn unknown(&self) -> Failure {
         Failure::new("twisted.spread.flavors.NoSuchMethod", format!("No such method: remote_{}", self.method))
@@ -269,14 +269,14 @@ impl Call {
 }
 
 impl From<jelly::Error> for Failure {
-    /// For an object's method that reads what others answer.
+    /// For a method of a local object that reads answers of others.
     fn from(error: jelly::Error) -> Self {
         Self::new("TypeError", error.to_string())
     }
 }
 
 impl From<Error> for Failure {
-    /// For an object's method that calls others: their exceptions go on to its caller.
+    /// For a method of a local object that calls others. Their exceptions are passed on to its caller.
     fn from(error: Error) -> Self {
         match error {
             Error::Failure(failure) => failure,

@@ -1,4 +1,4 @@
-//! A login that is kept up: when the connection is lost, it connects, logs in and attaches again.
+//! A login that is maintained: after the connection is lost, it connects, logs in and attaches again.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -17,14 +17,15 @@ use super::login::Credential;
 use super::objects::Referenceable;
 use super::received::{Answer, Remote};
 
-/// How long to wait before connecting again.
+/// The delays before connecting again. Each is varied by up to a fifth at random, so that not all clients of a host return at
+/// once.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
-    /// The first time (0.1 s); then twice as long each time.
+    /// The first delay (0.1 s). Each further delay is twice as long.
     pub first: Duration,
-    /// The most (30 s).
+    /// The longest delay (30 s).
     pub most: Duration,
-    /// After a connection that has lasted so long, it begins again (10 s).
+    /// A connection that lasts at least this long resets the delay to the first (10 s).
     pub good: Duration,
 }
 
@@ -36,30 +37,30 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// How long before try `tries` (0: the first after a good connection), of `dice`, which is any number: a fifth more or less,
-    /// so that not all clients of a host come back at once.
+    /// The delay before attempt `tries` (0: the first after a good connection). `dice` is any number. It varies the delay by up
+    /// to a fifth, so that not all clients of a host return at once.
     fn delay(&self, tries: u32, dice: u64) -> Duration {
-        // Never at once again and again, nor after more than a day.
+        // At least a millisecond, at most a day.
         let first = self.first.max(Duration::from_millis(1));
         let doubled = first.saturating_mul(1 << tries.min(20)).min(self.most).min(Duration::from_secs(86_400));
         doubled.mul_f64(0.8 + 0.4 * (dice % 1024) as f64 / 1024.0)
     }
 }
 
-/// How a session is.
+/// The status of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Status {
-    /// It connects, or waits to do so again.
+    /// It is connecting, or waits before it tries again.
     Connecting {
-        /// How often it has tried in vain, or has lost what it had, since the last good connection.
+        /// The number of failed attempts and lost connections since the last good connection.
         tries: u32,
-        /// What went wrong last; empty: nothing yet.
+        /// The last error; empty if there was none yet.
         why: String,
     },
-    /// Somebody is logged in.
+    /// The session is logged in.
     Connected,
-    /// The host does not let them in, and would not if it was asked again: the session has ended.
+    /// The host refuses the login, and would refuse it again. The session has ended.
     Refused(String),
 }
 
@@ -70,17 +71,18 @@ enum State {
     Refused(Arc<Error>),
 }
 
-/// A connection on which somebody is logged in.
+/// A connection that is logged in.
 #[derive(Debug, Clone)]
 struct Connection {
     number: u64,
     client: Client,
     avatar: Remote,
-    /// How long it may take to attach.
+    /// The time limit for attaching.
     patience: Duration,
 }
 
-/// A login that is kept up. Clones are the same; it ends when the last clone and the last [`Perspective`] of it are gone.
+/// A login that is maintained across connections. Clones are the same session. It ends when the last clone and the last
+/// [`Perspective`] of it are gone.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -88,20 +90,20 @@ struct Connection {
 ///
 /// let session = Session::builder(Endpoint::tcp("127.0.0.1:8787"), Credential::password("alice", "her password")).start();
 /// let todo = session.perspective("todo", None);
-/// // Waits for the connection, and for each that follows it.
+/// // Waits for the connection, and for each later one.
 /// todo.call("add", &("milk",)).await?;
 /// # Ok(()) }
 /// ```
 ///
-/// A call that was under way when the connection was lost is an error ([`Error::Lost`]): whether it was carried out is not known,
-/// and nothing is called twice by itself. Calls that were not sent yet, and those made meanwhile, wait; with
-/// [`Options::timeout`](super::Options), so long at most.
+/// A call that is in flight when the connection is lost fails with [`Error::Lost`]. It is not known whether it was carried out,
+/// and the session does not repeat it. Calls that were not sent yet, and calls made meanwhile, wait for the next connection; with
+/// [`Options::timeout`](super::Options), at most that long.
 ///
 /// In Twisted: `PBClientFactory` with `twisted.application.internet.ClientService`.
 #[derive(Debug, Clone)]
 pub struct Session {
     shared: Arc<Shared>,
-    /// Stops it with the last handle.
+    /// Stops the session with its last handle.
     _keeper: Arc<Keeper>,
 }
 
@@ -120,9 +122,9 @@ struct Shared {
     mind: Option<Arc<dyn Referenceable>>,
     backoff: Backoff,
     state: watch::Sender<State>,
-    /// Perspectives that have a mind: they are asked for on each connection, whether they are called or not.
+    /// Perspectives that have a mind. They are attached on each connection, even if they are not called.
     minded: Mutex<Vec<Weak<Place>>>,
-    /// One of them has to be asked for.
+    /// Notified when one of them has to be attached.
     wanted: Notify,
 }
 
@@ -132,7 +134,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// A session that has yet to begin.
+/// A session that has not started yet.
 pub struct SessionBuilder {
     endpoint: Endpoint,
     credential: Credential,
@@ -147,22 +149,22 @@ impl std::fmt::Debug for SessionBuilder {
 }
 
 impl SessionBuilder {
-    /// What is called back by whoever the login leads to.
+    /// Sets the mind: the object that the avatar or perspective of the login calls back.
     #[must_use]
     pub fn mind(self, mind: impl Referenceable) -> Self {
         Self { mind: Some(Arc::new(mind)), ..self }
     }
 
-    /// How long to wait before connecting again.
+    /// Sets the delays before connecting again.
     #[must_use]
     pub fn backoff(self, backoff: Backoff) -> Self {
         Self { backoff, ..self }
     }
 
-    /// Begins. The host need not be there yet: see [`Session::connected`].
+    /// Starts the session. The host need not be reachable yet: see [`Session::connected`].
     ///
     /// # Panics
-    /// Outside of a runtime of tokio's.
+    /// Panics if called outside a tokio runtime.
     #[must_use]
     pub fn start(self) -> Session {
         let Self { endpoint, credential, mind, backoff } = self;
@@ -175,27 +177,27 @@ impl SessionBuilder {
 }
 
 impl Session {
-    /// A session at this host, of whoever these words prove it to be.
+    /// Builds a session at this host, logged in with this credential.
     #[must_use]
     pub fn builder(endpoint: Endpoint, credential: Credential) -> SessionBuilder {
         SessionBuilder { endpoint, credential, mind: None, backoff: Backoff::default() }
     }
 
-    /// Waits until somebody is logged in.
+    /// Waits until the session is logged in.
     ///
     /// # Errors
-    /// [`Error::Refused`], when they are not let in; all else is tried again.
+    /// Returns [`Error::Refused`] if the host refuses the login. All other errors are retried.
     pub async fn connected(&self) -> Result<(), Error> {
         self.shared.connection().await.map(drop)
     }
 
-    /// How it is just now.
+    /// The current status.
     #[must_use]
     pub fn status(&self) -> Status {
         status(&self.shared.state.borrow())
     }
 
-    /// To be told how it is from now on.
+    /// Reports the changes of the status from now on.
     ///
     /// ```no_run
     /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -211,7 +213,7 @@ impl Session {
     ///     .start();
     /// session.connected().await?;
     /// println!("{:?}", session.status());
-    /// // Another mind for one service; and what is there before any is attached.
+    /// // A mind of its own for one service; and the avatar, which is available before anything is attached.
     /// let chat = session.perspective_with("chat", None, mind);
     /// chat.call("say", &("hello",)).await?;
     /// println!("{:?}", session.avatar().call("keys", &()).await?.read::<Vec<(String, String)>>()?);
@@ -226,21 +228,23 @@ impl Session {
         Watch(self.shared.state.subscribe())
     }
 
-    /// What the login leads to: on a host of credhost's the avatar, if the name was `alice`, or a perspective, if it was
-    /// `alice/todo`; elsewhere whatever it gives out.
+    /// The object that the login returns. On a credhost host, this is the avatar for the name `alice`, and a perspective for
+    /// `alice/todo`. On other hosts, it is whatever they return.
     #[must_use]
     pub fn avatar(&self) -> Perspective {
         Perspective { session: self.clone(), place: Arc::default() }
     }
 
-    /// The perspective on a service, by the avatar's `attach`; without a name, the one that is called as the identity is.
+    /// A perspective of a service, through the avatar's `attach`. Without a name, it is the perspective that has the identity's
+    /// name.
     #[must_use]
     pub fn perspective(&self, service: &str, name: Option<&str>) -> Perspective {
         let path = Some((service.to_owned(), name.map(str::to_owned)));
         Perspective { session: self.clone(), place: Arc::new(Place { path, ..Place::default() }) }
     }
 
-    /// The same with an object that the service calls back. It is asked for on each connection, whether it is called or not.
+    /// [`Session::perspective`] with a mind: an object that the service calls back. The perspective is attached on each
+    /// connection, even if it is not called.
     #[must_use]
     pub fn perspective_with(&self, service: &str, name: Option<&str>, mind: impl Referenceable) -> Perspective {
         let path = Some((service.to_owned(), name.map(str::to_owned)));
@@ -262,32 +266,32 @@ fn status(state: &State) -> Status {
     }
 }
 
-/// Tells how a session is.
+/// Reports the changes of a session's status.
 #[derive(Debug)]
 pub struct Watch(watch::Receiver<State>);
 
 impl Watch {
-    /// Waits until it has changed; `None`: the session is gone.
+    /// Waits for the next change. `None`: the session is gone.
     pub async fn next(&mut self) -> Option<Status> {
         self.0.changed().await.ok()?;
         Some(status(&self.0.borrow_and_update()))
     }
 }
 
-/// What a session leads to, whichever connection it is on. Clones are the same.
+/// An avatar or a perspective of a session, on whichever connection the session has. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Perspective {
     session: Session,
     place: Arc<Place>,
 }
 
-/// How a perspective is come to, and what has come of that.
+/// How to reach a perspective, and the current reference to it.
 #[derive(Default)]
 struct Place {
-    /// Service and perspective; `None`: what the login itself leads to.
+    /// Service and perspective; `None`: the object that the login itself returns.
     path: Option<(String, Option<String>)>,
     mind: Option<Arc<dyn Referenceable>>,
-    /// On the connection of this number.
+    /// The reference, with the number of its connection.
     current: AsyncMutex<Option<(u64, Remote)>>,
 }
 
@@ -298,7 +302,7 @@ impl std::fmt::Debug for Place {
 }
 
 impl Place {
-    /// The perspective on this connection.
+    /// Returns the perspective on this connection. Attaches if necessary.
     async fn on(&self, connection: &Connection) -> Result<Remote, Error> {
         let Some((service, name)) = &self.path else { return Ok(connection.avatar.clone()) };
         let mut current = self.current.lock().await;
@@ -313,7 +317,7 @@ impl Place {
         Ok(remote)
     }
 
-    /// It does not lead there any more.
+    /// Forgets a reference that is no longer valid.
     async fn forget(&self, remote: &Remote) {
         let mut current = self.current.lock().await;
         current.take_if(|(_, known)| known == remote);
@@ -321,34 +325,35 @@ impl Place {
 }
 
 impl Perspective {
-    /// The object itself, as long as the connection lasts that there is now. Waits for one.
+    /// The object itself, valid for the current connection. Waits for a connection.
     ///
     /// # Errors
-    /// [`Error::Refused`]; what the service refuses with.
+    /// Returns [`Error::Refused`] if the host refuses the login, [`Error::TimedOut`] if attaching takes too long, or the error of
+    /// a service that refuses.
     pub async fn remote(&self) -> Result<Remote, Error> {
         loop {
             let connection = self.session.shared.connection().await?;
             match self.place.on(&connection).await {
-                // It only asked for the perspective: that can be done again.
+                // This was only a request to attach. It can be repeated.
                 Err(Error::Lost(_) | Error::NotSent(_)) => {}
                 other => return other,
             }
         }
     }
 
-    /// Calls a method: as [`Remote::call`].
+    /// Calls a method, like [`Remote::call`].
     ///
     /// # Errors
-    /// As [`Remote::call`], and [`Perspective::remote`]. [`Error::Lost`]: it is not known whether it was carried out.
+    /// As [`Remote::call`] and [`Perspective::remote`]. After [`Error::Lost`], it is not known whether the call was carried out.
     pub async fn call<A: Serialize>(&self, method: &str, arguments: &A) -> Result<Answer, Error> {
         let call = async {
             loop {
                 let remote = self.remote().await?;
                 match remote.call(method, arguments).await {
-                    // It waits for the next connection.
+                    // Wait for the next connection.
                     Err(Error::NotSent(_)) => {}
                     Err(Error::Failure(failure)) if failure.is("twisted.spread.pb.DeadReferenceError") => {
-                        // Its service was stopped, or the key is gone: the next call asks for it again.
+                        // The service was stopped, or the key was removed. The next call attaches again.
                         self.place.forget(&remote).await;
                         self.session.shared.wanted.notify_one();
                         return Err(Error::Failure(failure));
@@ -366,16 +371,16 @@ impl Perspective {
 
 impl Shared {
     fn minded(&self) -> MutexGuard<'_, Vec<Weak<Place>>> {
-        // Nothing is left half done in it.
+        // A panic leaves nothing half done in it.
         self.minded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a connection on which somebody is logged in.
+    /// Waits for a connection that is logged in.
     async fn connection(&self) -> Result<Connection, Error> {
         let mut state = self.state.subscribe();
         let found = state.wait_for(|state| match state {
             State::Connecting { .. } => false,
-            // One that was lost is followed by another state.
+            // A lost connection is followed by another state.
             State::Connected(connection) => !connection.client.is_closed(),
             State::Refused(_) => true,
         });
@@ -386,7 +391,7 @@ impl Shared {
         }
     }
 
-    /// Keeps it up, until it is refused.
+    /// Maintains the connection until the host refuses the login.
     async fn keep(self: Arc<Self>) {
         let _told = Told(Arc::clone(&self));
         let (mut tries, mut number) = (0, 0);
@@ -429,7 +434,7 @@ impl Shared {
         Ok((client, avatar))
     }
 
-    /// Asks for all perspectives that have a mind, whenever one is missing; does not end.
+    /// Attaches all perspectives that have a mind, whenever one is missing. Never returns.
     async fn attend(&self, connection: &Connection) {
         let mut tries = 0;
         loop {
@@ -441,7 +446,7 @@ impl Shared {
             }
             let missing = asked.join_all().await.contains(&true);
             if missing {
-                // Its service may come back; nobody else would ask.
+                // The service may come back, and nothing else would attach again.
                 tokio::select! {
                     () = tokio::time::sleep(self.backoff.delay(tries, dice())) => tries = tries.saturating_add(1),
                     () = self.wanted.notified() => {}
@@ -454,7 +459,7 @@ impl Shared {
     }
 }
 
-/// Tells whoever waits, when a session ends: also by a panic of the code that signs.
+/// Notifies everyone who waits when a session ends, also by a panic of the code that signs.
 struct Told(Arc<Shared>);
 
 impl Drop for Told {
@@ -469,7 +474,7 @@ impl Drop for Told {
     }
 }
 
-/// Whether asking again would be in vain, and would count as one more wrong password.
+/// Whether another attempt would be useless, and would count as one more wrong password.
 fn is_final(error: &Error) -> bool {
     const FINAL: [&str; 3] = [
         "twisted.cred.error.UnauthorizedLogin",
@@ -483,7 +488,7 @@ fn is_final(error: &Error) -> bool {
     }
 }
 
-/// Any number.
+/// A random number.
 fn dice() -> u64 {
     RandomState::new().hash_one(0)
 }

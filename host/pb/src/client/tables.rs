@@ -1,4 +1,4 @@
-//! What a connection's driver keeps: who waits for an answer, our objects, and copies of the other side's.
+//! The state of a connection's driver: callers that wait for an answer, local objects, and copies of the other side's objects.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,40 +21,40 @@ use super::link::{
 };
 use crate::{Call, Event, Exported, Failure, Jelly, Output, Target, TooManyReferences, Translated};
 
-/// The most calls of the other side's that are served at once. More are refused.
+/// The most calls by the other side that are served at once. More are refused.
 const SERVED: usize = 1024;
 /// Python's None.
 const NONE: [u8; 4] = [1, 0x80, 1, 0x87];
 
 pub(super) struct Tables {
     pub(super) waiting: HashMap<u64, (Waiting, Room)>,
-    /// What has yet to be written takes this much.
+    /// The room that unwritten messages occupy.
     pub(super) unwritten: Vec<Bytes>,
-    /// States of our cached objects, in Jelly.
+    /// The states of local cached objects, in Jelly.
     states: HashMap<u64, Vec<u8>>,
     objects: HashMap<u64, Object>,
-    /// Copies of the other side's objects, until it has ended them.
+    /// Copies of the other side's objects, until the other side ends them.
     pub(super) copies: HashMap<u64, Arc<CopyCell>>,
-    /// A password is on its way out.
+    /// The output contains a password.
     pub(super) secret: bool,
     served: Arc<Semaphore>,
     link: WeakLink,
 }
 
-/// An object of ours. It is kept while anybody here has a handle to it, or the other side has it.
+/// A local object. It is kept while there is a local handle to it, or the other side holds it.
 struct Object {
     serve: Arc<dyn Serve>,
     handles: usize,
 }
 
-/// What of ours a value has been given numbers for.
+/// The local objects that were exported for a value.
 struct Exporting<'s> {
     states: &'s HashMap<u64, Vec<u8>>,
     given: Vec<(RefKind, u64)>,
 }
 
 impl Exporting<'_> {
-    /// What a reference of ours becomes on the wire.
+    /// Translates a local reference for the wire.
     fn outward(
         &mut self,
         tables: &mut crate::Tables<u64>,
@@ -66,10 +66,10 @@ impl Exporting<'_> {
             RefKind::Remote => Translated::Number(tables.export(&number)?),
             RefKind::Cache => match tables.cache(&number)? {
                 (luid, true) => Translated::Whole(self.with_state(luid, number, reference, whole)),
-                // The other side has its state.
+                // The other side already has its state.
                 (luid, false) => Translated::As(RefKind::Cached, luid),
             },
-            // A copy goes home.
+            // A copy is sent back to its owner.
             RefKind::Cached => return Ok(Translated::As(RefKind::Lcache, number)),
             _ => return Ok(Translated::Number(number)),
         };
@@ -77,7 +77,7 @@ impl Exporting<'_> {
         Ok(new)
     }
 
-    /// Writes a cached object of ours with its current state. The type is read from the expression.
+    /// Writes a local cached object with its current state. The type is read from the expression.
     fn with_state(&self, luid: u64, number: u64, reference: &Reference, whole: &[u8]) -> Vec<u8> {
         let class = token::read(&whole[(reference.open + 2).min(whole.len())..], u32::MAX);
         let class = class.ok().flatten().map(|(token, _)| token);
@@ -89,7 +89,7 @@ impl Exporting<'_> {
         out
     }
 
-    /// The value was not sent after all.
+    /// Takes the exports back, because the value was not sent.
     fn undo(self, tables: &mut crate::Tables<u64>) {
         for (kind, number) in self.given {
             match kind {
@@ -114,7 +114,7 @@ impl Tables {
         }
     }
 
-    /// Does what a handle asks for.
+    /// Executes a command of a handle.
     pub(super) fn command(&mut self, output: &mut Output<u64>, command: Command) {
         match command {
             Command::Register { number, object } => {
@@ -165,7 +165,7 @@ impl Tables {
         bytes: Option<Bytes>,
     ) {
         if done.as_ref().is_some_and(|(done, _)| done.is_closed()) {
-            // Nobody waits for it any more, and it was not sent yet.
+            // The caller has given up, and the call was not sent yet.
             return;
         }
         let target = target.map_or(Target::Name("root"), Target::Luid);
@@ -194,7 +194,7 @@ impl Tables {
         }
     }
 
-    /// Sends what a method is given.
+    /// Checks the arguments, and sends them with `send`.
     fn sent<R>(
         &self,
         output: &mut Output<u64>,
@@ -223,7 +223,7 @@ impl Tables {
     fn reply(&self, output: &mut Output<u64>, request: u64, result: Result<Made, Failure>) {
         let answered = result.and_then(|made| {
             let answered = self.answer(output, request, &*made);
-            // It is an author's, and may panic as it is dropped.
+            // It is the author's, and may panic when it is dropped.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(made)));
             answered
         });
@@ -234,7 +234,7 @@ impl Tables {
 
     fn answer(&self, output: &mut Output<u64>, request: u64, made: &(dyn Write + Send)) -> Result<(), Failure> {
         let writing = Writing::for_this(&self.link.flow);
-        // It is an author's code.
+        // This runs the author's code.
         let written = catch_unwind(AssertUnwindSafe(|| made.write())).map_err(|_| panicked())??;
         let objects = writing.objects();
         drop(writing);
@@ -250,7 +250,7 @@ impl Tables {
         })
     }
 
-    /// Lets go of an object of ours, if nobody has it.
+    /// Drops a local object if nobody holds it.
     fn sweep(&mut self, output: &Output<u64>, number: u64) {
         let theirs = output.tables.exported_as(&number).is_some() || output.tables.cached_as(&number).is_some();
         if let Entry::Occupied(object) = self.objects.entry(number)
@@ -259,12 +259,12 @@ impl Tables {
         {
             self.states.remove(&number);
             let object = object.remove();
-            // It is an author's, and may panic as it is dropped.
+            // It is the author's, and may panic when it is dropped.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(object)));
         }
     }
 
-    /// Takes note of what the other side says.
+    /// Handles an event from the other side.
     pub(super) fn event(&mut self, output: &mut Output<u64>, event: Event<'_, u64>) {
         match event {
             Event::Answer { request, value, defect } => {
@@ -272,7 +272,7 @@ impl Tables {
                 self.answered(request, unless(defect).map(|()| came));
             }
             Event::Error { request, failure, defect } => {
-                // What came with it is given back.
+                // Gives back the objects that it refers to.
                 drop(self.came(output, &failure));
                 let failure = unless(defect).and_then(|()| Ok(Failure::read(failure.bytes())?));
                 self.answered(request, failure.and_then(|failure| Err(Error::Failure(failure))));
@@ -284,7 +284,7 @@ impl Tables {
                     Target::Luid(luid) => self.copies.get(&luid),
                     Target::Name(_) => None,
                 };
-                // One that we have let go of may be told of until its owner has heard that.
+                // The owner may still send changes of a copy that was given back, until it receives that.
                 let changed = asked.and_then(|asked| copy.map_or(Ok(()), |copy| copy.change(asked)));
                 match changed {
                     _ if !call.answer => {}
@@ -309,12 +309,12 @@ impl Tables {
     fn answered(&mut self, request: u64, result: Result<Came, Error>) {
         if let Some((waiting, room)) = self.waiting.remove(&request) {
             room.give_back();
-            // Nobody may wait any more: then what came with it is given back as it is dropped.
+            // Perhaps nobody waits any more. The objects in the answer are given back when it is dropped.
             let _ = waiting.send(result);
         }
     }
 
-    /// What has come, with what it refers to: that is given back when it is dropped.
+    /// A received value with the objects that it refers to, which are given back when it is dropped.
     fn came(&mut self, output: &mut Output<u64>, value: &Jelly<'_>) -> Came {
         let mut came = Came { bytes: value.bytes().to_vec(), ..Came::default() };
         let Some(link) = self.link.upgrade() else {
@@ -337,7 +337,7 @@ impl Tables {
                 RefKind::Cache | RefKind::Cached => {
                     output.tables.keep(luid);
                     let new = || {
-                        // Its state can be read once more, if there are no objects in it.
+                        // The state can be decoded a second time, if it contains no objects.
                         let whole = |other: &&Reference| other.open > reference.open && other.open < reference.close;
                         let plain = !value.references().iter().any(|other| whole(&other));
                         let state = if plain && reference.kind == RefKind::Cache { value.part(reference) } else { &[] };
@@ -399,7 +399,7 @@ impl Tables {
         }
     }
 
-    /// Serves a call as far as it goes at once. `None`: it goes on by itself, and answers when it has ended.
+    /// Runs a call until it first waits. `None`: it continues in a task of its own, which answers when it ends.
     fn serve(
         &self,
         object: &dyn Serve,
@@ -409,7 +409,7 @@ impl Tables {
     ) -> Option<Result<Made, Failure>> {
         let begun = catch_unwind(AssertUnwindSafe(|| {
             let mut serving = object.serve(asked);
-            // However many calls there were before it in this turn: it waits if it has to, and not for its turn.
+            // Exempt from tokio's budget: it returns only if it has to wait, however many calls preceded it in this turn.
             let mut first = tokio::task::unconstrained(serving.as_mut());
             match Pin::new(&mut first).poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(result) => Ok(result),
@@ -423,7 +423,7 @@ impl Tables {
         };
         let link = self.link.clone();
         tokio::spawn(async move {
-            // It is polled once more as this begins: whatever woke it meanwhile is not missed.
+            // The new task polls it again at its start, so a wake-up in the meantime is not missed.
             let result = tokio::spawn(serving).await.unwrap_or_else(|_| Err(panicked()));
             if wanted && let Some(link) = link.upgrade() {
                 link.tell(Command::Reply { request, result, room });
@@ -437,7 +437,7 @@ fn panicked() -> Failure {
     Failure::new("RuntimeError", "the client's code panicked")
 }
 
-/// What is wrong with a value, if something is.
+/// The error of a value, if it has a defect.
 fn unless(defect: Option<&Defect>) -> Result<(), Error> {
     defect.map_or(Ok(()), |defect| Err(Error::Jelly(defect.clone().into())))
 }

@@ -1,4 +1,4 @@
-//! Whom to trust: the crate's feature `tls`.
+//! Trusted authorities: the crate's feature `tls`.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +11,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::{TlsConnector, rustls};
 
-/// Whose word is taken for who a host is.
+/// The authorities that are trusted to certify a host.
 #[derive(Clone)]
 pub struct Trust(Arc<ClientConfig>);
 
@@ -22,17 +22,18 @@ impl std::fmt::Debug for Trust {
 }
 
 impl Trust {
-    /// The authorities whose certificates are in this file, and nobody else: `tls/ca.pem`, which `credhost tls init` has made.
+    /// Trusts the authorities whose certificates are in this file, and no others: `tls/ca.pem`, which `credhost tls init`
+    /// creates.
     ///
     /// # Errors
-    /// When it cannot be read, or there is no certificate in it.
+    /// Returns an error if the file cannot be read, or contains no certificate.
     ///
     /// ```no_run
     /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
     /// use pb::client::tls::Trust;
     /// use pb::client::Endpoint;
     ///
-    /// // The authority that `credhost tls init` has made.
+    /// // The authority that `credhost tls init` has created.
     /// let trust = Trust::in_file("/etc/credhost/ca.pem")?;
     /// let client = Endpoint::tls("pb.example.org:8788", trust).connect().await?;
     /// # let _ = client;
@@ -63,7 +64,7 @@ impl Trust {
 }
 
 impl From<Arc<ClientConfig>> for Trust {
-    /// With rustls's own configuration: a certificate of the client's, roots of the machine's.
+    /// Uses a configuration of rustls, for example with a client certificate or the machine's roots.
     fn from(config: Arc<ClientConfig>) -> Self {
         Self(config)
     }

@@ -1,33 +1,33 @@
-//! LDIF, as LDAP servers write all that they have: RFC 2849. Of each entry what an identity is made of is kept.
+//! LDIF, the export format of LDAP servers (RFC 2849). Of each entry, the parts of an identity are kept.
 
 use zeroize::Zeroizing;
 
 use super::{DAY, Entry};
 use crate::store::Record;
 
-/// The classes of objects that people are. Others, as groups and the branches of the tree, are passed over.
+/// The object classes of people. Others, such as groups and branches of the tree, are skipped.
 const PEOPLE: [&str; 5] = ["inetorgperson", "organizationalperson", "person", "posixaccount", "account"];
-/// Attributes that keep somebody out, whatever they say, or when they say so.
+/// Attributes that disable an account: with any value, or with this one.
 const LOCKS: [(&str, Option<&str>); 3] =
     [("pwdaccountlockedtime", None), ("nsaccountlock", Some("true")), ("logindisabled", Some("true"))];
-/// What `ldapsearch` writes at its end, as if it were an entry.
+/// The result lines that `ldapsearch` prints at the end, in the form of an entry.
 const SEARCH: [&str; 3] = ["search", "result", "# search"];
 
-/// An entry of which some lines have come.
+/// A partly read entry.
 #[derive(Default)]
 pub struct Ldif {
     /// The number of its first line.
     begun: Option<usize>,
-    /// A line that may go on in the next.
+    /// A line that the next one may continue.
     unfolded: Option<(usize, Zeroizing<String>)>,
     dn: Option<String>,
     uids: Vec<String>,
     passwords: Vec<Zeroizing<String>>,
     is_person: bool,
     is_locked: bool,
-    /// The day from which on it is not taken.
+    /// The day on which the passwords expire.
     expires: Option<u64>,
-    /// Whether all of it are the words that a search ends with.
+    /// Whether it consists only of a search's result lines.
     is_of_search: bool,
     wrong: Option<String>,
 }
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Ldif {
 }
 
 impl Ldif {
-    /// One more line. Answers with the entry that it has ended.
+    /// Reads one line. Returns the entry that it completes.
     pub fn line(&mut self, number: usize, line: Result<Zeroizing<String>, String>) -> Option<(usize, Entry)> {
         match line {
             Err(why) => {
@@ -62,7 +62,7 @@ impl Ldif {
         }
     }
 
-    /// No line comes any more.
+    /// Ends the input.
     pub fn end(&mut self) -> Option<(usize, Entry)> {
         self.unfold();
         let ended = std::mem::take(self);
@@ -77,7 +77,7 @@ impl Ldif {
         self.wrong.get_or_insert(why);
     }
 
-    /// The line that was held back is whole.
+    /// Processes the line that was held back, which is complete now.
     fn unfold(&mut self) {
         let Some((number, line)) = self.unfolded.take() else { return };
         if line.starts_with('#') || self.begun.is_none() && line.to_ascii_lowercase().starts_with("version:") {
@@ -95,7 +95,7 @@ impl Ldif {
         if !known.contains(&attribute.as_str()) && !LOCKS.iter().any(|(lock, _)| *lock == attribute) {
             return;
         }
-        // As of a language, or of what was there before: what it says then is not what it says without.
+        // An option, such as a language or an old value, changes the meaning of the value.
         if let Some(option) = options.next() {
             return self
                 .refuse(format!("line {number}: {attribute} with the option {option:?}, which is not understood"));
@@ -130,7 +130,7 @@ impl Ldif {
         }
     }
 
-    /// The name: its only uid, or the one that its dn begins with.
+    /// The name: its only uid, or the uid at the beginning of its dn.
     fn name(&self, dn: &str) -> Result<String, String> {
         match self.uids.as_slice() {
             [] => Err("it has no uid".to_owned()),
@@ -172,7 +172,7 @@ impl Ldif {
     }
 }
 
-/// A value as it stands behind the colon: as it is, in base64, or elsewhere.
+/// Decodes the value after the colon: plain, in base64, or a reference (an error).
 fn read(value: &str) -> Result<Zeroizing<String>, String> {
     if value.starts_with('<') {
         return Err("stands elsewhere (:<), where it is not looked for".to_owned());
@@ -185,7 +185,8 @@ fn read(value: &str) -> Result<Zeroizing<String>, String> {
     String::from_utf8(bytes.to_vec()).map(Zeroizing::new).map_err(|_| "is no text".to_owned())
 }
 
-/// The hash in a userPassword, without its scheme. The error names the scheme only if it is a known one: other text in braces may be a password.
+/// Returns the hash in a userPassword, without its scheme. The error names the scheme only if it is a known one, since
+/// other text in braces may be a password.
 fn hash(password: &str) -> Result<&str, String> {
     const OTHERS: [&str; 14] = [
         "SSHA",
@@ -208,7 +209,7 @@ fn hash(password: &str) -> Result<&str, String> {
     };
     match scheme.to_ascii_uppercase().as_str() {
         "ARGON2" | "BCRYPT" | "BLF-CRYPT" | "ARGON2ID" => Ok(hash),
-        // Many servers keep bcrypt's there.
+        // Many servers store bcrypt hashes there.
         "CRYPT" if hash.starts_with("$2") => Ok(hash),
         other if OTHERS.contains(&other) => {
             Err(format!("userPassword is {{{other}}}, which is not checked here; {{ARGON2}} and {{BCRYPT}} are"))

@@ -1,4 +1,4 @@
-//! Formats that have somebody a line.
+//! Formats with one identity per line.
 
 use zeroize::Zeroizing;
 
@@ -6,7 +6,7 @@ use super::{DAY, Entry, Format};
 use crate::plain;
 use crate::store::Record;
 
-/// What a line is; `None`: nothing.
+/// Parses a line. `None` for a line without an entry.
 pub(super) fn entry(format: Format, line: &str) -> Option<Entry> {
     let comments = matches!(format, Format::Htpasswd | Format::Shadow);
     if line.trim().is_empty() || comments && line.starts_with('#') {
@@ -17,7 +17,7 @@ pub(super) fn entry(format: Format, line: &str) -> Option<Entry> {
         Format::Htpasswd => htpasswd(line),
         Format::FilePasswordDb => file_password_db(line),
         Format::Shadow => shadow(line),
-        // Its entries have more than a line.
+        // Its entries have several lines.
         Format::Ldif => return None,
     };
     Some(read.unwrap_or_else(Entry::Wrong))
@@ -36,7 +36,7 @@ fn named<'a>(line: &'a str, form: &str) -> Result<(&'a str, &'a str), String> {
     if name.is_empty() { Err("it begins with no name".to_owned()) } else { Ok((name, rest)) }
 }
 
-/// Blanks around it do not count, as for Apache.
+/// Surrounding blanks are ignored, as in Apache.
 fn htpasswd(line: &str) -> Result<Entry, String> {
     let (name, hash) = named(line.trim(), "NAME:HASH")?;
     if hash.contains(':') {
@@ -45,8 +45,8 @@ fn htpasswd(line: &str) -> Result<Entry, String> {
     Ok(Entry::person(Entry::hashed(name, hash), None))
 }
 
-/// Source: `twisted.cred.checkers.FilePasswordDB`, which takes the first two fields, knows no comments, and drops blanks at
-/// the end of a line.
+/// Source: `twisted.cred.checkers.FilePasswordDB`, which uses the first two fields, has no comments, and strips blanks
+/// at the end of a line.
 fn file_password_db(line: &str) -> Result<Entry, String> {
     let (name, rest) = named(line.trim_end_matches(|c: char| c.is_ascii_whitespace()), "NAME:PASSWORD")?;
     let password = rest.split(':').next().unwrap_or_default();
@@ -68,14 +68,14 @@ fn shadow(line: &str) -> Result<Entry, String> {
     if name.is_empty() {
         return Err("it begins with no name".to_owned());
     }
-    // What is before the hash says that it may not be used: passwd -l.
+    // A `!` before the hash locks the account: passwd -l.
     let (locked, hash) = (hash.starts_with('!'), hash.trim_start_matches('!'));
     match hash {
         "" if !locked => {
             return Err(format!("{name} may log in without a password there; here everybody needs one"));
         }
         "" => return Ok(Entry::Passed(format!("{name} has no password"))),
-        // A hash of any kind has a dollar, or is DES's.
+        // Every hash contains a dollar, or has the length of a DES hash.
         _ if !hash.starts_with('$') && hash.len() != 13 => {
             return Ok(Entry::Passed(format!("{name} has no password")));
         }
@@ -84,7 +84,7 @@ fn shadow(line: &str) -> Result<Entry, String> {
     let day = |field: &str| field.parse::<u64>().ok();
     let today = crate::store::now() / DAY;
     let mut record = Entry::hashed(name, hash);
-    // Whom Unix lets in no more: who must change the password first, and whose has been too old for too long.
+    // Accounts that Unix no longer admits: the password must be changed first, or expired too long ago.
     let too_old = match (day(changed), day(most), day(inactive)) {
         (Some(0), _, _) => true,
         (Some(changed), Some(most), Some(inactive)) => changed.saturating_add(most).saturating_add(inactive) < today,

@@ -1,8 +1,8 @@
-//! Identities as other programs keep them, read into records: our own JSON lines, Apache's htpasswd, Twisted's
+//! Reads identities of other programs into records: credhost's own JSON lines, Apache's htpasswd, Twisted's
 //! `FilePasswordDB`, LDIF, Unix's shadow.
 //!
-//! What is not understood whole is refused with its line: nothing is taken in part. What is understood and is nobody who
-//! could log in, as a group of LDAP's or a daemon's line in shadow, is passed over, and counted.
+//! An entry that is not completely understood is refused with its line; nothing is imported in part. An entry that is
+//! understood, but cannot log in, such as an LDAP group or a daemon's line in shadow, is skipped and counted.
 
 mod ldif;
 mod lines;
@@ -15,23 +15,23 @@ use zeroize::Zeroizing;
 pub use self::ldif::Ldif;
 use crate::store::{CredentialRecord, Record};
 
-/// How identities are written down.
+/// A file format for identities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One JSON object a line, as `credhost identity export` prints them.
+    /// One JSON object per line, as printed by `credhost identity export`.
     Json,
-    /// Apache's `htpasswd -B`: `NAME:$2y$…` a line.
+    /// Apache's `htpasswd -B`: `NAME:$2y$…` per line.
     Htpasswd,
-    /// Twisted's `FilePasswordDB`: `NAME:PASSWORD` a line, in the clear.
+    /// Twisted's `FilePasswordDB`: `NAME:PASSWORD` per line, in the clear.
     FilePasswordDb,
-    /// RFC 2849, of an LDAP server's inetOrgPerson.
+    /// RFC 2849, with inetOrgPerson entries of an LDAP server.
     Ldif,
     /// shadow(5).
     Shadow,
 }
 
 impl Format {
-    /// All of them, by the names that commands know them by.
+    /// All formats, with their names in commands.
     pub const ALL: [(&str, Self); 5] = [
         ("json", Self::Json),
         ("htpasswd", Self::Htpasswd),
@@ -40,14 +40,14 @@ impl Format {
         ("shadow", Self::Shadow),
     ];
 
-    /// Whether it knows of nobody more than a password, and whether they are kept out.
+    /// Whether it contains only passwords, and whether an identity is disabled.
     #[must_use]
     pub fn knows_passwords_only(self) -> bool {
         self != Self::Json
     }
 
-    /// What the first line that says something is of. Passwords in the clear are never guessed at: a file of another kind
-    /// would be taken for one.
+    /// Detects the format from the first line that is not empty. Passwords in the clear are never detected, since a
+    /// file of another format could be mistaken for them.
     #[must_use]
     pub fn of(line: &str) -> Option<Self> {
         let line = line.trim_start_matches('\u{feff}').trim_end();
@@ -63,29 +63,29 @@ impl Format {
     }
 }
 
-/// Somebody who is to come in.
+/// An identity to import.
 #[derive(Debug)]
 pub struct Person {
-    /// As it is written down here.
+    /// Its record in credhost's own format.
     pub record: Record,
-    /// The password, where the file has it in the clear: it is hashed here.
+    /// The password, if the file has it in the clear. It is hashed here.
     pub password: Option<Zeroizing<String>>,
 }
 
-/// What a line, or some of them, were.
+/// A parsed entry, of one or more lines.
 #[derive(Debug)]
 pub enum Entry {
-    /// Somebody.
+    /// An identity.
     Person(Box<Person>),
-    /// Nobody who could log in: why.
+    /// An entry that cannot log in, with the reason.
     Passed(String),
-    /// Refused: why, and where in the line if that is known.
+    /// A refused entry, with the reason, and the place in the line if it is known.
     Wrong(String),
 }
 
 impl Entry {
     fn person(mut record: Record, password: Option<Zeroizing<String>>) -> Self {
-        // As names are kept: two spellings of one are one.
+        // Names are stored in NFC, so two spellings of a name are the same name.
         record.name = record.name.nfc().collect();
         Self::Person(Box::new(Person { record, password }))
     }
@@ -102,10 +102,10 @@ impl Entry {
     }
 }
 
-/// In seconds.
+/// A day, in seconds.
 const DAY: u64 = 86_400;
 
-/// The longest line that is read, in bytes: a picture in LDIF may be long.
+/// The longest line that is read, in bytes. A picture in LDIF may be long.
 const LONGEST: u64 = 16 << 20;
 
 /// Reads entries, each with the number of its first line.
@@ -113,19 +113,19 @@ pub struct Reader<R> {
     from: R,
     format: Format,
     line: usize,
-    /// How many bytes were read.
+    /// The number of bytes that were read.
     read: u64,
     ldif: Ldif,
 }
 
 impl<R: BufRead> Reader<R> {
-    /// Reads what is written like that.
+    /// Reads entries in this format.
     #[must_use]
     pub fn new(from: R, format: Format) -> Self {
         Self { from, format, line: 0, read: 0, ldif: Ldif::default() }
     }
 
-    /// How many bytes were read.
+    /// The number of bytes that were read.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.read
@@ -153,7 +153,7 @@ impl<R: BufRead> Reader<R> {
         }))
     }
 
-    /// Reads on to the end of a line, and keeps nothing of it.
+    /// Skips the rest of a line.
     fn skip_line(&mut self) -> io::Result<()> {
         loop {
             let buffer = self.from.fill_buf()?;
@@ -200,7 +200,7 @@ impl<R: BufRead> Reader<R> {
     }
 }
 
-/// An error: the file cannot be read.
+/// Yields an error if the file cannot be read.
 impl<R: BufRead> Iterator for Reader<R> {
     type Item = io::Result<(usize, Entry)>;
 

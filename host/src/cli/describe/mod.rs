@@ -40,7 +40,7 @@ impl Describe {
 }
 
 impl Describe {
-    /// What the service says of itself: as it serves, or else as the library in the folder has it.
+    /// The service's manifest: from the running host, or else from the library in the folder.
     fn manifest(&self, home: &Home) -> Result<Manifest, CliError> {
         if let Some(answer) = ask_running(home, &Request::Describe { service: self.service.clone() })? {
             return Ok(serde_json::from_value(answer)?);
@@ -74,7 +74,7 @@ impl Page {
         self.0.push('\n');
     }
 
-    /// Methods, and what is said of each.
+    /// Methods, each with its doc.
     fn methods(&mut self, indent: usize, methods: &[MethodManifest]) {
         for method in methods {
             self.blank();

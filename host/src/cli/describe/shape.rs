@@ -1,8 +1,8 @@
-//! Types as a service's author has written them, in a client's words.
+//! Types as a service's author has written them, in a client's terms.
 
 use plugin_api::manifest::TypeManifest;
 
-/// What a value is, to a client.
+/// The type of a value, as a client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Shape {
     Nothing,
@@ -30,12 +30,12 @@ pub(super) enum Shape {
     Any,
 }
 
-/// What a written module has types of its own for.
+/// What a generated module has types of its own for.
 #[derive(Default)]
 pub(super) struct Known<'m> {
     /// Values that are dictionaries.
     pub(super) types: Vec<&'m TypeManifest>,
-    /// What the client gives to be called back.
+    /// The client's mind, which the service calls back.
     pub(super) mind: Option<&'m str>,
 }
 
@@ -49,7 +49,7 @@ impl Known<'_> {
     }
 }
 
-/// The parts between commas that are in no brackets.
+/// The parts between the commas that are outside of brackets.
 fn parts(text: &str) -> Vec<&str> {
     let (mut depth, mut start, mut found) = (0, 0, Vec::new());
     for (at, letter) in text.char_indices() {
@@ -133,7 +133,7 @@ impl Shape {
         matches!(self, Self::Maybe(_))
     }
 
-    /// What a list or a dictionary has in it.
+    /// The type of a list's elements, or of a dictionary's values.
     pub(super) fn element(&self) -> &Self {
         match self {
             Self::List(of) | Self::Set(of) | Self::Dict(_, of) => of,
@@ -164,7 +164,7 @@ impl Shape {
         }
     }
 
-    /// As an annotation in Python; these are types that have a class in the module.
+    /// As an annotation in Python. `known`: types that have a class in the module.
     pub(super) fn python(&self, known: &Known<'_>) -> String {
         match self {
             Self::Nothing => "None".to_owned(),
@@ -190,7 +190,7 @@ impl Shape {
         }
     }
 
-    /// As a type in Rust: what is given, or what is answered; these are types that have a struct in the module.
+    /// As a type in Rust: of an argument if `given`, otherwise of an answer. `known`: types that have a struct in the module.
     pub(super) fn rust(&self, given: bool, known: &Known<'_>) -> String {
         match self {
             Self::Nothing => "()".to_owned(),
@@ -224,7 +224,7 @@ fn is_integer(name: &str) -> bool {
     bits == "size" || ["8", "16", "32", "64", "128"].contains(&bits)
 }
 
-/// A method, taken apart.
+/// A method's signature, parsed.
 pub(super) struct Signature<'a> {
     pub(super) name: &'a str,
     pub(super) doc: &'a str,

@@ -1,5 +1,5 @@
-//! How many lines of one kind the log has. Clients cause many of them (a refused login, a connection that ended), and a crowd must
-//! not fill the disk.
+//! Limits how many lines of one kind the log has. Clients cause many of them (a refused login, a connection that ended), and a
+//! crowd must not fill the disk.
 //!
 //! The kind is the place in the source that writes the line, which no client can choose. Lines at `debug` and `trace` are not
 //! limited, nor those that a library writes: a service has a limit of its own.
@@ -14,11 +14,11 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-/// How many lines of a kind may come at once, and again when no more have come for [`REFILL`].
+/// How many lines of a kind may be written at once, and again after [`REFILL`] without any.
 const BURST: u32 = 300;
-/// In this time so many more may come.
+/// The time in which [`BURST`] more lines may be written.
 const REFILL: Duration = Duration::from_secs(60);
-/// How much of a line is told with how many like it were left out, in characters.
+/// How much of the first line left out is reported with their number, in characters.
 const EXAMPLE: usize = 100;
 
 /// Lines of one kind that were left out since the last report.
@@ -30,7 +30,7 @@ pub(super) struct LeftOut {
     pub(super) count: u64,
 }
 
-/// Decides whether a line is written, by how many of its kind there were.
+/// Decides whether a line is written, by the number of lines of its kind so far.
 #[derive(Debug)]
 pub(super) struct Limiter<K> {
     kinds: HashMap<K, Kind>,
@@ -44,14 +44,14 @@ impl<K> Default for Limiter<K> {
 
 #[derive(Debug)]
 struct Kind {
-    /// How many may come, in parts of [`REFILL`]'s nanoseconds.
+    /// How many lines may still be written: each takes `REFILL / BURST` of this.
     left: Duration,
     at: Instant,
     left_out: Option<LeftOut>,
 }
 
 impl<K: std::hash::Hash + Eq> Limiter<K> {
-    /// Whether one more line of this kind is written. `example`: what it says, in case it is not.
+    /// Whether one more line of this kind is written. `example`: its text, in case it is left out.
     fn admits(&mut self, kind: K, now: Instant, example: impl FnOnce() -> String) -> bool {
         let kind = self.kinds.entry(kind).or_insert(Kind { left: REFILL, at: now, left_out: None });
         kind.left = (kind.left + now.saturating_duration_since(kind.at)).min(REFILL);
@@ -81,7 +81,7 @@ impl<K: std::hash::Hash + Eq> Limiter<K> {
 pub(super) struct Limit(Mutex<Limiter<Identifier>>);
 
 impl Limit {
-    /// What was left out since the last report, the most first.
+    /// What was left out since the last report, the most frequent first.
     pub(super) fn report(&self) -> Vec<LeftOut> {
         self.0.lock().report()
     }
@@ -92,7 +92,7 @@ fn is_limited(metadata: &Metadata<'_>) -> bool {
     *metadata.level() <= Level::INFO && metadata.fields().field("module").is_none()
 }
 
-/// The layer in front of what writes the lines.
+/// The layer in front of the writer.
 #[derive(Debug)]
 pub(super) struct Limited(pub(super) &'static Limit);
 
@@ -108,7 +108,7 @@ impl<S: Subscriber> Layer<S> for Limited {
     }
 }
 
-/// What an event says, cut.
+/// An event's message, truncated.
 #[derive(Default)]
 struct Message(String);
 
@@ -116,7 +116,7 @@ impl Visit for Message {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
             let mut whole = String::new();
-            // A text takes all.
+            // Writing to a `String` cannot fail.
             let _ = write!(whole, "{value:?}");
             self.0 = whole.chars().take(EXAMPLE).collect();
         }

@@ -1,4 +1,4 @@
-//! A listener, as it stands in credhost.toml.
+//! A listener's section in credhost.toml.
 
 use std::net::ToSocketAddrs;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use crate::config::grants::Grants;
 use crate::config::listener::{Address, ListenerSettings, networks};
 use crate::config::marks::Marks;
 
-/// Whoever comes by a Unix socket, among proxies.
+/// The name for connections by a Unix socket, in a list of proxies.
 const UNIX: &str = "unix";
 
-/// A listener, as it stands in the file.
+/// A listener's section in the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Section {
@@ -185,7 +185,7 @@ impl Section {
     }
 }
 
-/// Permissions of a file, as they are written for chmod: "0660".
+/// Parses file permissions, in chmod's notation: "0660".
 fn permissions(text: &str) -> Result<u32, String> {
     let octal = text.len() >= 3 && text.bytes().all(|digit| digit.is_ascii_digit());
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);

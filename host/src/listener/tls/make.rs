@@ -1,11 +1,11 @@
-//! Create certificates.
+//! Creates certificates.
 
-/// Create certificates: those of an authority, and of a host that it vouches for. In PEM.
+/// New certificates, of an authority and of a host that it vouches for. In PEM.
 #[derive(Debug, Clone)]
 pub struct Made {
-    /// The authority's certificate: what clients are given.
+    /// The authority's certificate, to be given to clients.
     pub authority: String,
-    /// The authority's key: to make the next certificate with.
+    /// The authority's key, to make the next certificate with.
     pub authority_key: zeroize::Zeroizing<String>,
     /// The host's certificate.
     pub certificate: String,
@@ -17,34 +17,34 @@ pub struct Made {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MakeError {
-    /// No client could know a host by this.
+    /// No client could verify a host by this name.
     #[error("{0:?} is neither a name that DNS can have, such as \"this.host\", nor an address")]
     Name(String),
-    /// The authority cannot be read, or it cannot be made.
+    /// The authority cannot be read, or a certificate cannot be created.
     #[error(transparent)]
     Made(#[from] rcgen::Error),
 }
 
 /// How long a host's certificate is valid, in days.
 const DAYS: i64 = 397;
-/// How long an authority's is.
+/// How long an authority's certificate is valid, in days.
 const AUTHORITY_DAYS: i64 = 3650;
 
-/// Makes certificates for a host of these names and addresses. `authority`: the one to go on with, its certificate and
-/// key in PEM; a new one, if there is none. `now` is in seconds since 1970.
+/// Creates certificates for a host with these names and addresses. `authority`: the certificate and key of an existing
+/// authority, in PEM; without it, a new one is created. `now` is in seconds since 1970.
 ///
 /// # Errors
-/// When a name is none, or the authority cannot be read.
+/// Returns an error if a name is invalid, or the authority cannot be read.
 pub fn make(names: &[String], authority: Option<(&str, &str)>, now: u64) -> Result<Made, MakeError> {
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
     for name in names {
-        // What no client asks for would be in a certificate that none takes.
+        // With a name that no client asks for, no client would accept the certificate.
         let plain = name.strip_prefix("*.").unwrap_or(name);
         rustls_pki_types::ServerName::try_from(plain).map_err(|_| MakeError::Name(name.clone()))?;
     }
     let day = |days: i64| {
         let seconds = now.cast_signed().saturating_add(days * 24 * 3600);
-        // A clock that is that wrong makes certificates that are not valid.
+        // With a clock that is this wrong, the certificates are not valid.
         time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
     };
     let (authority, authority_key) = match authority {

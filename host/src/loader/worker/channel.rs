@@ -13,19 +13,19 @@ use rustix::net::{
 
 use super::wire::{Decoder, HEADER, Header, Kind, Malformed};
 
-/// A body that is longer goes by a memory file, in bytes: more than a socket takes at once.
+/// Longer bodies go through a memory file. In bytes: more than a socket takes at once.
 const LARGE: usize = 256 << 10;
 /// The most descriptors that the system sends at once.
 const AT_ONCE: usize = 250;
 /// How much is read at once, in bytes.
 const READ: usize = 64 << 10;
 
-/// The way out.
+/// The sending side.
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
-    /// All goes through the socket, however long it is: memory files cannot be made.
+    /// Everything goes through the socket, however long it is: memory files cannot be made.
     plain: bool,
-    /// What the socket did not take yet, in order.
+    /// What the socket has not taken yet, in order.
     waiting: VecDeque<Part>,
 }
 
@@ -41,7 +41,7 @@ impl Outbound {
     /// Sends a message, or as much of it as the socket takes at once; the rest waits for [`Outbound::go_on`].
     ///
     /// # Errors
-    /// When nobody is at the other end any more, or the machine has no memory or descriptor for it.
+    /// If nobody is at the other end any more, or the machine has no memory or descriptor for it.
     pub(super) fn send(
         &mut self,
         socket: &OwnedFd,
@@ -53,7 +53,7 @@ impl Outbound {
             return self.send_parts(socket, kind, false, body, descriptors);
         }
         let Ok(file) = sealed(body) else {
-            // Where there is no descriptor for it, all goes through the socket.
+            // Without a descriptor for it, everything goes through the socket.
             return self.send_parts(socket, kind, false, body, descriptors);
         };
         let mut all = vec![file];
@@ -74,7 +74,7 @@ impl Outbound {
         let header = Header { length, kind, large, descriptors: u16::try_from(descriptors.len()).map_err(wrong)? };
         let mut bytes = header.bytes().to_vec();
         if descriptors.is_empty() && self.waiting.is_empty() {
-            // The way of nearly all: nothing is copied.
+            // Nearly all messages go this way: nothing is copied.
             let sent = send(socket, &[IoSlice::new(&bytes), IoSlice::new(body)], &[])?;
             if sent == HEADER + body.len() {
                 return Ok(());
@@ -84,7 +84,7 @@ impl Outbound {
             return Ok(());
         }
         bytes.extend_from_slice(body);
-        // A byte for each load of descriptors but the last.
+        // One byte for each load of descriptors, except the last.
         while descriptors.len() > AT_ONCE {
             let rest = descriptors.split_off(AT_ONCE);
             let tail = bytes.split_off(1);
@@ -116,7 +116,7 @@ impl Outbound {
         Ok(())
     }
 
-    /// From now on no memory files are made.
+    /// Makes no more memory files from now on.
     pub(super) fn be_plain(&mut self) {
         self.plain = true;
     }
@@ -127,26 +127,26 @@ impl Outbound {
     }
 }
 
-/// How much the socket takes at once: nothing, if it is full.
+/// Returns how much the socket takes at once: nothing, if it is full.
 fn send(socket: &OwnedFd, bytes: &[IoSlice<'_>], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
-        // There is room for as many as are ever sent at once.
+        // There is room for the most that are ever sent at once.
         control.push(SendAncillaryMessage::ScmRights(descriptors));
     }
     loop {
         match rustix::net::sendmsg(socket, bytes, &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Ok(sent) => return Ok(sent),
             Err(rustix::io::Errno::INTR) => {}
-            // The second: too many descriptors are under way, until the other side has taken some.
+            // The second: too many descriptors are in flight, until the other side has taken some.
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::TOOMANYREFS) => return Ok(0),
             Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// A memory file with these bytes, which nobody can change any more.
+/// A memory file with these bytes, sealed against changes.
 fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     let file = rustix::fs::memfd_create("credhost", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut at = 0;
@@ -159,7 +159,7 @@ fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
 
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::SEAL);
 
-/// What is in a memory file that the other side has sent: copied, once it is known that it stays as it is.
+/// Copies what is in a memory file that the other side has sent, once it is known that it cannot change.
 fn unsealed(file: &OwnedFd, length: u64) -> Result<Vec<u8>, Malformed> {
     let seals = rustix::fs::fcntl_get_seals(file).map_err(|_| Malformed::Unsealed)?;
     let is_so_long = rustix::fs::fstat(file).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(length));
@@ -178,65 +178,65 @@ fn unsealed(file: &OwnedFd, length: u64) -> Result<Vec<u8>, Malformed> {
     Ok(bytes)
 }
 
-/// The way in.
+/// The receiving side.
 #[derive(Debug)]
 pub(super) struct Inbound {
     decoder: Decoder,
     limit: u64,
-    /// Those that have come, and belong to messages that have not.
+    /// Descriptors that have arrived before their messages.
     descriptors: VecDeque<OwnedFd>,
-    /// The most of them.
+    /// The most descriptors that may do so.
     most: usize,
     buffer: Box<[u8]>,
-    /// No other descriptors are taken than those of memory files.
+    /// Only descriptors of memory files are accepted.
     memory_alone: bool,
-    /// This process had no descriptor left for one of those of the next message: it has what came before that.
+    /// This process had no descriptor left for one that the next message brings. It has those before that one.
     truncated: bool,
 }
 
-/// A message that has come whole.
+/// A complete message.
 #[derive(Debug)]
 pub(super) struct Message<'b> {
     pub(super) kind: Kind,
     pub(super) body: std::borrow::Cow<'b, [u8]>,
     pub(super) descriptors: Vec<OwnedFd>,
-    /// Whether there were to be some.
+    /// Whether it should have some.
     pub(super) lends: bool,
 }
 
-/// What has come of looking for more.
+/// The result of a read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Come {
-    /// Bytes.
+    /// Bytes have arrived.
     Some,
-    /// Nothing, just now.
+    /// Nothing has arrived.
     Nothing,
-    /// The other side has gone.
+    /// The other side is gone.
     End,
 }
 
 impl Inbound {
-    /// `limit` is the longest body, in bytes; `most` is how many descriptors may come ahead of their message.
+    /// `limit` is the longest body, in bytes; `most` is how many descriptors may arrive ahead of their message.
     pub(super) fn new(limit: u64, most: usize) -> Self {
         let (decoder, buffer) = (Decoder::new(limit.min(u64::from(u32::MAX))), vec![0; READ].into());
         Self { decoder, limit, descriptors: VecDeque::new(), most, buffer, memory_alone: false, truncated: false }
     }
 
-    /// Bodies may have this many bytes from now on.
+    /// Sets the longest body, in bytes.
     pub(super) fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
         self.decoder.set_limit(limit.min(u64::from(u32::MAX)));
     }
 
-    /// The other side is a stranger: no other descriptors are taken from it than those of memory files.
+    /// The other side is not trusted: only descriptors of memory files are accepted from it.
     pub(super) fn memory_alone(self) -> Self {
         Self { memory_alone: true, ..self }
     }
 
-    /// Reads what has come; does not wait.
+    /// Reads what has arrived, without waiting.
     ///
     /// # Errors
-    /// When there are descriptors that nobody wants.
+    /// If there are unwanted descriptors.
     pub(super) fn read(&mut self, socket: &OwnedFd) -> Result<Come, Malformed> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE + 3))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -261,7 +261,7 @@ impl Inbound {
         let other = |descriptor: &OwnedFd| rustix::fs::fcntl_get_seals(descriptor).is_err();
         let unwanted = self.memory_alone && self.descriptors.iter().any(other);
         if unwanted || self.truncated && self.memory_alone || self.descriptors.len() > self.most {
-            // A socket can take as long as it likes to be closed: nobody waits for that.
+            // Closing a socket may take arbitrarily long: nothing waits for that.
             let unwanted = std::mem::take(&mut self.descriptors);
             let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(unwanted));
             return Err(Malformed::Descriptors);
@@ -273,15 +273,15 @@ impl Inbound {
         Ok(Come::Some)
     }
 
-    /// The next message that has come whole.
+    /// The next complete message.
     ///
     /// # Errors
-    /// When it is none.
+    /// If it is invalid.
     pub(super) fn message(&mut self) -> Result<Option<Message<'_>>, Malformed> {
         let Some((header, body)) = self.decoder.message()? else { return Ok(None) };
         let mut count = usize::from(header.descriptors);
         if std::mem::take(&mut self.truncated) {
-            // What is missing are the last of them.
+            // The missing ones are the last.
             count = count.min(self.descriptors.len());
         }
         if self.descriptors.len() < count || usize::from(header.large) > count {

@@ -1,4 +1,4 @@
-//! How far a service is kept apart from the host: what the operator's words mean.
+//! How far a service is isolated from the host: the meaning of the operator's settings.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,12 +15,12 @@ pub enum Isolation {
     None,
     /// In a process of its own.
     Process,
-    /// In a process of its own, which may do nothing but what the operator allows.
+    /// In a process of its own, which may do only what the operator allows.
     Sandbox,
 }
 
 impl Isolation {
-    /// All there are.
+    /// All variants.
     pub const ALL: [Self; 3] = [Self::None, Self::Process, Self::Sandbox];
 }
 
@@ -43,19 +43,19 @@ impl FromStr for Isolation {
     }
 }
 
-/// What a service in a sandbox may do beside computing.
+/// What a service in a sandbox may do besides computing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Permission {
-    /// `read:PATH`: a file, or all that is in a folder.
+    /// `read:PATH`: read a file, or everything in a folder.
     Read(PathBuf),
     /// `write:PATH`: the same, and change it.
     Write(PathBuf),
-    /// `net:tcp:PORT`: connections to this port, wherever it is.
+    /// `net:tcp:PORT`: connect to this port, anywhere.
     Connect(u16),
-    /// `net:udp`: datagrams, to and from everywhere.
+    /// `net:udp`: send and receive datagrams, to and from anywhere.
     Datagrams,
-    /// `processes`: start other programs, which may do no more than it may.
+    /// `processes`: start other programs, which may do no more than the service.
     Processes,
 }
 
@@ -113,7 +113,7 @@ impl FromStr for Permission {
 }
 
 impl Permission {
-    /// Whether this is a part of what `granted` allows.
+    /// Whether `granted` includes this.
     #[must_use]
     pub fn is_within(&self, granted: &[Self]) -> bool {
         granted.iter().any(|granted| match (self, granted) {
@@ -124,28 +124,28 @@ impl Permission {
     }
 }
 
-/// How a service is kept apart.
+/// How a service is confined.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
     /// Where it runs.
     pub isolation: Isolation,
-    /// What it may do beside computing, in a sandbox; and whether it may start processes, in a process of its own.
+    /// What it may do besides computing, in a sandbox; in a process of its own, only whether it may start processes.
     pub allow: Vec<Permission>,
-    /// How much memory it may have of its own, in bytes, in a process of its own; nothing: [`MEMORY`].
+    /// The most memory of its own in a process of its own, in bytes. `None`: [`MEMORY`].
     pub memory: Option<u64>,
-    /// How many descriptors it may have; nothing: as many as the host.
+    /// The most descriptors. `None`: as many as the host.
     pub files: Option<u64>,
-    /// How large a file may become that it writes, in bytes, in a sandbox; nothing: [`FILE`].
+    /// The largest file that it may write in a sandbox, in bytes. `None`: [`FILE`].
     #[serde(default)]
     pub file: Option<u64>,
 }
 
-/// How what is said begins where the kernel lacks something.
+/// The beginning of errors about a feature that the kernel lacks.
 pub(crate) const LACKS: &str = "the kernel lacks a feature that the sandbox needs";
 
-/// How much memory a service in a process of its own may have, in bytes, if nothing else is said.
+/// How much memory a service in a process of its own may have by default, in bytes.
 pub const MEMORY: u64 = 2 << 30;
-/// How large a file may become that a service in a sandbox writes, in bytes, if nothing else is said.
+/// The largest file that a service in a sandbox may write by default, in bytes.
 pub const FILE: u64 = 1 << 30;
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! Where a worker crashed: said to the host by the signal's handler, as the last thing that the process does.
+//! Where a worker crashed: the signal's handler reports it to the host, as the last action of the process.
 //!
-//! The handler runs on a stack of its own, so that a stack that has overflowed can be told of, too. It walks up the stack with what
-//! unwinds panics, writes the addresses into the socket, and lets the signal end the process. It takes no lock and no memory.
+//! The handler runs on a stack of its own, so that it can also report a stack overflow. It walks the stack with the unwinder
+//! that panics use, writes the addresses to the socket, and lets the signal end the process. It takes no lock and allocates no
+//! memory.
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
@@ -10,15 +11,15 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 use super::wire::{HEADER, Header, Kind};
 
-/// The most addresses that are said.
+/// The most addresses that are reported.
 const MOST: usize = 32;
-/// How large the handler's stack is, in bytes: unwinding takes a few KiB.
+/// The size of the handler's stack, in bytes: unwinding takes a few KiB.
 const STACK: usize = 256 << 10;
 
 static SOCKET: AtomicI32 = AtomicI32::new(-1);
 static START: AtomicUsize = AtomicUsize::new(0);
 static END: AtomicUsize = AtomicUsize::new(0);
-/// Something is on its way to the host, of any thread's.
+/// A message to the host is in progress, from any thread.
 pub(super) static SENDING: AtomicBool = AtomicBool::new(false);
 static CRASHING: AtomicBool = AtomicBool::new(false);
 
@@ -30,7 +31,7 @@ pub(super) fn watch(socket: &OwnedFd, code: Option<Range<usize>>) {
     SOCKET.store(socket.as_raw_fd(), Ordering::Relaxed);
     START.store(code.start, Ordering::Relaxed);
     END.store(code.end, Ordering::Relaxed);
-    // Once for a process, for as long as it lives.
+    // Once per process, for its lifetime.
     let stack: &'static mut [u8] = Box::leak(vec![0; STACK].into());
     let alternative = libc::stack_t { ss_sp: stack.as_mut_ptr().cast::<c_void>(), ss_flags: 0, ss_size: STACK };
     // SAFETY: the stack is memory of its own, and stays; nothing else of this thread's uses it.
@@ -71,7 +72,7 @@ extern "C" fn handle(signal: c_int) {
         // another thread's is under way, as was just seen; one that begins now waits for its turn in the kernel.
         unsafe { libc::write(socket, message.as_ptr().cast::<c_void>(), HEADER + length) };
     }
-    // The action is the default by now: it ends the process as soon as this handler has returned.
+    // By now the action is the default: it ends the process as soon as this handler has returned.
     // SAFETY: both may be called by a handler.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
@@ -94,7 +95,7 @@ extern "C" fn step(context: *mut c_void, found: *mut c_void) -> c_int {
     0
 }
 
-// What unwinds panics: it is in every program of Rust's.
+// The unwinder that panics use: every Rust program has it.
 unsafe extern "C" {
     fn _Unwind_Backtrace(step: extern "C" fn(*mut c_void, *mut c_void) -> c_int, found: *mut c_void) -> c_int;
     fn _Unwind_GetIP(context: *mut c_void) -> usize;

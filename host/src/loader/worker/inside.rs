@@ -1,6 +1,6 @@
-//! A worker from inside: the wall to its library, whose other side is the host, at the end of a socket.
+//! A worker from inside: the wall to its library. The other side of the wall is the host, at the end of a socket.
 //!
-//! The library's own thread is the worker's first and, but for those that the library starts, its only one.
+//! The library's own thread is the worker's first and, except for those that the library starts, its only one.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,9 +23,9 @@ use super::{crash, sandbox};
 use crate::loader::gate::{Outlet, contained};
 use crate::loader::library;
 
-/// The longest message of the host's, in bytes: it is believed.
+/// The longest message from the host, in bytes: the host is trusted.
 const LIMIT: u64 = u32::MAX as u64;
-/// As many descriptors as may come ahead of their message.
+/// The most descriptors that may arrive ahead of their message.
 const DESCRIPTORS: usize = 1 << 20;
 
 /// The worker's end of the socket.
@@ -33,17 +33,17 @@ struct Inside {
     socket: OwnedFd,
     incoming: Mutex<Incoming>,
     out: Mutex<Outbound>,
-    /// Descriptors that frames have named: by the number here, with the host's.
+    /// Descriptors that frames have named: by their number in this process, with the host's number.
     lent: Mutex<HashMap<u64, (OwnedFd, u64)>>,
 }
 
 struct Incoming {
     inbound: Inbound,
-    /// What was popped last: the library reads it until it pops again.
+    /// The last batch: the library reads it until it pops again.
     popped: Vec<u8>,
-    /// The next batch, which has come already.
+    /// The next batch, if it has already arrived.
     next: Vec<u8>,
-    /// The host knows that more is wanted.
+    /// The host knows that the worker wants more.
     asked: bool,
 }
 
@@ -54,7 +54,7 @@ impl Inside {
         Self { socket, incoming: Mutex::new(incoming), out: Mutex::default(), lent: Mutex::default() }
     }
 
-    /// The host's first message. Waits for it.
+    /// Waits for the host's first message.
     fn setup(&self) -> io::Result<Setup> {
         let mut incoming = self.incoming.lock();
         loop {
@@ -72,7 +72,7 @@ impl Inside {
     fn read(&self, incoming: &mut Incoming) -> Come {
         match incoming.inbound.read(&self.socket) {
             Ok(come) => come,
-            // The host is believed; what cannot be read is its end.
+            // The host is trusted: what cannot be read counts as its end.
             Err(_) => Come::End,
         }
     }
@@ -85,7 +85,7 @@ impl Inside {
 
     fn send(&self, kind: Kind, body: &[u8]) {
         let mut out = self.out.lock();
-        // A crash meanwhile says nothing: it would be taken for a part of this.
+        // A crash meanwhile reports nothing: it would be taken for a part of this message.
         crash::SENDING.store(true, Ordering::SeqCst);
         let mut sent = out.send(&self.socket, kind, body, Vec::new());
         while sent.is_ok() && out.is_waiting() {
@@ -100,7 +100,7 @@ impl Inside {
         }
     }
 
-    /// Looks for the next batch; does not wait. Asks for one, if the host does not know that it is wanted.
+    /// Looks for the next batch without waiting. Asks for one, if the host does not know that it is wanted.
     fn look(&self, incoming: &mut Incoming) {
         if !incoming.next.is_empty() {
             return;
@@ -128,11 +128,11 @@ impl Inside {
         }
     }
 
-    /// A batch with the numbers that descriptors have here.
+    /// Returns a batch with the numbers that its descriptors have in this process.
     fn lend(&self, batch: &[u8], descriptors: Vec<OwnedFd>) -> Vec<u8> {
         let (mut lent, mut descriptors) = (self.lent.lock(), descriptors.into_iter());
         renamed(batch, |hosts| {
-            // The host had none left for it.
+            // The host had no descriptor left for it.
             let Some(own) = (hosts != u64::MAX).then(|| descriptors.next()).flatten() else { return u64::MAX };
             let number = u64::try_from(own.as_raw_fd()).unwrap_or(u64::MAX);
             lent.insert(number, (own, hosts));
@@ -159,7 +159,7 @@ impl Inside {
             drop(lent);
             return self.send(Kind::Frames, frames);
         }
-        // Those that the library has made its own of are not lent any more.
+        // Descriptors that the library has duplicated are no longer lent.
         let frames = renamed_taken(frames, |_, number| lent.remove(&number).map_or(number, |(_, hosts)| hosts));
         drop(lent);
         self.send(Kind::Frames, &frames);
@@ -173,7 +173,7 @@ impl Inside {
                 return;
             }
         }
-        // Who waits looks again anyway.
+        // The timeout is harmless: the caller looks again anyway.
         self.sleep(Some(Timespec { tv_sec: 1, tv_nsec: 0 }));
     }
 }
@@ -190,20 +190,20 @@ impl Outlet for Inside {
     }
 }
 
-/// The host has ended, or is about to: so does its worker, at once. Nothing of the library's runs any more.
+/// The host has ended, or is about to: the worker ends at once. No more code of the library runs.
 fn gone() -> ! {
     // SAFETY: it ends the process, and does nothing else.
     unsafe { libc::_exit(0) }
 }
 
-/// The wall's function table: there is one wall in a worker, whatever number it is called by.
+/// The wall's function table. A worker has one wall, whatever number it is called by.
 fn host() -> HostRef {
     import::host(Host { descriptor, pop, arm, push, log, wait })
 }
 
 static INSIDE: OnceLock<Arc<Inside>> = OnceLock::new();
 
-/// Runs with the wall, which is there before any library is.
+/// Runs with the wall, which exists before any library is opened.
 fn with<R>(otherwise: R, run: impl FnOnce(&Inside) -> R) -> R {
     match INSIDE.get() {
         Some(inside) => contained(otherwise, || run(inside)),
@@ -242,10 +242,10 @@ extern "C" fn log(_: usize, level: u8, target: Span, text: Span) {
     });
 }
 
-/// The worker's side: serves the library that the host names, by the socket that is its standard input. To be called by a program
-/// as the first thing it does, when it has no other thread; does not come back.
+/// The worker's side: serves the library that the host names, over the socket that is its standard input. A program must call
+/// it before anything else, while it has no other thread. It does not return.
 pub fn child() -> ! {
-    // An orphan must not stay.
+    // The worker must not outlive the host.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     match serve() {
         Ok(()) => std::process::exit(0),
@@ -266,12 +266,12 @@ fn serve() -> io::Result<()> {
     let setup = inside.setup()?;
     let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
     if parent != Some(setup.host) {
-        // The host has ended before its end could be asked for.
+        // The host ended before the worker asked to be killed at its end.
         gone();
     }
     let _ = INSIDE.set(Arc::clone(&inside));
     if setup.confinement.isolation == Isolation::Sandbox {
-        // There it could keep as much in them as it liked.
+        // In a sandbox it could keep as much as it liked in memory files.
         inside.out.lock().be_plain();
     }
     if let Err(why) = sandbox::confine(&setup.confinement, &setup.copy, &setup.folder) {
@@ -282,7 +282,7 @@ fn serve() -> io::Result<()> {
         Ok(open) => {
             crash::watch(&inside.socket, open.code.clone());
             open.library.run(host(), 0);
-            // It is not closed: its threads may still run, until the process ends.
+            // It is not closed: its threads may run until the process ends.
             std::mem::forget(open);
         }
         Err(fault) => inside.frames(&refused(&fault.to_string())),

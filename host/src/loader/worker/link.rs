@@ -1,8 +1,9 @@
-//! The host's end of a worker: what waits in the gate goes through the socket when the worker asks for it, and what it says comes
-//! back. When the worker has died, what it owes is said in its place.
+//! The host's end of a worker: it sends what waits in the gate when the worker asks for it, and receives what the worker says.
+//! When the worker has died, the link says in its place what it owes.
 //!
-//! Whoever pushes into the gate writes to the socket itself if the worker waits, so that no other thread has to be woken for it;
-//! what the socket does not take at once is written by the link's own thread, which reads. That thread never waits for the worker.
+//! If the worker waits, whoever pushes into the gate writes to the socket itself, so that no other thread must be woken for it.
+//! What the socket does not take at once is written by the link's own thread, which also reads. That thread never waits for the
+//! worker.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -40,30 +41,30 @@ impl Elsewhere for Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // To close what a worker may have put into the socket can take as long as it likes: nobody waits for that.
+        // Closing what a worker may have put into the socket may take arbitrarily long: nothing waits for that.
         if let Some(socket) = self.socket.take() {
             let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(socket));
         }
     }
 }
 
-/// As many memory files as may come ahead of their messages.
+/// The most memory files that may arrive ahead of their messages.
 const FILES: usize = 4;
-/// The lane of streams that a worker had not taken when it died: of no connection's number.
+/// The lane of streams that a worker had not taken when it died. No connection has this number.
 const UNTAKEN: u32 = u32::MAX;
-/// How long the link rests before it asks again whether the store has written enough.
+/// How long the link pauses before it checks again whether the store has written enough.
 const UNWRITTEN_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
-/// See the file's page.
+/// The host's end of a worker: see the module's page.
 #[derive(Debug)]
 pub(crate) struct Link {
-    /// There until it is dropped.
+    /// Present until it is dropped.
     socket: Option<OwnedFd>,
     process: Arc<Process>,
     /// Wakes the link's thread.
     wake: OwnedFd,
     state: Mutex<State>,
-    /// How many bytes of calls are left.
+    /// How many bytes of calls are left for the successor.
     left: AtomicUsize,
 }
 
@@ -71,14 +72,14 @@ pub(crate) struct Link {
 struct State {
     out: Outbound,
     owed: Owed,
-    /// The worker has nothing to do, and is given what comes at once.
+    /// The worker is idle, and receives at once what arrives.
     asks: bool,
     life: Life,
-    /// Calls that the worker died before: for its successor.
+    /// Calls that the worker was not given before it died: for its successor.
     left: Vec<(Lane, Vec<u8>)>,
 }
 
-/// Empties a list of calls; answers with what was in it.
+/// Empties the list of calls that are left; returns them.
 fn emptied(state: &mut State, bytes: &AtomicUsize) -> Vec<(Lane, Vec<u8>)> {
     let left = std::mem::take(&mut state.left);
     for (lane, calls) in &left {
@@ -92,18 +93,18 @@ fn emptied(state: &mut State, bytes: &AtomicUsize) -> Vec<(Lane, Vec<u8>)> {
 enum Life {
     #[default]
     Alive,
-    /// It has died; why.
+    /// It has died; the reason.
     Dead(String),
-    /// It has ended, or died and was let go of.
+    /// It has ended; or it has died, and was retired or stopped.
     Over,
 }
 
-/// How a worker's socket came to its end.
+/// How the end of a worker's socket came about.
 #[derive(Debug)]
 pub(super) enum Ending {
-    /// It has closed it.
+    /// The worker has closed it.
     Closed,
-    /// It has said what it may not.
+    /// The worker has sent something that it must not.
     Malformed(Malformed),
 }
 
@@ -111,7 +112,7 @@ impl Link {
     /// The host's end of this socket.
     ///
     /// # Errors
-    /// When the machine has no descriptor left.
+    /// If the machine has no descriptor left.
     pub(crate) fn new(socket: OwnedFd, process: Arc<Process>) -> io::Result<Arc<Self>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let socket = Some(socket);
@@ -127,12 +128,12 @@ impl Link {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// The worker's first message.
+    /// Sends the worker its first message.
     pub(super) fn set_up(&self, setup: &[u8]) -> io::Result<()> {
         self.state.lock().out.send(self.socket()?, Kind::Setup, setup, Vec::new())
     }
 
-    /// Gives the worker what waits, or notes that it waits.
+    /// Gives the worker what waits in the gate, or notes that the worker waits.
     fn give(&self, state: &mut State, gate: &Gate) {
         state.asks = true;
         let State { owed, out, .. } = &mut *state;
@@ -147,7 +148,7 @@ impl Link {
         }
         state.asks = false;
         if let Err(error) = &sent {
-            // It will not ask again. If it has gone already, whoever reads will see it.
+            // It will not ask again. If it is already gone, the reader will notice.
             tracing::debug!(%error, "a worker is not given what it is sent");
         }
         if let Some(error) = sent.as_ref().err().filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
@@ -158,7 +159,7 @@ impl Link {
         }
     }
 
-    /// Moves everything until the worker's end of the socket is closed. `crash` is given what it says of its crash.
+    /// Moves everything until the worker's end of the socket is closed. `crash` receives the worker's report of a crash.
     pub(super) fn serve(&self, gate: &Gate, outlet: &dyn Outlet, crash: &mut Vec<u8>) -> Ending {
         let mut gone = false;
         let longest = || outlet.worker_limits().message as u64;
@@ -169,7 +170,7 @@ impl Link {
             match inbound.read(socket) {
                 Err(malformed) => return Ending::Malformed(malformed),
                 Ok(Come::End) => return Ending::Closed,
-                // What it has said before its end is there by now.
+                // What it said before its end has arrived by now.
                 Ok(Come::Nothing) if gone => return Ending::Closed,
                 Ok(Come::Nothing) => gone = !self.wait(socket),
                 Ok(Come::Some) => loop {
@@ -181,7 +182,7 @@ impl Link {
                                 return Ending::Malformed(malformed);
                             }
                             if message.kind == Kind::Frames && self.has_stopped() {
-                                // That was its last word, whatever it does.
+                                // That was its last frame, whatever it does.
                                 return Ending::Closed;
                             }
                         }
@@ -205,7 +206,7 @@ impl Link {
                 if unnamed.is_empty() {
                     gate.said(body);
                 } else {
-                    // It had no descriptor left for these: the host knows them by its own numbers.
+                    // It had no descriptor left for these: they get the host's own numbers.
                     let named = |stream, descriptor| unnamed.get(&stream).copied().filter(|_| descriptor == u64::MAX);
                     gate.said(&renamed_taken(body, |stream, descriptor| {
                         named(stream, descriptor).unwrap_or(descriptor)
@@ -232,8 +233,8 @@ impl Link {
         Ok(())
     }
 
-    /// Waits until the worker has said something, or has room for what waits to be written; writes that. False: it has ended, or
-    /// does not read any more.
+    /// Waits until the worker has said something, or has room for what waits to be written; writes that. Returns false if the
+    /// worker has ended or no longer reads.
     fn wait(&self, socket: &OwnedFd) -> bool {
         let writes = {
             let mut state = self.state.lock();
@@ -244,7 +245,7 @@ impl Link {
         };
         let wanted = if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let mut ready = vec![PollFd::new(socket, wanted), PollFd::new(&self.wake, PollFlags::IN)];
-        // Others may have its end of the socket, whom it has started.
+        // Processes that it has started may hold its end of the socket, too.
         ready.extend(self.process.handle().map(|handle| PollFd::new(handle, PollFlags::IN)));
         // An interruption is a reason to look again, too.
         let _ = poll(&mut ready, None);
@@ -258,18 +259,18 @@ impl Link {
         self.state.lock().owed.told()
     }
 
-    /// Whether the worker has said its last word.
+    /// Whether the worker has sent its last frame.
     pub(super) fn has_stopped(&self) -> bool {
         self.state.lock().owed.has_stopped()
     }
 
-    /// It has ended in order.
+    /// The worker has ended in order.
     pub(super) fn over(&self, gate: &Gate) {
         self.state.lock().life = Life::Over;
         gate.give_up();
     }
 
-    /// It has died: whoever waits for its answers gets this for one.
+    /// The worker has died: everybody who waits for its answers gets this error.
     pub(super) fn died(&self, gate: &Gate, outlet: &dyn Outlet, why: &str) {
         gate.rests();
         let failed = {
@@ -288,7 +289,7 @@ impl Link {
         }
     }
 
-    /// Says what a dead worker would, until it is let go of.
+    /// Says what the dead worker would say, until it is retired or stopped.
     pub(super) fn stand_in(&self, gate: &Gate, outlet: &dyn Outlet) {
         loop {
             let said = {
@@ -330,7 +331,7 @@ impl Link {
         }
     }
 
-    /// The calls that a dead worker was not given, with their lanes: its successor's from now on.
+    /// The calls that a dead worker was not given, with their lanes. They now belong to its successor.
     pub(crate) fn left(&self, gate: &Gate) -> Vec<(Lane, Vec<u8>)> {
         let mut state = self.state.lock();
         if !matches!(state.life, Life::Dead(_)) {
@@ -340,7 +341,7 @@ impl Link {
         emptied(&mut state, &self.left)
     }
 
-    /// Takes everything out of the gate of a dead worker: calls are kept, of all else is taken note.
+    /// Takes everything out of the gate of a dead worker: calls are kept, and everything else is noted.
     fn drain(&self, state: &mut State, gate: &Gate) {
         let State { owed, left, .. } = state;
         gate.drain(|lane, mut frames| {
@@ -351,7 +352,7 @@ impl Link {
                         frame.write(&mut calls)
                     }
                     (frame, _) => {
-                        // What it names stays the host's.
+                        // The descriptor that it names stays the host's.
                         let _ = owed.given(&frame);
                     }
                 }
@@ -369,7 +370,7 @@ impl Link {
     }
 }
 
-/// Takes note of a batch, and has descriptors of its own of those that are named in it. One that cannot be had is named as none.
+/// Notes a batch as given, and duplicates the descriptors that it names. If one cannot be duplicated, the frame names none.
 fn descriptors(owed: &mut Owed, batch: &mut Vec<u8>) -> Vec<OwnedFd> {
     let (mut named, mut rest) = (Vec::new(), batch.as_slice());
     while let Some(frame) = ToLibrary::read(&mut rest) {
@@ -392,7 +393,7 @@ fn descriptors(owed: &mut Owed, batch: &mut Vec<u8>) -> Vec<OwnedFd> {
     own
 }
 
-/// The same frames, with other numbers for the descriptors in them.
+/// Returns the same frames with other numbers for the descriptors in them.
 pub(super) fn renamed(frames: &[u8], mut name: impl FnMut(u64) -> u64) -> Vec<u8> {
     let (mut out, mut rest) = (Vec::with_capacity(frames.len()), frames);
     loop {
@@ -408,7 +409,7 @@ pub(super) fn renamed(frames: &[u8], mut name: impl FnMut(u64) -> u64) -> Vec<u8
     }
 }
 
-/// The same, of what a worker says.
+/// The same for frames that a worker sends.
 pub(super) fn renamed_taken(frames: &[u8], mut name: impl FnMut(u64, u64) -> u64) -> Vec<u8> {
     let (mut out, mut rest) = (Vec::with_capacity(frames.len()), frames);
     loop {

@@ -1,9 +1,9 @@
 //! A generation in a process of its own.
 //!
-//! The worker is this very program, restarted: it opens the library, and has the wall to it, on the other side of a socket
-//! (`wire`: messages; `channel`: its ends). `link` is the host's end, `inside` the worker's. `owed` knows what a worker was given and
-//! has not answered, so that a death is no more than an error to who waits. `confinement` is what the operator says of it, `sandbox`
-//! how the system is told.
+//! The worker is this very program, restarted: it opens the library and has the wall to it, on the other side of a socket
+//! (`wire`: messages; `channel`: its ends). `link` is the host's end, `inside` the worker's. `owed` tracks what a worker was
+//! given and has not answered, so that its death is only an error to those who wait. `confinement` is the operator's settings,
+//! and `sandbox` applies them.
 
 pub(crate) mod channel;
 pub mod confinement;
@@ -29,15 +29,15 @@ use serde::{Deserialize, Serialize};
 
 use self::confinement::Confinement;
 
-/// The first argument of a program that is to be a worker.
+/// The first argument of a program that runs as a worker.
 pub const WORD: &str = "serve-in-child";
 
-/// What a worker is told first.
+/// The first message to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 struct Setup {
     /// The private copy of its library.
     copy: std::path::PathBuf,
-    /// The host's process.
+    /// The host's process id.
     host: u32,
     /// A folder of its own.
     folder: std::path::PathBuf,

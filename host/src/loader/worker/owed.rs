@@ -1,5 +1,5 @@
-//! What a worker owes: what it was given and has not answered or given back. Known from what crosses the wall, so that the host
-//! can say it in the worker's place when that has died. No IO.
+//! What a worker owes: what it was given and has not answered or returned. This is known from what crosses the wall, so that
+//! the host can settle it when the worker has died. No IO.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -7,10 +7,10 @@ use plugin_api::abi::frame::{ToHost, ToLibrary, handed_on, numbers};
 
 use super::wire::Malformed;
 
-/// The class of the error that callers are told.
+/// The class of the error that callers get.
 const CRASHED: &str = "credhost.Crashed";
 
-/// How far a worker has come.
+/// What a worker was told about its end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Told {
     /// It serves, or will.
@@ -18,31 +18,31 @@ pub enum Told {
     Nothing,
     /// Its successor serves.
     Retire,
-    /// It is to end.
+    /// It must end.
     Stop,
 }
 
-/// See the file's page.
+/// What a worker owes: see the module's page.
 #[derive(Debug)]
 pub struct Owed {
     calls: HashSet<u64>,
-    /// Clients' objects that it has, and how often.
+    /// Clients' objects that it holds, and how often.
     handles: HashMap<u64, u64>,
-    /// Streams that it was told of, until it has let go of them; with the frame that told it, until it has taken them.
+    /// Streams that it was given, until it releases them; with the frame that it was given, until it has taken them.
     streams: BTreeMap<u64, Vec<u8>>,
-    /// Descriptors that it was told of, and has not taken: how often each.
+    /// Descriptors that it was given and has not taken: how often each.
     lent: HashMap<u64, usize>,
-    /// The highest number that an object of its own was given.
+    /// The highest number of an object of its own.
     objects: u64,
-    /// Steps of its life that it was asked for, and has not answered.
+    /// Steps of its life that it was asked for and has not answered.
     steps: usize,
     questions: usize,
-    /// It was told to stand still, by this request, and has not answered.
+    /// The request of a freeze that it has not answered.
     freezing: Option<u64>,
-    /// Perspectives that are to go back to their last commit, and have not.
+    /// How many perspectives have yet to revert to their last commit.
     reverts: usize,
     told: Told,
-    /// It has said its last word.
+    /// It has sent its last frame.
     stopped: bool,
 }
 
@@ -54,7 +54,7 @@ impl Default for Owed {
             streams: BTreeMap::new(),
             lent: HashMap::new(),
             objects: 0,
-            // What it is, which nobody asks it for.
+            // Its manifest, which nobody asks for.
             steps: 1,
             questions: 0,
             freezing: None,
@@ -66,7 +66,7 @@ impl Default for Owed {
 }
 
 impl Owed {
-    /// It is given this; answers with whether it is a descriptor's.
+    /// Notes a frame that the worker is given. Returns the descriptor that the frame names, if it names one.
     pub fn given(&mut self, frame: &ToLibrary<'_>) -> Option<u64> {
         match *frame {
             ToLibrary::Call { call, handles, .. } => {
@@ -139,10 +139,11 @@ impl Owed {
         self.questions = self.questions.saturating_sub(1);
     }
 
-    /// It has said this. Answers with the streams for which it had no descriptor left, and which the host has named for each.
+    /// Notes frames that the worker has sent. Returns the streams for which it had no descriptor left, each with the host's
+    /// number for that.
     ///
     /// # Errors
-    /// When these are no frames, or ones that no library says.
+    /// If these are no frames, or frames that no library sends.
     pub fn said(&mut self, mut frames: &[u8], most: usize) -> Result<HashMap<u64, u64>, Malformed> {
         let mut unnamed = HashMap::new();
         while !frames.is_empty() {
@@ -203,7 +204,7 @@ impl Owed {
                 | ToHost::ChangeOwn { .. } => self.asks(most)?,
                 ToHost::Reverted {} => self.reverts = self.reverts.saturating_sub(1),
                 ToHost::Stopped {} => self.stopped = true,
-                // The host's own.
+                // Only the host sends this.
                 ToHost::Retained { .. } => return Err(Malformed::Frames),
                 _ => {}
             }
@@ -211,10 +212,10 @@ impl Owed {
         Ok(unnamed)
     }
 
-    /// Only what it was given: the host holds a descriptor until then, and not any longer. Answers with the host's number for it, if
-    /// the worker had none left and does not know it.
+    /// The worker may take only what it was given: the host holds a descriptor until then, and no longer. Returns the host's
+    /// number for the descriptor, if the worker had none left and does not know it.
     fn takes(&mut self, stream: u64, descriptor: u64) -> Result<Option<u64>, Malformed> {
-        // It may have let go of the stream by now.
+        // It may have released the stream by now.
         let told = self.streams.get_mut(&stream);
         let of_frame = told.as_ref().and_then(|told| match ToLibrary::read(&mut told.as_slice()) {
             Some(ToLibrary::Stream { descriptor, .. }) => Some(descriptor),
@@ -225,7 +226,7 @@ impl Owed {
         if let Some(told) = told {
             told.clear();
         }
-        // Of what was lent in the middle of something, nobody waits for the number.
+        // Nobody waits for the number of one that was lent in the middle of something.
         let Some(descriptor) = descriptor else { return Ok(None) };
         let lent = self.lent.get_mut(&descriptor).ok_or(Malformed::Unasked)?;
         *lent -= 1;
@@ -249,19 +250,19 @@ impl Owed {
         if self.questions > most { Err(Malformed::Questions(self.questions)) } else { Ok(()) }
     }
 
-    /// Whether it has said its last word.
+    /// Whether it has sent its last frame.
     #[must_use]
     pub fn has_stopped(&self) -> bool {
         self.stopped
     }
 
-    /// What it was told of its end.
+    /// What it was told about its end.
     #[must_use]
     pub fn told(&self) -> Told {
         self.told
     }
 
-    /// It has died: its calls are answered, with why.
+    /// It has died: returns errors for its calls, with the reason.
     #[must_use]
     pub fn failed(&mut self, why: &str) -> Vec<u8> {
         let mut frames = Vec::new();
@@ -270,7 +271,7 @@ impl Owed {
         frames
     }
 
-    /// It has died, and was told to go back to what was committed last: its successor will begin there.
+    /// It has died: returns the reverts that it owed. Its successor will begin at the last commit.
     #[must_use]
     pub fn reverted(&mut self) -> Vec<u8> {
         let mut frames = Vec::new();
@@ -278,13 +279,13 @@ impl Owed {
         frames
     }
 
-    /// It has died: the frames that told it of streams that it has not taken. They are its successor's.
+    /// It has died: returns the frames of the streams that it has not taken. They belong to its successor.
     #[must_use]
     pub fn untaken(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.streams).into_values().flatten().collect()
     }
 
-    /// It has died, and was told to stand still: it does.
+    /// It has died: returns the answer to a freeze that it owed.
     #[must_use]
     pub fn frozen(&mut self) -> Option<Vec<u8>> {
         let request = self.freezing.take()?;
@@ -294,7 +295,7 @@ impl Owed {
         Some(frames)
     }
 
-    /// It has died, and is let go of: what it had is given back, and its last word said.
+    /// It has died and its end has come: returns what releases everything that it held, and its last frame.
     #[must_use]
     pub fn ended(&mut self) -> Vec<u8> {
         let mut frames = Vec::new();
@@ -308,12 +309,12 @@ impl Owed {
     }
 }
 
-/// A call is answered: the code that it was for has died.
+/// Fails a call, because the code that it was for has died.
 pub(super) fn fail(out: &mut Vec<u8>, call: u64, why: &str) {
     ToHost::Failed { call, class: CRASHED, message: why, fault: false, detail: &[] }.write(out);
 }
 
-/// What is said of a worker that could not be started: as if it had refused to be made.
+/// The frames in the place of a worker that could not be started: as if it had refused to initialise.
 #[must_use]
 pub fn refused(message: &str) -> Vec<u8> {
     let mut frames = Vec::new();

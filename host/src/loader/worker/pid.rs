@@ -1,4 +1,4 @@
-//! A worker's process, as the system has it: to be ended, and looked at.
+//! A worker's process, as the system has it: to kill it and to inspect it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,31 +15,31 @@ pub(crate) struct Process {
     killed: OnceLock<String>,
 }
 
-/// What the system says of a worker's process.
+/// What the system reports of a worker's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Facts {
-    /// Its number.
+    /// Its id.
     pub pid: u32,
     /// Its memory, in bytes.
     pub memory: u64,
-    /// The processor's time that it has had, in milliseconds.
+    /// The processor time that it has used, in milliseconds.
     pub cpu_ms: u64,
 }
 
 impl Process {
-    /// It has been started, under this number.
+    /// It has been started, with this process id.
     pub(super) fn is(&self, number: u32) -> io::Result<()> {
         if let Some(pid) = Pid::from_raw(number.cast_signed()) {
             let _ = self.handle.set((number, pidfd_open(pid, PidfdFlags::empty())?));
         }
         if let Some(why) = self.killed.get() {
-            // It was given up before it was there.
+            // It was killed before it had started.
             self.kill(why);
         }
         Ok(())
     }
 
-    /// What is readable once it has ended.
+    /// A descriptor that is readable once it has ended.
     pub(super) fn handle(&self) -> Option<&OwnedFd> {
         self.handle.get().map(|(_, handle)| handle)
     }
@@ -55,17 +55,17 @@ impl Process {
         self.killed.get()
     }
 
-    /// Ends it at once; why is told to who waits for it.
+    /// Kills it. The reason is reported to those who wait for it.
     pub(crate) fn kill(&self, why: &str) {
         // The first reason counts.
         let _ = self.killed.set(why.to_owned());
         if let Some((_, handle)) = self.handle.get() {
-            // One that has ended is told nothing.
+            // If it has already ended, nothing happens.
             let _ = pidfd_send_signal(handle, Signal::KILL);
         }
     }
 
-    /// What the system says of it, while it lives.
+    /// What the system reports of it, while it lives.
     pub(crate) fn facts(&self) -> Option<Facts> {
         let (pid, _) = self.handle.get()?;
         facts(*pid)
@@ -74,7 +74,7 @@ impl Process {
 
 fn facts(pid: u32) -> Option<Facts> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its name is in brackets, and may have blanks.
+    // Its name is in parentheses and may contain spaces.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
     let (user, system, pages) = (number(11)?, number(12)?, number(21)?);

@@ -1,4 +1,4 @@
-//! Where a crash was, for the service's author: names of functions, out of the library's file.
+//! Where a crash was, for the service's author: names of functions, from the library's file.
 
 use std::path::Path;
 
@@ -7,14 +7,14 @@ use object::{Object, ObjectSymbol, SymbolKind};
 
 use crate::loader::private;
 
-/// So many functions are named, from where it crashed outwards.
+/// How many functions are named, from the crash outwards.
 const NAMED: usize = 3;
 
-/// What is no place of an author's: how a panic, or an abort, comes about.
+/// Prefixes of functions that are not an author's: they belong to panics and aborts themselves.
 const OF_NOBODY: [&str; 7] = ["std::", "core::", "alloc::", "__rust", "rust_", "<core::", "<alloc::"];
 
-/// The functions that these addresses are in, if the file still is the library that they are of, and has its names. `original` is
-/// the hash of that.
+/// The functions at these addresses, if the file is still the library that they belong to and has symbols. `original` is the
+/// hash of that library.
 #[must_use]
 pub fn named(file: &Path, original: &[u8; 32], at: &[u64]) -> Option<String> {
     if at.is_empty() || private::original(file).ok()? != *original {
@@ -30,7 +30,7 @@ pub fn named(file: &Path, original: &[u8; 32], at: &[u64]) -> Option<String> {
     functions.sort_unstable();
     let mut found: Vec<String> = Vec::new();
     for address in at {
-        // Where a call comes back to is behind it, and may be another function's begin.
+        // A return address is behind the call, and may already be the start of another function.
         let address = address.saturating_sub(1);
         let behind = functions.partition_point(|(start, _, _)| *start <= address);
         let Some((start, size, name)) = behind.checked_sub(1).and_then(|index| functions.get(index)) else { continue };

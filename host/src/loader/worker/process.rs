@@ -23,11 +23,11 @@ use crate::loader::gate::{Gate, Outlet};
 use crate::loader::own_folder::OwnFolder;
 use crate::loader::private::PrivateCopy;
 
-/// How long a worker that has said its last word may take to be gone.
+/// How long a worker that has sent its last frame may take to end.
 const GONE: Duration = Duration::from_secs(5);
-/// The longest line of its standard error that is one line of the log, in bytes.
+/// The most bytes of its standard error in one line of the log.
 const LINE: u64 = 2_000;
-/// How long one may that has closed its socket.
+/// How long a worker that has closed its socket may take to end.
 const CLOSED: Duration = Duration::from_millis(500);
 
 /// What a worker runs, and how; another can be started from it.
@@ -37,14 +37,14 @@ pub struct Worker {
     pub program: PathBuf,
     /// The private copy of the library.
     pub copy: Arc<PrivateCopy>,
-    /// The file that it was copied from: its functions have names.
+    /// The file that it was copied from, which has the names of its functions.
     pub file: PathBuf,
-    /// How it is kept apart.
+    /// How it is confined.
     pub confinement: Confinement,
 }
 
 impl Worker {
-    /// The thread's work: starts the process, moves what it says, and stands in for it when it has died.
+    /// The thread's work: starts the process, moves its messages, and stands in for it when it has died.
     pub(crate) fn run(&self, link: &Link, theirs: OwnedFd, gate: &Gate, outlet: &Arc<dyn Outlet>, process: &Process) {
         let (outlet, says) = (&**outlet, Arc::clone(outlet));
         let folder = match OwnFolder::beside(self.copy.path()) {
@@ -65,7 +65,7 @@ impl Worker {
         if let Ending::Malformed(wrong) = &ending {
             process.kill(&format!("said {wrong}, and was killed for it"));
         }
-        // Its socket is closed before it is gone.
+        // Its socket closes before the process is gone.
         let status = reap(&mut child, process, if process.killed().is_some() { Duration::ZERO } else { CLOSED });
         let how = died(status, process.killed());
         link.died(gate, outlet, &format!("the service {how}; whether the call was done is not known"));
@@ -122,12 +122,12 @@ impl Worker {
     }
 }
 
-/// What a worker writes to its standard error is lines of its service's log.
+/// Writes a worker's standard error to its service's log, line by line.
 fn hear(stderr: ChildStderr, outlet: &dyn Outlet) {
     let mut stderr = BufReader::new(stderr);
     loop {
         let mut line = Vec::new();
-        // A line has an end, also one that goes on for ever.
+        // A line ends at the limit, even one without an end.
         match (&mut stderr).take(LINE).read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => return,
             Ok(_) => outlet.log(3, "stderr", String::from_utf8_lossy(&line).trim_end()),
@@ -135,31 +135,31 @@ fn hear(stderr: ChildStderr, outlet: &dyn Outlet) {
     }
 }
 
-/// Where it was when it crashed, as far as it says.
+/// Where it crashed, as far as it reports that.
 fn place(crash: &[u8]) -> Vec<u64> {
     crash.chunks_exact(8).filter_map(|at| at.try_into().ok().map(u64::from_le_bytes)).take(64).collect()
 }
 
-/// How the system's allocator is kept from reserving more than a process in a sandbox may map.
+/// Keeps the system's allocator from reserving more than a process in a sandbox may map.
 pub(crate) const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "2");
 
-/// What of the host's surroundings a worker may know: no secret is handed on by accident.
+/// Whether a worker may have this environment variable of the host's: no secret is passed on by accident.
 pub(crate) fn may_be_known(name: &std::ffi::OsStr) -> bool {
     const KNOWN: [&str; 9] =
         ["PATH", "LANG", "TZ", "RUST_BACKTRACE", "RUST_LOG", "LD_LIBRARY_PATH", "HOME", "USER", "LLVM_PROFILE_FILE"];
     name.to_str().is_some_and(|name| KNOWN.contains(&name) || name.starts_with("LC_"))
 }
 
-/// Waits until it has ended, for so long; then it is ended, with all that it has started.
+/// Waits until it has ended, but no longer than `patience`. Then it is killed, with everything that it has started.
 fn reap(child: &mut Child, process: &Process, patience: Duration) -> io::Result<ExitStatus> {
     if let Some(handle) = process.handle() {
         let patience = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
-        // It is readable when the process has ended; if it does not come to that, it is ended now.
+        // It is readable when the process has ended. If that takes too long, it is killed below.
         let _ = poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&patience));
     }
-    // Its number is its own until it is waited for.
+    // Its process id is its own until it is waited for.
     if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
-        // It leads its own group; when all of it has ended there is nobody to tell.
+        // It leads its own group. If all of that has ended, there is nothing to kill.
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
     let _ = child.kill();

@@ -1,8 +1,8 @@
-//! What the system is told that a worker may not, before its library is opened and before it has a second thread.
+//! Tells the system what a worker must not do, before its library is opened and before it has a second thread.
 //!
-//! Files by landlock; calls of the system by seccomp, of which those are let pass that services need; the network by both, and by a
-//! namespace of its own where the system allows one; memory and files by their number by resource limits; rights of root by dropping
-//! them. What the kernel lacks is an error: a sandbox that is asked for is whole, or there is none.
+//! Landlock restricts files. Seccomp allows only the system calls that services need. Both restrict the network, and so does a
+//! namespace of its own, if the system allows one. Resource limits restrict memory and the number of files. The rights of root
+//! are dropped. If the kernel lacks something, that is an error: a sandbox that is asked for is complete, or there is none.
 
 use std::path::Path;
 
@@ -15,10 +15,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::confinement::{Confinement, FILE, Isolation, LACKS, MEMORY, Permission};
 use super::syscalls;
 
-/// How much a process maps beside memory of its own, in bytes: code, stacks that are hardly used.
+/// How much a process maps besides memory of its own, in bytes: code, and stacks that are hardly used.
 const BESIDE: u64 = 1 << 30;
 
-/// What every program reads: code, and what the system says of the machine and of itself.
+/// What every program reads: code, and what the system reports of the machine and of the process.
 const READABLE: [&str; 17] = [
     "/usr",
     "/lib",
@@ -40,13 +40,13 @@ const READABLE: [&str; 17] = [
 ];
 /// What every program writes.
 const WRITABLE: [&str; 1] = ["/dev/null"];
-/// What names of machines are found by.
+/// What host names are resolved with.
 const NAMES: [&str; 5] = ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/gai.conf"];
 
-/// Confines this process, which has one thread yet: `copy` is the library that it is to open, `folder` its own.
+/// Confines this process, which must have only one thread yet. `copy` is the library that it will open, `folder` its own.
 ///
 /// # Errors
-/// What the system does not do, in a sentence. The process must not go on then.
+/// If the system does not do it; the error is one sentence. Then the process must not continue.
 pub fn confine(confinement: &Confinement, copy: &Path, folder: &Path) -> Result<(), String> {
     if confinement.isolation == Isolation::None {
         return Ok(());
@@ -64,7 +64,7 @@ pub fn confine(confinement: &Confinement, copy: &Path, folder: &Path) -> Result<
     syscalls::restrict(confinement)
 }
 
-/// Resource limits.
+/// Sets resource limits.
 fn limits(confinement: &Confinement) -> Result<(), String> {
     let limit = |resource, most, what: &str| {
         let limit = Rlimit { current: Some(most), maximum: Some(most) };
@@ -74,7 +74,7 @@ fn limits(confinement: &Confinement) -> Result<(), String> {
             format!("its {what} cannot be limited to {most}: {error}{may}")
         })
     };
-    // What a crash would write.
+    // Crashes write no core files.
     limit(Resource::Core, 0, "core file")?;
     let memory = confinement.memory.unwrap_or(MEMORY);
     limit(Resource::Data, memory, "memory (most.memory)")?;
@@ -82,15 +82,15 @@ fn limits(confinement: &Confinement) -> Result<(), String> {
         limit(Resource::Nofile, files, "descriptors (most.files)")?;
     }
     if confinement.isolation == Isolation::Sandbox {
-        // What is shared counts here alone, and with it the code of the host's and the library's own.
+        // Only here shared memory counts, and with it the code of the host and of the library.
         limit(Resource::As, memory.saturating_add(BESIDE), "memory (most.memory)")?;
         limit(Resource::Fsize, confinement.file.unwrap_or(FILE), "files (most.file)")?;
     }
     Ok(())
 }
 
-/// Whether the process has got a namespace without a network. It may not, where the system allows none: then it can make no
-/// sockets all the same (`syscalls`).
+/// Whether the process has got a namespace without a network. If the system allows none, it can still make no sockets
+/// (`syscalls`).
 fn has_no_network() -> bool {
     use rustix::thread::UnshareFlags;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
@@ -102,7 +102,7 @@ fn has_no_network() -> bool {
     if unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET) }.is_err() {
         return false;
     }
-    // It stays who it is; if that cannot be said, its files are nobody's, and it fails where it opens them.
+    // It keeps its user and group. If that cannot be set, its files are nobody's, and it fails where it opens them.
     let maps = [
         ("setgroups", "deny".to_owned()),
         ("uid_map", format!("{uid} {uid} 1")),
@@ -111,7 +111,7 @@ fn has_no_network() -> bool {
     maps.into_iter().all(|(file, line)| std::fs::write(format!("/proc/self/{file}"), line).is_ok())
 }
 
-/// Rights of root's, which a host that runs as root has.
+/// Drops the rights of root, which a host that runs as root has.
 fn drop_rights() -> rustix::io::Result<()> {
     use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
     set_no_new_privs(true)?;
@@ -119,7 +119,7 @@ fn drop_rights() -> rustix::io::Result<()> {
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
 }
 
-/// What it may do to files, and to whom it may connect.
+/// Restricts what it may do to files, and where it may connect.
 fn files(allow: &[Permission], copy: &Path, folder: &Path) -> Result<(), String> {
     let lacks = |what: &str, error: &dyn std::fmt::Display| format!("{LACKS}: {what} ({error})");
     let ports: Vec<u16> = allow
@@ -136,7 +136,7 @@ fn files(allow: &[Permission], copy: &Path, folder: &Path) -> Result<(), String>
             .handle_access(AccessNet::from_all(ABI::V4))
             .map_err(|error| lacks("landlock for connections (net:tcp), of Linux 6.7", &error))?;
     }
-    // What newer kernels can do beside; seccomp sees to it on older ones.
+    // What newer kernels can restrict as well; on older ones seccomp does.
     let rules = rules
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI::V5))
@@ -178,7 +178,7 @@ fn files(allow: &[Permission], copy: &Path, folder: &Path) -> Result<(), String>
     Ok(())
 }
 
-/// Whether a path has to be there.
+/// Whether a path must exist.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Absent {
     Passes,
@@ -196,7 +196,7 @@ impl Rules {
             (Err(error), _) => return Err(wrong(&error)),
             (_, Err(error)) => return Err(wrong(&error)),
         };
-        // What is of folders alone is no right to a file.
+        // Rights that apply only to folders are not granted on a file.
         let access = if is_file { access & AccessFs::from_file(ABI::V5) } else { access };
         // The rules go through the library by value.
         (&mut self.0).add_rule(PathBeneath::new(opened, access)).map(drop).map_err(|error| wrong(&error))

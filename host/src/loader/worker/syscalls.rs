@@ -1,7 +1,7 @@
-//! Which calls of the system a worker may make: seccomp.
+//! Which system calls a worker may make: seccomp.
 //!
-//! In a sandbox, those that services need, and no other: what is not listed fails as what one has no right to do (EPERM). In a plain
-//! process, all but starting other processes, unless the operator allows that.
+//! In a sandbox, only those that services need: any other fails for lack of permission (EPERM). In a plain process, all except
+//! those that start processes, unless the operator allows these.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ use seccompiler::{
 
 use super::confinement::{Confinement, Isolation, LACKS, Permission};
 
-/// Whatever is in their arguments.
+/// Allowed with any arguments.
 const PLAIN: &[libc::c_long] = &[
-    // What is open already.
+    // On what is open already.
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_readv,
@@ -47,7 +47,7 @@ const PLAIN: &[libc::c_long] = &[
     libc::SYS_tee,
     libc::SYS_copy_file_range,
     libc::SYS_getdents64,
-    // Files by their names: landlock says which. It says nothing of their modes, owners and times, nor who may watch them: nobody.
+    // Files by name: landlock decides which. It does not cover their modes, owners and times, nor watching them: nobody may.
     libc::SYS_openat,
     libc::SYS_readlinkat,
     libc::SYS_faccessat,
@@ -149,7 +149,7 @@ const PLAIN: &[libc::c_long] = &[
     libc::SYS_shutdown,
 ];
 
-/// The same, of an older kind, which one family of processors has.
+/// Older forms of the same, which one family of processors has.
 #[cfg(target_arch = "x86_64")]
 const OLD: &[libc::c_long] = &[
     libc::SYS_open,
@@ -178,13 +178,13 @@ const OLD: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[libc::c_long] = &[];
 
-/// What starts processes.
+/// Calls that start processes.
 #[cfg(target_arch = "x86_64")]
 const STARTS: &[libc::c_long] = &[libc::SYS_fork, libc::SYS_vfork, libc::SYS_execve, libc::SYS_execveat];
 #[cfg(not(target_arch = "x86_64"))]
 const STARTS: &[libc::c_long] = &[libc::SYS_execve, libc::SYS_execveat];
 
-/// What `prctl` may be asked for: names of threads and of memory, and what holds for the process.
+/// What `prctl` may be asked for: names of threads and of memory, and what applies to the process.
 const PRCTL: [u64; 6] = [
     libc::PR_SET_NAME as u64,
     libc::PR_GET_NAME as u64,
@@ -197,7 +197,8 @@ const PRCTL: [u64; 6] = [
 /// What `ioctl` may be asked for: how many bytes there are, whether to wait, and what sort of terminal it is.
 const IOCTL: [u64; 6] = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::FIONCLEX, libc::TCGETS, libc::TIOCGWINSZ];
 
-/// What `fcntl` may be asked for: descriptors, locks, and the seals of memory files; not leases, signals, or news of folders.
+/// What `fcntl` may be asked for: descriptors, locks, and the seals of memory files; not leases, signals, or folder
+/// notifications.
 const FCNTL: [libc::c_int; 13] = [
     libc::F_DUPFD,
     libc::F_DUPFD_CLOEXEC,
@@ -214,7 +215,7 @@ const FCNTL: [libc::c_int; 13] = [
     libc::F_GETPIPE_SZ,
 ];
 
-/// What makes a namespace, or another's child: `clone` is not asked for that.
+/// Flags that make a namespace, or a child of another process: `clone` must not be asked for these.
 const CLONES_NOT: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -225,7 +226,7 @@ const CLONES_NOT: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_PARENT
     | libc::CLONE_PTRACE;
 
-/// The same calls by the other numbers that one family of processors has for them.
+/// The other numbers that one family of processors has for the same calls.
 const X32: libc::c_long = 0x4000_0000;
 
 /// The kind of a socket, without flags.
@@ -233,10 +234,10 @@ const SOCKET_KIND: u64 = 0xf;
 
 type Rules = BTreeMap<libc::c_long, Vec<SeccompRule>>;
 
-/// From now on the process makes these calls alone.
+/// Restricts the process to the allowed calls from now on.
 ///
 /// # Errors
-/// What the system does not do, in a sentence.
+/// If the system does not do it; the error is one sentence.
 pub(super) fn restrict(confinement: &Confinement) -> Result<(), String> {
     let may_start = confinement.allow.contains(&Permission::Processes);
     if confinement.isolation == Isolation::Process && may_start {
@@ -246,13 +247,13 @@ pub(super) fn restrict(confinement: &Confinement) -> Result<(), String> {
     let mut filters = Vec::new();
     let eperm = || SeccompAction::Errno(libc::EPERM.cast_unsigned());
     if !may_start || confinement.isolation == Isolation::Sandbox {
-        // Its arguments are in memory, where nobody can look: whoever wants a thread asks the older call instead. The first: the
-        // other lets no filter be added.
+        // Its arguments are in memory, where no filter can look: callers that want a thread use the older call instead. This
+        // filter is the first, because the other one lets no filter be added.
         let rules = Rules::from([(libc::SYS_clone3, Vec::new())]);
         filters.push((rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.cast_unsigned())));
     }
     if confinement.isolation == Isolation::Sandbox {
-        // Whoever copies a file sets its mode, and would fail: it is said to be done.
+        // Programs that copy a file set its mode, and would fail: the call only reports success.
         let rules = Rules::from([(libc::SYS_fchmod, Vec::new())]);
         filters.push((rules, SeccompAction::Allow, SeccompAction::Errno(0)));
         let rules = allowed(&confinement.allow, may_start).map_err(|error| failed(&error))?;
@@ -278,13 +279,13 @@ fn rule(conditions: &[(u8, Length, Is, u64)]) -> Result<SeccompRule, Refused> {
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
-/// What a sandbox lets pass.
+/// The calls that a sandbox allows.
 fn allowed(allow: &[Permission], may_start: bool) -> Result<Rules, Refused> {
     let mut rules: Rules = PLAIN.iter().chain(OLD).map(|call| (*call, Vec::new())).collect();
     let one_of = |at: u8, values: &[u64]| -> Result<Vec<SeccompRule>, Refused> {
         values.iter().map(|value| rule(&[(at, Length::Dword, Is::Eq, *value)])).collect()
     };
-    // Another filter answers it.
+    // Another filter decides on it.
     rules.insert(libc::SYS_fchmod, Vec::new());
     rules.insert(libc::SYS_prctl, one_of(0, &PRCTL)?);
     rules.insert(libc::SYS_ioctl, one_of(1, &IOCTL)?);
@@ -302,13 +303,13 @@ fn allowed(allow: &[Permission], may_start: bool) -> Result<Rules, Refused> {
     rules.insert(libc::SYS_prlimit64, one_of(0, &[0, own])?);
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_getrlimit, Vec::new());
-    // Both ends are its own, and stay so: one that is not of a stream could be sent from to any path.
+    // Both ends are its own, and stay so. Only streams: another kind of socket could send to any path.
     let pair = rule(&[
         (0, Length::Dword, Is::Eq, libc::AF_UNIX.cast_unsigned().into()),
         (1, Length::Dword, Is::MaskedEq(SOCKET_KIND), libc::SOCK_STREAM.cast_unsigned().into()),
     ])?;
     rules.insert(libc::SYS_socketpair, vec![pair]);
-    // A connection must not be begun by sending: landlock looks at `connect` alone.
+    // Sending must not begin a connection: landlock checks only `connect`.
     let fast = libc::MSG_FASTOPEN.cast_unsigned().into();
     for (call, at) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)] {
         rules.insert(call, vec![rule(&[(at, Length::Dword, Is::MaskedEq(fast), 0)])?]);
@@ -336,7 +337,7 @@ fn allowed(allow: &[Permission], may_start: bool) -> Result<Rules, Refused> {
         rules.insert(libc::SYS_connect, Vec::new());
         rules.insert(libc::SYS_bind, Vec::new());
     }
-    // Another filter answers it, where no processes may be started.
+    // Another filter decides on it, if no processes may be started.
     rules.insert(libc::SYS_clone3, Vec::new());
     if may_start {
         rules.extend(STARTS.iter().map(|call| (*call, Vec::new())));
@@ -349,7 +350,7 @@ fn allowed(allow: &[Permission], may_start: bool) -> Result<Rules, Refused> {
     Ok(rules)
 }
 
-/// What starts a process, and no thread.
+/// Calls that start a process, and no thread.
 fn starting() -> Result<Rules, Refused> {
     let mut rules: Rules = STARTS.iter().map(|call| (*call, Vec::new())).collect();
     rules.insert(libc::SYS_clone, vec![rule(&[(0, Length::Dword, Is::MaskedEq(libc::CLONE_THREAD as u64), 0)])?]);

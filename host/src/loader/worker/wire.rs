@@ -1,19 +1,19 @@
-//! What goes through the socket between the host and a worker: messages of a header and a body. No IO.
+//! The messages on the socket between the host and a worker: each has a header and a body. No IO.
 //!
 //! A header is 8 bytes, little-endian: the body's length (4), the kind (1), whether the body is in a sealed memory file instead
-//! (1), and how many descriptors come with it (2). The memory file is the first of them; its length is then the body, in 8 bytes.
-//! The other side is hostile: nothing is allocated for what has not come, and what is over a limit is an error.
+//! (1), and how many descriptors come with it (2). The memory file is the first of them; its length is then the body, in 8
+//! bytes. The other side is hostile: nothing is allocated for what has not arrived, and what exceeds a limit is an error.
 
 use std::fmt;
 
-/// How long a header is.
+/// The length of a header, in bytes.
 pub const HEADER: usize = 8;
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// From the host, the first: what the worker is to run, and how, in JSON.
+    /// From the host, first: what the worker must run, and how, in JSON.
     Setup = 1,
     /// From the host: the next batch of frames.
     Batch = 2,
@@ -21,9 +21,9 @@ pub enum Kind {
     Frames = 3,
     /// From the worker: a line for the log. Its level (1), the length of its target (4), the target, the text.
     Log = 4,
-    /// From the worker: it has served what it was given, and would be given more.
+    /// From the worker: it has processed what it was given, and asks for more.
     Ask = 5,
-    /// From the worker, the last: where it was when it crashed. Addresses, 8 bytes each, as offsets in its library.
+    /// From the worker, last: where it crashed. Addresses, 8 bytes each, as offsets in its library.
     Crash = 6,
 }
 
@@ -34,28 +34,28 @@ impl Kind {
     }
 }
 
-/// What stands before a body.
+/// What precedes a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// How long the body is, in bytes.
+    /// The length of the body, in bytes.
     pub length: u32,
-    /// What it is.
+    /// The kind of the message.
     pub kind: Kind,
-    /// Whether it is in a memory file.
+    /// Whether the body is in a memory file.
     pub large: bool,
     /// How many descriptors come with it.
     pub descriptors: u16,
 }
 
 impl Header {
-    /// As it goes through the socket.
+    /// Encodes it for the socket.
     #[must_use]
     pub fn bytes(self) -> [u8; HEADER] {
         let ([a, b, c, d], [e, f]) = (self.length.to_le_bytes(), self.descriptors.to_le_bytes());
         [a, b, c, d, self.kind as u8, u8::from(self.large), e, f]
     }
 
-    /// What stands in these bytes.
+    /// Decodes a header.
     fn read(bytes: [u8; HEADER]) -> Result<Self, Malformed> {
         let [a, b, c, d, kind, large, e, f] = bytes;
         let kind = Kind::of(kind).ok_or(Malformed::Kind(kind))?;
@@ -64,22 +64,22 @@ impl Header {
     }
 }
 
-/// What the other side has sent is no message.
+/// What is wrong with what the other side has sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Malformed {
     /// There is no such kind, or not from that side.
     Kind(u8),
-    /// It has this many bytes, and may not.
+    /// It has this many bytes, which is too long.
     Long(u64),
-    /// It names descriptors that did not come, or sends some that nobody wants.
+    /// It names descriptors that did not arrive, or brings some that nobody wants.
     Descriptors,
-    /// A memory file that can still be changed, or is not as long as it is said to be.
+    /// A memory file that can still be changed, or does not have the announced length.
     Unsealed,
-    /// What is in it are no frames.
+    /// Its content is not frames.
     Frames,
-    /// It says something that it was not asked.
+    /// It answers something that it was not asked.
     Unasked,
-    /// It has so many questions open, and may not.
+    /// It has this many questions open, which is too many.
     Questions(usize),
 }
 
@@ -97,7 +97,7 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// Whole messages out of what comes in.
+/// Separates what arrives into whole messages.
 #[derive(Debug)]
 pub struct Decoder {
     buffer: Vec<u8>,
@@ -107,22 +107,22 @@ pub struct Decoder {
     limit: u64,
 }
 
-/// A buffer that was large once is not kept so.
+/// The capacity that an emptied buffer keeps at most, in bytes.
 const KEPT: usize = 1 << 20;
 
 impl Decoder {
-    /// One that takes bodies of this many bytes at most.
+    /// A decoder for bodies of at most this many bytes.
     #[must_use]
     pub fn new(limit: u64) -> Self {
         Self { buffer: Vec::new(), at: 0, limit }
     }
 
-    /// Bodies may have this many bytes from now on.
+    /// Sets the longest body, in bytes.
     pub fn set_limit(&mut self, limit: u64) {
         self.limit = limit;
     }
 
-    /// Bytes have come.
+    /// Adds bytes that have arrived.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.compact();
         self.buffer.extend_from_slice(bytes);
@@ -138,7 +138,7 @@ impl Decoder {
         self.at = 0;
     }
 
-    /// How many bytes are still to come of the message that has begun, as far as is known.
+    /// How many bytes of the message that has begun are still missing, as far as is known.
     #[must_use]
     pub fn lacks(&self) -> usize {
         let rest = self.buffer.get(self.at..).unwrap_or_default();
@@ -148,10 +148,10 @@ impl Decoder {
         (HEADER + header.length as usize).saturating_sub(rest.len())
     }
 
-    /// The next whole message, if it has come.
+    /// The next whole message, if it has arrived.
     ///
     /// # Errors
-    /// When the bytes that have come are no message.
+    /// If the bytes that have arrived are no message.
     pub fn message(&mut self) -> Result<Option<(Header, &[u8])>, Malformed> {
         let rest = self.buffer.get(self.at..).unwrap_or_default();
         let Some(header) = rest.first_chunk::<HEADER>() else { return Ok(None) };
@@ -169,7 +169,7 @@ impl Decoder {
     }
 }
 
-/// Appends a line of the log, as a body.
+/// Appends a log line, as a body.
 pub fn put_line(out: &mut Vec<u8>, level: u8, target: &[u8], text: &[u8]) {
     out.push(level);
     out.extend_from_slice(&u32::try_from(target.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -177,7 +177,7 @@ pub fn put_line(out: &mut Vec<u8>, level: u8, target: &[u8], text: &[u8]) {
     out.extend_from_slice(text);
 }
 
-/// A line of the log: level, target, text.
+/// A log line: level, target, text.
 #[must_use]
 pub fn line(body: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (level, rest) = body.split_first()?;

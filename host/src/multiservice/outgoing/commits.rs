@@ -1,10 +1,10 @@
-//! What is committed before it is told, and what waits for that. No IO: what is to be done comes back as [`Effect`]s.
+//! Decides what is committed before it is told, and what waits for that. No IO: actions are returned as [`Effect`]s.
 //!
-//! One commit is under way at a time; what comes meanwhile is the next. When one fails, nothing that follows it counts until
-//! the service has gone back to what was committed last.
+//! One commit is in progress at a time; what arrives meanwhile is the next one. If a commit fails, nothing that follows it
+//! counts until the service has reverted to the last commit.
 //!
-//! An answer waits for all changes before it, unless the library says which states it tells of ([`ToHost::Looked`]): then for
-//! the changes of these, so that who reads does not wait for who writes. What goes to one connection keeps its order.
+//! An answer waits for all changes before it, unless the library says which states it tells of ([`ToHost::Looked`]). Then it
+//! waits only for the changes of these, so that readers do not wait for writers. Frames to one connection keep their order.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,17 +12,17 @@ use plugin_api::abi::frame::{ToHost, next_to_host};
 
 use crate::store::Change;
 
-/// How far a generation has come.
+/// The phase of a generation's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Phase {
-    /// It serves nobody yet: what it wants to be kept, or told to clients, waits until it does.
+    /// It serves nobody yet. What it wants to save, or to tell clients, waits until it does.
     Embargoed,
-    /// It never will: what it wants to be kept or told is refused.
+    /// It never will. What it wants to save or tell is refused.
     Abandoned,
     /// Clients' calls go to it.
     Serving,
-    /// Its successor serves: it answers calls that wait, and saves nothing.
+    /// Its successor serves. It answers calls that wait, and saves nothing.
     Retired,
     /// It has ended without having served, or after its successor did.
     Over,
@@ -31,7 +31,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    /// Of its number.
+    /// The phase with this number.
     pub(super) fn of(number: u8) -> Self {
         const ALL: [Phase; 6] =
             [Phase::Embargoed, Phase::Abandoned, Phase::Serving, Phase::Retired, Phase::Over, Phase::OverServing];
@@ -42,7 +42,7 @@ impl Phase {
         matches!(self, Self::Over | Self::OverServing)
     }
 
-    /// What it is once it has ended.
+    /// The phase after its end.
     pub(super) fn ended(self) -> Self {
         match self {
             Self::Serving | Self::OverServing => Self::OverServing,
@@ -51,20 +51,21 @@ impl Phase {
     }
 }
 
-/// What is to be done.
+/// An action for the caller.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// These frames go where they are for.
+    /// Deliver these frames.
     Release(Vec<u8>),
-    /// These frames are of changes that were not committed: their answers become errors.
+    /// These frames belong to changes that were not committed: their answers become errors.
     Undo(Vec<u8>),
-    /// These are asked for by a generation that never comes to serve.
+    /// Refuse these requests of a generation that never serves.
     Refuse(Vec<u8>),
-    /// This is to be committed; [`CommitQueue::committed`] says how that went.
+    /// Commit these changes; [`CommitQueue::committed`] takes the result.
     Commit(Vec<Change>),
-    /// The service is to be told what a perspective's state is again.
+    /// Send the service a perspective's committed state again.
     Revert(String),
-    /// A state that is asked for, and that only the queue has: the request's number, and what is waiting to be committed.
+    /// Answer a request for a state that only the queue has: the request's number, the state that waits to be committed, its
+    /// version.
     Loaded(u64, Vec<u8>, u64),
 }
 
@@ -75,9 +76,9 @@ struct Pending {
     /// The connections that the frames go to.
     to: HashSet<u32>,
     changes: Vec<Change>,
-    /// The perspectives of the changes, also once these are handed to the store; and where in `changes` each is.
+    /// The perspectives of the changes, and where in `changes` each is. They stay after the changes are handed to the store.
     changed: HashMap<String, usize>,
-    /// How much all of it is.
+    /// The size of all of it.
     bytes: usize,
 }
 
@@ -86,7 +87,7 @@ impl Pending {
         self.frames.is_empty() && self.changes.is_empty()
     }
 
-    /// One more change; of several of one perspective, the last counts.
+    /// Adds a change. Of several changes of one perspective, the last counts.
     fn change(&mut self, service: &str, perspective: &str, state: &[u8], base: u64, version: u64) {
         if let Some(earlier) = self.changed.get(perspective).and_then(|at| self.changes.get_mut(*at)) {
             self.bytes = self.bytes + state.len() - earlier.state.len();
@@ -113,7 +114,7 @@ impl Pending {
     }
 }
 
-/// Whom a frame goes to, if to one connection.
+/// The connection that a frame goes to, if it goes to one.
 fn connection(frame: &ToHost<'_>) -> Option<u32> {
     let number = match *frame {
         ToHost::Answer { call, .. } | ToHost::Failed { call, .. } => call,
@@ -124,20 +125,20 @@ fn connection(frame: &ToHost<'_>) -> Option<u32> {
     Some((number >> 32) as u32)
 }
 
-/// See the file's page.
+/// The queue: see the module's page.
 #[derive(Debug, Default)]
 pub(super) struct CommitQueue {
-    /// What is being committed.
+    /// The commit in progress.
     committing: Option<Pending>,
-    /// What has come meanwhile: committed next, together.
+    /// What has arrived meanwhile: the next commit.
     waiting: Pending,
-    /// How many perspectives have not gone back yet to what was committed last.
+    /// How many perspectives have not yet reverted to the last commit.
     reverting: usize,
 }
 
 impl CommitQueue {
-    /// Whether nothing of the queue's keeps these frames from going out as they are: they change nothing, and nothing is
-    /// under way. The way of nearly all answers.
+    /// Whether nothing in the queue delays these frames: they change nothing, and no commit is in progress. Nearly all answers
+    /// go this way.
     pub(super) fn passes(&self, phase: Phase, frames: &[u8]) -> bool {
         matches!(phase, Phase::Serving | Phase::Retired)
             && self.reverting == 0
@@ -145,7 +146,7 @@ impl CommitQueue {
             && !has_changes(frames)
     }
 
-    /// The generation has said this; `service` is its name.
+    /// Takes frames that the generation has sent; `service` is its name.
     pub(super) fn said(&mut self, phase: Phase, service: &str, mut frames: &[u8]) -> Vec<Effect> {
         match phase {
             Phase::Over | Phase::OverServing => Vec::new(),
@@ -155,7 +156,7 @@ impl CommitQueue {
                 if self.reverting > 0 {
                     return effects;
                 }
-                // A change and what is told of it come in one batch, in whatever order: all of a batch waits for its changes.
+                // A change and what is told of it come in one batch, in any order: so the whole batch waits for its changes.
                 if phase == Phase::Serving {
                     self.changes(service, frames);
                 }
@@ -169,7 +170,7 @@ impl CommitQueue {
         }
     }
 
-    /// The changes in a batch are to be committed.
+    /// Queues the changes in a batch.
     fn changes(&mut self, service: &str, mut frames: &[u8]) {
         while let Some(frame) = ToHost::read(&mut frames) {
             if let ToHost::Save { perspective, state, base, version } = frame {
@@ -178,7 +179,7 @@ impl CommitQueue {
         }
     }
 
-    /// What of a batch waits for nothing: answers that tell of states that are as committed. The rest waits.
+    /// Returns the frames of a batch that wait for nothing: answers that tell only of committed states. The rest is queued.
     fn settled(&mut self, mut frames: &[u8]) -> Vec<u8> {
         let (mut settled, mut of) = (Vec::new(), None);
         while let Some((frame, raw)) = next_to_host(&mut frames) {
@@ -205,7 +206,7 @@ impl CommitQueue {
         settled
     }
 
-    /// How many bytes of changes, and of what waits for them, are to be written.
+    /// How many bytes of changes, and of frames that wait for them, the next commit has.
     pub(super) fn unwritten(&self) -> usize {
         self.waiting.bytes
     }
@@ -218,12 +219,12 @@ impl CommitQueue {
         self.pending().any(|pending| pending.changed.contains_key(perspective))
     }
 
-    /// Whether anything waits that goes to this connection.
+    /// Whether any frame to this connection waits.
     fn is_owed(&self, connection: u32) -> bool {
         self.pending().any(|pending| pending.to.contains(&connection))
     }
 
-    /// Nothing that follows a failed commit counts until the service has gone back.
+    /// After a failed commit, nothing counts until the service has reverted.
     fn while_reverting(&mut self, frames: &mut &[u8]) -> Vec<Effect> {
         let (mut effects, mut undone) = (Vec::new(), Vec::new());
         while self.reverting > 0 {
@@ -243,7 +244,7 @@ impl CommitQueue {
         effects
     }
 
-    /// A generation that does not serve yet: what it says of its start, and what it reads, goes on; the rest waits.
+    /// For a generation that does not serve yet: what it says of its start, and its reads, pass; the rest waits.
     fn hold_back(&mut self, phase: Phase, service: &str, mut frames: &[u8]) -> Vec<Effect> {
         let (mut effects, mut released, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         while let Some((frame, raw)) = next_to_host(&mut frames) {
@@ -257,7 +258,7 @@ impl CommitQueue {
                 ToHost::Write { .. } | ToHost::Call { .. } | ToHost::Update { .. } => {
                     self.waiting.frame(&frame, raw);
                 }
-                // What it has changed itself is not in the store yet.
+                // Its own change is not in the store yet.
                 ToHost::Load { request, perspective } => {
                     let at = self.waiting.changed.get(perspective);
                     match at.and_then(|at| self.waiting.changes.get(*at)) {
@@ -276,7 +277,7 @@ impl CommitQueue {
         effects
     }
 
-    /// Commits what waits, if nothing is being committed.
+    /// Commits what waits, if no commit is in progress.
     pub(super) fn next_commit(&mut self, phase: Phase) -> Vec<Effect> {
         let held_back = matches!(phase, Phase::Embargoed | Phase::Abandoned);
         if held_back || self.committing.is_some() || self.waiting.is_empty() {
@@ -291,8 +292,8 @@ impl CommitQueue {
         vec![Effect::Commit(changes)]
     }
 
-    /// The commit that was under way is done: what waited for it leaves, and what has come meanwhile is next. If it failed,
-    /// all of it is undone.
+    /// The commit in progress is done: what waited for it is released, and the next commit begins. If it failed, everything is
+    /// undone.
     pub(super) fn committed(&mut self, phase: Phase, well: bool) -> Vec<Effect> {
         let Some(done) = self.committing.take() else { return Vec::new() };
         if well {
@@ -301,7 +302,7 @@ impl CommitQueue {
             return effects;
         }
         let mut effects = Vec::new();
-        // What has come since was made from what is undone now, or tells of it.
+        // What has arrived since was made from what is now undone, or tells of it.
         for undone in [done, std::mem::take(&mut self.waiting)] {
             if !undone.frames.is_empty() {
                 effects.push(Effect::Undo(undone.frames));
@@ -314,7 +315,7 @@ impl CommitQueue {
         effects
     }
 
-    /// It will not come to serve: what it wanted is refused.
+    /// It will never serve: its requests are refused.
     pub(super) fn abandon(&mut self) -> Vec<Effect> {
         let kept = std::mem::take(&mut self.waiting);
         if kept.frames.is_empty() { Vec::new() } else { vec![Effect::Refuse(kept.frames)] }

@@ -1,4 +1,4 @@
-//! What a generation has kept, and asks for: the store's answers, and what comes of a commit.
+//! What a generation saves and requests: the store's answers, and the results of commits.
 
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
@@ -46,7 +46,7 @@ impl Outgoing {
         self.store.data(self.name(), range, done);
     }
 
-    /// It stands still. What it has given to the store to write is to be there first.
+    /// The generation is frozen. Data that it has given to the store must be written first.
     pub(super) fn frozen(&self, step: Lifecycle) {
         let mut writing = self.writing.lock();
         if writing.pending == 0 {
@@ -86,11 +86,11 @@ impl Outgoing {
         self.store.commit(vec![Write::Data { service: self.name().to_owned(), base, entries }], done);
     }
 
-    /// A commit is done.
+    /// A commit has completed.
     fn committed(&self, result: Result<(), StoreError>) {
         if let Err(error) = &result {
             match error {
-                // It is the operator's wish.
+                // The operator wants it so.
                 StoreError::Elsewhere(_) => tracing::info!(service = self.name(), "changes are undone: {error}"),
                 _ => tracing::error!(service = self.name(), %error, "changes could not be saved; they are undone"),
             }
@@ -99,7 +99,7 @@ impl Outgoing {
                 _ => "the change could not be saved, and is undone".to_owned(),
             };
         }
-        // With the queue locked: what is said next goes out behind it.
+        // With the queue locked: later frames go out behind it.
         let mut queue = self.queue.lock();
         let effects = queue.committed(self.phase(), result.is_ok());
         let commit = self.perform(effects);
@@ -108,8 +108,8 @@ impl Outgoing {
         self.commit(commit);
     }
 
-    /// Does what the queue says, while it is locked, so that nothing overtakes it; answers with what is to be committed once
-    /// it is not: the store may be done before it returns.
+    /// Performs the queue's effects while it is locked, so that nothing overtakes them. Returns what to commit after it is
+    /// unlocked, because the store may be done before it returns.
     pub(super) fn perform(&self, effects: Vec<Effect>) -> Option<Vec<Change>> {
         let mut delivery = Delivery::new(&self.router);
         let mut commit = None;
@@ -151,7 +151,7 @@ impl Outgoing {
         each(frames, |frame, raw| self.out(frame, raw, delivery));
     }
 
-    /// Nothing of a batch that was not committed is told: its answers become errors.
+    /// Handles a frame of a batch that was not committed: answers become errors, and calls and updates are not sent.
     fn undo(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match *frame {
             ToHost::Answer { call, objects, .. } => {
@@ -172,7 +172,7 @@ impl Outgoing {
                 let message = "a change before it could not be saved";
                 self.send(&ToLibrary::NotLoaded { request, message });
             }
-            // What was to be told of has not come to pass.
+            // The change that it tells of did not happen.
             ToHost::Update { attachment, objects, .. } => self.give_back(attachment, objects),
             ToHost::Frozen { .. } => {
                 let why = "the serving code could not save its changes and reverts to the saved state";
@@ -182,7 +182,7 @@ impl Outgoing {
         }
     }
 
-    /// Tells the service what a perspective's state is again; later, if the store cannot say just now.
+    /// Sends the service a perspective's committed state again; later, if the store cannot read it now.
     fn revert(&self, perspective: String, tries: u32) {
         let me = Weak::clone(&self.me);
         let of = perspective.clone();
@@ -198,7 +198,7 @@ impl Outgoing {
                     if tries == 0 {
                         tracing::error!(service = me.name(), %error, "the service waits for the store");
                     }
-                    // The service tells nobody anything until then: it cannot know what it should be.
+                    // Until then, nothing that the service says is sent: it cannot know its state.
                     let waiting = std::thread::Builder::new().name("store-again".to_owned()).spawn(move || {
                         std::thread::sleep(STORE_RETRY);
                         me.revert(of, tries + 1);
@@ -219,7 +219,7 @@ fn each(mut frames: &[u8], mut do_it: impl FnMut(&ToHost<'_>, &[u8])) {
     }
 }
 
-/// Whether a change of a service's data is within its limits. Its library checks that, too: code that is not to be trusted may not.
+/// Whether a change of a service's data is within its limits. The library checks this, too, but untrusted code may not.
 fn within(limits: &ServiceLimits, entries: &[u8]) -> Result<(), String> {
     let mut all = 0_usize;
     for (key, value) in frame::entries(entries) {

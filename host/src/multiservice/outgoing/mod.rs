@@ -1,7 +1,7 @@
-//! What a generation says, on its way out: changes are committed before anything that follows them is told.
+//! A generation's frames, on their way out: changes are committed before anything that follows them is told.
 //!
-//! [`Outgoing`] routes frames; `commits` decides what waits for what; `keeping` does what that says, and talks to the store; `replay`
-//! knows who was handed over; `report` is what the operator is told.
+//! [`Outgoing`] routes frames; `commits` decides what waits for what; `keeping` performs that, and talks to the store; `replay`
+//! tracks attachments that were handed over; `report` is what the operator reads.
 
 mod commits;
 mod keeping;
@@ -27,7 +27,7 @@ use crate::loader::gate::{GateLimits, Lane, Outlet, WorkerLimits};
 use crate::loader::generation::Generation;
 use crate::store::{Range, Saved, Store, StoreError, ask};
 
-/// What the slot waits for while its generation starts or stops.
+/// The steps that the slot waits for while its generation starts or stops.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Lifecycle {
     Manifest(Vec<u8>),
@@ -45,53 +45,53 @@ pub(super) enum Lifecycle {
 pub(super) struct Crash {
     /// How it ended, as the rest of a sentence.
     pub(super) how: String,
-    /// Where it was, in its library.
+    /// Where it crashed, as offsets in its library.
     pub(super) at: Vec<u64>,
 }
 
-/// Who sees to a crash.
+/// The handler of a crash.
 type SeesTo = Box<dyn Fn(Crash) + Send + Sync>;
 
-/// A crash, until somebody sees to it; and who does.
+/// A crash until it is handled, and its handler.
 #[derive(Default)]
 struct Crashing {
     crash: Option<Crash>,
     sees_to: Option<SeesTo>,
 }
 
-/// After how long a store that could not be read is asked again.
+/// The delay before the store is asked again after a failed read.
 const STORE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// What a generation says, on its way out: see the module's page.
+/// A generation's way out: see the module's page.
 pub(super) struct Outgoing {
     slot: SlotNo,
-    /// The generation's.
+    /// The generation's number.
     pub(super) number: u32,
     pub(super) name: OnceLock<String>,
     pub(super) generation: OnceLock<Weak<Generation>>,
-    /// A [`Phase`]. Changed with the queue locked, but for its end.
+    /// A [`Phase`]. Changes with the queue locked, except when the generation ends.
     phase: AtomicU8,
     queue: Mutex<CommitQueue>,
     writing: Mutex<Writing>,
     replay: Replay,
     report: Report,
     crashing: Mutex<Crashing>,
-    /// How many bytes of changes the store has yet to write.
+    /// How many bytes wait in the queue for the next commit.
     unwritten: AtomicUsize,
     lifecycle: mpsc::UnboundedSender<Lifecycle>,
     router: Arc<Router>,
     store: Arc<dyn Store>,
     doors: Arc<dyn Doorkeeper>,
-    /// What a version that is tried has, and this one may not touch.
+    /// What a tried version has, and this one must not touch.
     elsewhere: Arc<Elsewhere>,
-    /// Why the last commit has failed, for whoever is told of it.
+    /// Why the last commit failed, for error messages.
     failed: Mutex<String>,
-    /// What the operator has set.
+    /// The operator's limits.
     limits: Arc<LimitsInForce>,
     me: Weak<Self>,
 }
 
-/// Data of the service's that is being written, and who waits for that.
+/// Data of the service that is being written, and the freeze that waits for it.
 #[derive(Default)]
 struct Writing {
     pending: usize,
@@ -99,8 +99,8 @@ struct Writing {
 }
 
 impl Outgoing {
-    /// The way out of this generation of this slot. One that does not serve yet keeps back what changes anything, until
-    /// [`Outgoing::serve`].
+    /// The way out of this generation of this slot. If the generation does not serve yet, everything that changes anything is
+    /// held back until [`Outgoing::serve`].
     pub(super) fn new(
         (slot, number): (SlotNo, u32),
         serving: bool,
@@ -137,10 +137,10 @@ impl Outgoing {
         Phase::of(self.phase.load(Ordering::SeqCst))
     }
 
-    /// Changes the phase by this rule; answers with the one before.
+    /// Changes the phase by this rule. Returns the earlier phase.
     fn advance(&self, rule: impl Fn(Phase) -> Phase) -> Phase {
         let next = |phase| Some(rule(Phase::of(phase)) as u8);
-        // The rule always has an answer.
+        // The rule always returns a phase.
         Phase::of(self.phase.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).unwrap_or_else(|phase| phase))
     }
 
@@ -152,19 +152,19 @@ impl Outgoing {
         }
     }
 
-    /// Calls by these attachments that wait do not begin any more, though the generation is ending.
+    /// Calls by these attachments that wait must not begin, although the generation is ending.
     pub(super) fn revoke(&self, attachments: &[u64]) {
         if let Some(generation) = self.generation.get().and_then(Weak::upgrade) {
             generation.revoke(attachments, false);
         }
     }
 
-    /// The generation has ended, or is given up: its clients hear of it, once.
+    /// The generation has ended or is given up. Its clients are notified, once.
     pub(super) fn over(&self) {
         self.ended(false);
     }
 
-    /// [`Outgoing::over`]; `stopped`: it has said so itself.
+    /// As [`Outgoing::over`]. `stopped`: the generation reported its end itself.
     fn ended(&self, stopped: bool) {
         let before = self.advance(Phase::ended);
         if before == Phase::Serving {
@@ -181,12 +181,12 @@ impl Outgoing {
         self.router.broadcast(self.tag(), &frame);
     }
 
-    /// From whom what is delivered comes: the slot, and above it the generation.
+    /// The sender of what is delivered: the slot, and above it the generation.
     pub(super) fn tag(&self) -> u64 {
         u64::from(self.slot.0) | u64::from(self.number) << 32
     }
 
-    /// It serves from now on: what was kept back is committed, and told.
+    /// It serves from now on: what was held back is committed and told.
     pub(super) fn serve(&self) {
         let mut queue = self.queue.lock();
         let before = self.advance(|phase| match phase {
@@ -195,7 +195,7 @@ impl Outgoing {
             phase => phase,
         });
         if before == Phase::Over {
-            // It has ended by itself just before: nobody was told yet.
+            // It has just ended by itself, and nobody was notified yet.
             self.broadcast_end();
         }
         let effects = queue.next_commit(Phase::Serving);
@@ -205,8 +205,8 @@ impl Outgoing {
         self.commit(commit);
     }
 
-    /// It ends. If it has not come to serve, what it wanted to be kept or told never will be: who waits for that inside
-    /// goes on to its end.
+    /// The generation ends. If it never served, what it wants to save or tell is refused, so that code of it that waits for
+    /// this can end.
     pub(super) fn abandon(&self) {
         let mut queue = self.queue.lock();
         if self.advance(|phase| if phase == Phase::Embargoed { Phase::Abandoned } else { phase }) == Phase::Embargoed {
@@ -216,7 +216,7 @@ impl Outgoing {
         }
     }
 
-    /// What a generation that never came to serve asks for.
+    /// Refuses a request of a generation that never served.
     fn refuse(&self, frame: &ToHost<'_>) {
         let message = "this code did not come to serve";
         match *frame {
@@ -232,7 +232,7 @@ impl Outgoing {
         }
     }
 
-    /// Its successor serves: what it says of calls that wait is told, and nothing of it is saved any more.
+    /// Its successor serves: its answers to calls that wait are still sent, and nothing of it is saved any more.
     pub(super) fn retire(&self) {
         let _queue = self.queue.lock();
         self.advance(|phase| match phase {
@@ -242,22 +242,22 @@ impl Outgoing {
         });
     }
 
-    /// What comes now is of what it is asked now: an earlier panic has nothing to do with it.
+    /// Forgets an earlier panic: it has nothing to do with what is asked next.
     pub(super) fn forget_panic(&self) {
         self.report.forget_panic();
     }
 
-    /// These attachments are sent to it again.
+    /// These attachments are sent to the generation again.
     pub(super) fn expect(&self, attachments: impl Iterator<Item = u64>) {
         self.replay.expect(attachments);
     }
 
-    /// Waits until it has taken all of them, or refused them; not for long. Answers with how many it has refused.
+    /// Waits until the generation has taken or refused all of them, but not for long. Returns how many it has refused.
     pub(super) async fn replayed(&self) -> usize {
         self.replay.done().await
     }
 
-    /// The end of its process is seen to by this from now on, also one that has been.
+    /// From now on `sees_to` handles the end of the generation's process, also one that has already happened.
     pub(super) fn watch_crashes(&self, sees_to: SeesTo) {
         let mut crashing = self.crashing.lock();
         match crashing.crash.take() {
@@ -299,11 +299,11 @@ impl Outgoing {
     }
 
     fn reached(&self, step: Lifecycle) {
-        // Nobody waits once the slot has gone.
+        // Nothing waits once the slot is gone.
         let _ = self.lifecycle.send(step);
     }
 
-    /// One frame that waits for nothing any more.
+    /// Handles one frame that waits for nothing any more.
     fn out(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match frame {
             ToHost::Answer { call, objects, value } => {
@@ -365,7 +365,7 @@ impl Outgoing {
                 copies: copies.to_vec(),
             }),
             ToHost::Adopted { objects } => self.reached(Lifecycle::Adopted(*objects)),
-            // Of one that does not serve this is no news: it has to say it once more when it does.
+            // From a generation that does not serve, this does not count: it must say it again when it serves.
             ToHost::Yielded { perspective } if self.phase() == Phase::Serving => self.elsewhere.yielded(perspective),
             ToHost::Regained { perspective } if self.phase() == Phase::Serving => self.elsewhere.regained(perspective),
             ToHost::Unreadable { perspective, message } => {
@@ -376,13 +376,13 @@ impl Outgoing {
                 self.reached(Lifecycle::Stopped);
             }
             ToHost::Sync { request } => self.send(&ToLibrary::Committed { request: *request }),
-            // Saves are taken out before. Of its doors; a newer library may say more.
+            // Saves were taken out before. The rest concerns doors; a newer library may say more.
             _ => self.doors.said(self.speaker(), frame),
         }
     }
 
-    /// Hands a frame to the connection whose number is in `number`; if it does not come there, the library gets the objects
-    /// in the frame back.
+    /// Hands a frame to the connection whose number is in `number`. If it does not arrive, the library gets the objects in the
+    /// frame back.
     fn deliver(
         &self,
         delivery: &mut Delivery<'_>,
@@ -398,7 +398,7 @@ impl Outgoing {
         delivered
     }
 
-    /// What became of an answer: one that is more than may be kept for its client just now is an error in its place.
+    /// If an answer exceeds what may be kept for its client, an error is sent in its place.
     fn answered(&self, delivery: &mut Delivery<'_>, delivered: Delivered, call: u64, size: usize) {
         if delivered != Delivered::Over {
             return;
@@ -411,7 +411,7 @@ impl Outgoing {
         delivery.deliver(call, self.tag(), &failed, Weight::Must);
     }
 
-    /// The objects of a value that goes to nobody: they were counted as handed out to the connection of this number.
+    /// Returns the objects of a value that reaches nobody: they were counted as handed out to the connection of this number.
     fn give_back(&self, had: u64, objects: &[u8]) {
         for object in frame::numbers(objects) {
             self.send(&ToLibrary::Dropped { object, count: 1, had });
@@ -421,14 +421,14 @@ impl Outgoing {
 
 impl Outlet for Outgoing {
     fn frames(&self, frames: &[u8]) {
-        // A secret comes alone, waits for nothing, and is kept nowhere.
+        // A secret comes alone, waits for nothing, and is stored nowhere.
         if let Some(secret @ ToHost::Authenticate { .. }) = ToHost::read(&mut &*frames) {
             return self.doors.said(self.speaker(), &secret);
         }
         let mut queue = self.queue.lock();
         let phase = self.phase();
         if phase.is_over() {
-            // One that was given up and came back after all: another may serve by now, with newer states.
+            // A generation that was given up and came back after all. Another may already serve, with newer states.
             return;
         }
         if queue.passes(phase, frames) {
@@ -460,7 +460,7 @@ impl Outlet for Outgoing {
         if let (Some(sees_to), Phase::Serving) = (&crashing.sees_to, self.phase()) {
             return sees_to(crash);
         }
-        // It does not serve yet: whoever waits for it to hears of it, and if it comes to serve all the same, so does its slot.
+        // It does not serve yet: whoever waits for its start is told; and its slot, if it comes to serve all the same.
         crashing.crash = Some(crash);
         self.reached(Lifecycle::Refused(format!("its process {how}")));
     }

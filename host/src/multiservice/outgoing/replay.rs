@@ -1,4 +1,4 @@
-//! Attachments that were there before a generation, and how it took them.
+//! Attachments that are older than a generation, and whether it took them.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// How long clients that are handed over are waited for, before it is said how that went.
+/// How long to wait for attachments that are handed over, before the result is reported.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 pub(super) struct Replay {
     state: Mutex<ReplayState>,
-    /// The last of those was attached, or refused.
+    /// The last of them was attached or refused.
     done: Notify,
 }
 
@@ -23,12 +23,12 @@ struct ReplayState {
 }
 
 impl Replay {
-    /// These attachments are sent to it again.
+    /// These attachments are sent to the generation again.
     pub(super) fn expect(&self, attachments: impl Iterator<Item = u64>) {
         self.state.lock().waiting.extend(attachments);
     }
 
-    /// It has taken an attachment, or refused it.
+    /// The generation has taken or refused an attachment.
     pub(super) fn took(&self, attachment: u64, refused: bool) {
         let mut state = self.state.lock();
         if state.waiting.remove(&attachment) {
@@ -39,13 +39,13 @@ impl Replay {
         }
     }
 
-    /// It takes none any more.
+    /// The generation takes no more.
     pub(super) fn give_up(&self) {
         self.state.lock().waiting.clear();
         self.done.notify_one();
     }
 
-    /// Waits until it has taken all of them, or refused them; not for long. Answers with how many it has refused.
+    /// Waits until the generation has taken or refused all of them, but not for long. Returns how many it has refused.
     pub(super) async fn done(&self) -> usize {
         let all = async {
             loop {
@@ -56,7 +56,7 @@ impl Replay {
                 done.await;
             }
         };
-        // One that waits for something is attached later, or is not.
+        // An attachment that waits for something is completed later, or never.
         let _ = tokio::time::timeout(TIMEOUT, all).await;
         self.state.lock().refused
     }

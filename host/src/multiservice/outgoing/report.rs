@@ -1,4 +1,4 @@
-//! What the operator is told of a generation: its lines in the log, its panics, the states that it could not read.
+//! What the operator reads of a generation: its log lines, its panics, the states that it could not read.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,23 +7,23 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-/// Lines that a service may have in the log, per second; more are counted only.
+/// The most log lines of a service per second. Further lines are only counted.
 const LOG_LIMIT: u64 = 200;
 /// How many perspectives with unreadable states are remembered.
 const UNREADABLE: usize = 100;
-/// The longest line, and how much of a panic is told with what it led to, in characters.
+/// The longest line, and how much of a panic is shown with a refusal, in characters.
 const LINE: usize = 2_000;
 const PANIC: usize = 500;
 
 pub(super) struct Report {
     /// The generation's number.
     generation: u32,
-    /// Calls of the slot's that panicked.
+    /// How many calls of the slot panicked.
     faults: Arc<AtomicU64>,
     unreadable: Mutex<BTreeMap<String, String>>,
-    /// Where it panicked last, if it has said so: told with what it refuses.
+    /// Where it last panicked, if it said so. This is shown with its next refusal.
     panicked: Mutex<Option<String>>,
-    /// The second it is in, and how many lines it has had.
+    /// The current second, and how many lines it has had.
     lines: Mutex<(u64, u64)>,
     started: Instant,
 }
@@ -40,12 +40,12 @@ impl Report {
         }
     }
 
-    /// What comes now is of what it is asked now: an earlier panic has nothing to do with it.
+    /// Forgets an earlier panic: it has nothing to do with what is asked next.
     pub(super) fn forget_panic(&self) {
         *self.panicked.lock() = None;
     }
 
-    /// What it refuses with, and where it panicked, if it has.
+    /// The message of a refusal, with the place of a panic, if there was one.
     pub(super) fn refusal(&self, message: &str) -> String {
         match self.panicked.lock().take() {
             Some(panicked) => format!("{message} ({panicked})"),
@@ -72,12 +72,12 @@ impl Report {
         }
     }
 
-    /// The perspectives whose states it could not read, and why.
+    /// The perspectives whose states the generation could not read, and why.
     pub(super) fn unreadable(&self) -> Vec<(String, String)> {
         self.unreadable.lock().iter().map(|(name, why)| (name.clone(), why.clone())).collect()
     }
 
-    /// Whether one more line is written this second.
+    /// Whether another line may be written in this second.
     fn may_log(&self, service: &str) -> bool {
         let now = self.started.elapsed().as_secs();
         let mut lines = self.lines.lock();
@@ -92,9 +92,9 @@ impl Report {
         lines.1 <= LOG_LIMIT
     }
 
-    /// A line of the library's own.
+    /// Logs a line of the library's.
     pub(super) fn log(&self, service: &str, level: u8, target: &str, text: &str) {
-        // What a library says must not break the terminal or fake a line of ours.
+        // What a library says must not break the terminal or imitate a line of the host's.
         let text: String = text.chars().take(LINE).map(|c| if c.is_control() { ' ' } else { c }).collect();
         if target == "panic" {
             *self.panicked.lock() = Some(text.chars().take(PANIC).collect());

@@ -1,4 +1,4 @@
-//! The arguments of a call of log-in's: small, and few.
+//! The arguments of a call of login. They are few and small.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use pb::{Call, Failure};
 use super::super::mind::{Mind, MindValue, Sent};
 use super::super::values::defective;
 
-/// Positional and named, by the names of Twisted's parameters.
+/// Positional and keyword arguments, with the names of Twisted's parameters.
 pub(super) struct Arguments {
     positional: Value,
     keywords: Value,
 }
 
-/// The longest arguments of log-in's own calls, in bytes: they are read into a tree, where other clients wait.
+/// The longest arguments of login's own calls, in bytes: they are read into a tree while other clients wait.
 const MOST: usize = 256 << 10;
 
-/// The largest mind that is not one object, in bytes: it is kept for as long as its attachment.
+/// The largest mind that is not one object, in bytes: it is kept as long as its attachment.
 const LARGEST_MIND: usize = 16 << 10;
 
 impl Arguments {
@@ -57,7 +57,7 @@ impl Arguments {
         }
     }
 
-    /// A client's own object, or any value, or nothing.
+    /// An object of the client's, any other value, or none.
     pub(super) fn mind(&self, index: usize, name: &str) -> Result<Mind, Failure> {
         let wrong = |what: String| Err(Failure::new("TypeError", format!("argument {name}: {what}")));
         let Some(value) = self.at(index, name) else { return Ok(Mind::Nothing) };

@@ -1,4 +1,4 @@
-//! Log-in as a state machine: the root, challengers, an identity's wrapper, an avatar. Both eras on one root.
+//! Login as a state machine: the root, challengers, an identity's wrapper, an avatar. One root serves both eras.
 //!
 //! | era | root | then | then |
 //! |---|---|---|---|
@@ -8,14 +8,14 @@
 //! | ours | `loginPassword(name, password, mind=None)`, over TLS or on one machine | | as new |
 //! | ours | `loginKey(name, key, mind=None)`: something to sign, and a challenger | `respond(signature)` | as new |
 //! | ours | `loginToken(token, mind=None)`: an avatar | | as new |
-//! | ours | `loginWithin(mind=None)`: the avatar of whoever has logged in by a service's own door, and whose connection this is | | as new |
+//! | ours | `loginWithin(mind=None)`: the avatar of the identity that has logged in by a service's own door and owns this connection | | as new |
 //!
-//! Beside `attach`, `keys` and `identity`, an avatar of the new era has `describe(service)`: what a service that there is a key
-//! for says of itself.
+//! In addition to `attach`, `keys` and `identity`, an avatar of the new era has `describe(service)`: a service's
+//! description of itself, if the identity has a key for the service.
 //!
-//! It never waits. What it has to know (is a proof right, what is an identity now) it asks as a [`Question`]; the answer
-//! comes later, as mail, and goes on in [`Login::resume`]. An identity that changed between question and answer is asked
-//! for once more, so that nobody gets what was taken away meanwhile.
+//! Login never waits. It asks outside as a [`Question`] (is this proof right? what is this identity now?); the answer
+//! comes later, as mail, and continues in [`Login::resume`]. If the identity has changed between question and answer,
+//! login asks again, so that nobody receives what was revoked meanwhile.
 //!
 //! Source: `twisted.spread.pb` (`AuthServ`, `AuthChallenger`, `IdentityWrapper`; `_PortalRoot`,
 //! `_PortalAuthChallenger`).
@@ -46,17 +46,17 @@ use crate::cred::CurrentRules;
 use crate::cred::login::{Challenge, KeyChallenge, Wanted};
 use crate::cred::{Identity, Password, PublicKey, Refusal, Token};
 
-/// An object of log-in that the client holds.
+/// An object of login that the client holds.
 enum LoginObject {
-    /// Waits for a proof. It may be answered more than once.
+    /// Waits for a proof. The client may answer more than once.
     Challenger(Box<Challenger>),
-    /// Waits for a signature. It may be answered more than once.
+    /// Waits for a signature. The client may answer more than once.
     Signer(Box<Signer>),
-    /// An identity that has logged in, by name: its keys are looked at again for each attach.
+    /// An identity that has logged in, by name. Its keys are looked up again for each attach.
     Avatar { name: String, era: Era, mind: Mind, credential: u64 },
 }
 
-/// Boxed: what stays is the avatar, which is smaller.
+/// Boxed, because the avatar is what stays, and it is smaller.
 struct Challenger {
     challenge: Challenge,
     era: Era,
@@ -69,11 +69,11 @@ struct Signer {
     mind: Mind,
 }
 
-/// A refusal that leaves when its time has come.
+/// A refusal that is sent at its time.
 struct Delayed {
     at: Instant,
     request: u64,
-    /// What is answered; `None`: the original's None, which is an answer.
+    /// The error. `None`: the answer is Jelly's None, as in the original.
     failure: Option<Failure>,
 }
 
@@ -87,13 +87,13 @@ pub(crate) struct Login {
     randomness: Randomness,
     /// Boxed: most connections have one or two.
     objects: Table<LoginKind, Box<LoginObject>>,
-    /// In the order in which they were asked; few, see [`Login::is_full`].
+    /// In the order in which they were asked. Few: see [`Login::is_full`].
     pending: Vec<(QuestionNo, Pending)>,
     questions: u64,
     delayed: Vec<Delayed>,
 }
 
-/// Random bytes of one connection, made from a seed that was drawn outside.
+/// Random bytes of one connection, derived from a seed.
 struct Randomness {
     seed: Zeroizing<[u8; 32]>,
     drawn: u64,
@@ -102,7 +102,7 @@ struct Randomness {
 impl Randomness {
     fn draw(&mut self) -> [u8; 32] {
         self.drawn += 1;
-        // A keyed hash of a counter: who does not know the seed cannot tell it from random.
+        // A keyed hash of a counter: without the seed, it cannot be distinguished from random bytes.
         Blake2s256::new().chain_update(*self.seed).chain_update(self.drawn.to_le_bytes()).finalize().into()
     }
 }
@@ -119,7 +119,7 @@ fn broken() -> Failure {
     Failure::new("twisted.cred.error.LoginFailed", "the host cannot check logins just now")
 }
 
-/// A try that was not looked at: the same words for every name.
+/// An attempt that was not checked: the same text for every name.
 fn not_checked(refusal: Refusal) -> Failure {
     Failure::new("twisted.cred.error.LoginFailed", refusal.to_string())
 }
@@ -128,7 +128,7 @@ fn unhandled(what: &str) -> Failure {
     Failure::new("twisted.cred.error.UnhandledCredentials", what)
 }
 
-/// Whether the root has a method of this name, whatever else a listener has by that name.
+/// Whether the root has a method of this name. It takes precedence over a listener's names.
 #[must_use]
 pub(crate) fn is_word(method: &str) -> bool {
     matches!(
@@ -138,7 +138,7 @@ pub(crate) fn is_word(method: &str) -> bool {
 }
 
 impl Login {
-    /// Logins of one connection. `seed` is random: challenges are made of it.
+    /// The logins of one connection. `seed` is random; challenges are derived from it.
     #[must_use]
     pub(crate) fn new(policy: Policy, rules: Arc<CurrentRules>, seed: [u8; 32]) -> Self {
         Self {
@@ -152,7 +152,7 @@ impl Login {
         }
     }
 
-    /// The client calls the root (`None`) or an object of log-in's.
+    /// The client calls the root (`None`) or an object of login.
     pub(crate) fn call(
         &mut self,
         tables: &mut Tables<Object>,
@@ -184,7 +184,7 @@ impl Login {
             "attach" | "respond" | "loginPassword" | "loginKey" | "loginToken" | "loginAnonymous" | "loginWithin"
         );
         if !call.answer && needs_answer {
-            // Nobody would get the reference that it is about.
+            // Nobody would receive the reference in the answer.
             return Err(Failure::new("ValueError", "this call must request an answer"));
         }
         match object {
@@ -239,7 +239,7 @@ impl Login {
                 let Signer { challenge, wanted, mind } = &mut **signer;
                 let (challenge, wanted) = (challenge.clone(), wanted.clone());
                 let proof = Proof::Key(challenge, arguments.bytes(0, "signature")?);
-                // It was sent once, and is the first login's that tries.
+                // The mind was sent once, and goes to the first login attempt.
                 let mind = std::mem::take(mind);
                 Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), proof))
             }
@@ -252,7 +252,7 @@ impl Login {
                 };
                 let sent = arguments.mind(2, "mind")?;
                 outcome.kept = sent.clone();
-                // What comes now, or else what came with the login.
+                // The mind of this call, or else the one that came with the login.
                 let mind = match sent {
                     Mind::Nothing => GivenMind { mind: kept, kept: true },
                     sent => GivenMind::sent(sent),
@@ -269,13 +269,13 @@ impl Login {
                 let (name, credential) = (name.clone(), *credential);
                 self.look_up(call, arguments, name, credential)
             }
-            // It was one of somebody who is not logged in any more.
+            // The object belonged to a login that has ended.
             (None, _) => Err(revoked()),
             (_, method) => Err(no_such_method(method)),
         }
     }
 
-    /// An avatar wants to know what it can reach.
+    /// An avatar asks what it can reach.
     fn look_up(
         &mut self,
         call: &Call<'_>,
@@ -300,7 +300,7 @@ impl Login {
         Step::Ask(no, question)
     }
 
-    /// Gives back room that nothing is in.
+    /// Shrinks empty buffers.
     pub(crate) fn rest(&mut self) {
         self.pending.shrink_to_fit();
         self.delayed.shrink_to_fit();
@@ -315,19 +315,20 @@ impl Login {
         Some(self.pending.remove(at).1)
     }
 
-    /// This many identities had been removed when this was asked.
+    /// Records how many identities had been removed when this was asked.
     pub(crate) fn asked_after(&mut self, no: QuestionNo, removals: u64) {
         if let Some(pending) = self.waiting(no) {
             pending.removals = removals;
         }
     }
 
-    /// How many identities had been removed when the proof was asked about that this has come by.
+    /// How many identities had been removed when the proof that led to this question was submitted.
     pub(crate) fn removals(&self, no: QuestionNo) -> u64 {
         self.pending.iter().find(|(of, _)| *of == no).map_or(0, |(_, pending)| pending.removals)
     }
 
-    /// Whom this asks about was removed since the proof was asked about: whoever has the name now is another.
+    /// The identity that this asks about was removed after the proof was submitted. One that has the name now is a
+    /// different identity.
     pub(crate) fn revoke(&mut self, no: QuestionNo) {
         if let Some(pending) = self.waiting(no) {
             pending.changed = Changed::Revoked;
@@ -338,7 +339,7 @@ impl Login {
         self.ask(asked.request, asked.answer, Then::Prove(asked), Question::Prove(proof))
     }
 
-    /// A challenge for any name at all.
+    /// A challenge, for any name.
     fn challenge(&mut self, tables: &mut Tables<Object>, name: &str, era: Era) -> Result<Step, Failure> {
         if !self.policy.stock {
             return Err(unhandled(
@@ -361,7 +362,7 @@ impl Login {
         Ok(Step::Answer(with_reference(&random, luid)))
     }
 
-    /// A password in the clear: where nobody can listen.
+    /// A password in the clear, only where nobody can eavesdrop.
     fn password(
         &mut self,
         arguments: &Arguments,
@@ -387,7 +388,7 @@ impl Login {
         Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), proof))
     }
 
-    /// Something to sign, for any name and key at all.
+    /// A challenge to sign, for any name and key.
     fn key(
         &mut self,
         tables: &mut Tables<Object>,
@@ -396,7 +397,7 @@ impl Login {
     ) -> Result<Step, Failure> {
         let wanted = Wanted::parse(&arguments.text(0, "username")?);
         let wrong = |error: crate::cred::CredentialError| Failure::new("ValueError", error.to_string());
-        // A line as OpenSSH writes it, or the bytes in it.
+        // A line in OpenSSH's format, or the bytes in it.
         let key = match arguments.text(1, "key") {
             Ok(line) if line.starts_with("ssh-") || line.starts_with("ecdsa-") => {
                 PublicKey::parse(&line).map(|(key, _)| key).map_err(wrong)?
@@ -428,7 +429,7 @@ impl Login {
         Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), Proof::Token(token)))
     }
 
-    /// Whoever has logged in already, by a service's own door.
+    /// A client that has already logged in by a service's own door.
     fn within(
         &mut self,
         arguments: &Arguments,
@@ -445,7 +446,7 @@ impl Login {
         Ok(self.ask_once_proven(asked, (name, proven.credential), proven.removals))
     }
 
-    /// Whoever it is: where the operator lets everybody in.
+    /// Any client, where the operator allows anonymous logins.
     fn anonymous(&mut self, arguments: &Arguments, outcome: &mut Outcome) -> Result<Step, Failure> {
         let Some(key) = self.rules.get().anonymous.clone() else {
             return Err(unhandled("anonymous logins are not allowed here"));
@@ -464,7 +465,7 @@ impl Login {
         })
     }
 
-    /// The client has given an object of log-in's back; the mind that nobody has then.
+    /// The client has released an object of login. Returns the mind that it held.
     pub(crate) fn dropped(&mut self, no: LoginNo) -> GivenMind {
         match self.objects.remove(no).map(|object| *object) {
             Some(LoginObject::Signer(signer)) => GivenMind::sent(signer.mind),
@@ -473,7 +474,7 @@ impl Login {
         }
     }
 
-    /// Logins end; the minds that their avatars kept.
+    /// Ends logins. Returns the minds that their avatars kept.
     pub(crate) fn end(&mut self, scope: &Scope<'_>) -> Vec<Mind> {
         let ends = |object: &LoginObject| match object {
             LoginObject::Avatar { name, credential, .. } => scope.covers_login(name, *credential),
@@ -483,8 +484,8 @@ impl Login {
         ended.into_iter().filter_map(|(_, object)| object.kept_mind()).collect()
     }
 
-    /// An identity is this now, or is no more: what was found out about it before does not count, and what came by a
-    /// credential that is gone is over.
+    /// An identity has changed, or was removed or disabled (`None`): earlier answers about it do not count, and calls
+    /// by a credential that is gone are revoked.
     pub(crate) fn changed(&mut self, name: &str, identity: Option<&Identity>) {
         for (_, pending) in self.pending.iter_mut().filter(|(_, pending)| pending.then.identity() == name) {
             let has = pending.then.credential().is_some_and(|by| identity.is_some_and(|identity| identity.has(by)));
@@ -496,7 +497,7 @@ impl Login {
         }
     }
 
-    /// The credentials that an identity is logged in by.
+    /// The credentials by which an identity is logged in.
     pub(crate) fn credentials(&self, identity: &str) -> Vec<u64> {
         let of = |object: &LoginObject| match object {
             LoginObject::Avatar { name, credential, .. } if name == identity => Some(*credential),
@@ -522,22 +523,22 @@ impl Login {
         self.objects.iter().any(|(_, object)| matches!(**object, LoginObject::Avatar { .. }))
     }
 
-    /// Refusals whose time has come: the client's calls, each with its error or, in the old era, None.
+    /// Takes the refusals that are due: the client's calls, each with its error or, in the old era, None.
     pub(crate) fn due(&mut self, now: Now) -> Vec<(u64, Option<Failure>)> {
         let due = self.delayed.extract_if(.., |delayed| delayed.at <= now.instant);
         due.map(|delayed| (delayed.request, delayed.failure)).collect()
     }
 
-    /// When the next refusal leaves.
+    /// When the next refusal is due.
     #[must_use]
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.delayed.iter().map(|delayed| delayed.at).min()
     }
 
-    /// Whether so many questions wait that no more messages are to be read.
+    /// Whether no more messages are to be read, because too many questions or refusals wait.
     #[must_use]
     pub(crate) fn is_full(&self) -> bool {
-        // Password checks have a limit of their own.
+        // Password checks have their own limit.
         let questions = self.pending.iter().filter(|(_, of)| !of.checks).count();
         questions >= self.policy.limits.questions || self.delayed.len() >= self.policy.limits.refusals
     }
@@ -568,7 +569,7 @@ fn with_reference(bytes: &[u8], luid: u64) -> Vec<u8> {
     value
 }
 
-/// What a refusal of the old era is answered with.
+/// The answer that refuses a login in the old era.
 pub(super) fn none() -> &'static [u8] {
     NONE
 }

@@ -1,4 +1,4 @@
-//! Calls that wait for the answer to a question, and how each goes on.
+//! Calls that wait for the answer to a question, and how each continues.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use super::super::mind::{GivenMind, Mind};
 use super::words::Now;
 use crate::cred::login::Wanted;
 
-/// What a login asked for: how it goes on once it is proven.
+/// What a login asked for. It continues with this once the proof is accepted.
 pub(super) struct Asked {
     pub(super) request: u64,
     pub(super) answer: bool,
@@ -27,22 +27,22 @@ pub(super) struct Pending {
     pub(super) checks: bool,
     /// What has changed about the identity since the question was asked.
     pub(super) changed: Changed,
-    /// How many identities had been removed when the proof was asked about.
+    /// How many identities had been removed when the proof was submitted.
     pub(super) removals: u64,
     pub(super) then: Then,
 }
 
-/// What has become of an identity while a question about it waits.
+/// Changes of an identity while a question about it is unanswered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Changed {
     No,
-    /// The answer may not hold any more: it is asked for once more.
+    /// The answer may be outdated: the question is asked again.
     Stale,
-    /// The credential that it came by is gone: whatever has its number now is another.
+    /// The credential that the call came by is gone. One that has its number now is a different credential.
     Revoked,
 }
 
-/// How a call goes on when its question is answered.
+/// How a call continues when its question is answered.
 pub(super) enum Then {
     Prove(Asked),
     LogIn { asked: Asked, name: String, credential: u64 },
@@ -52,7 +52,7 @@ pub(super) enum Then {
 }
 
 impl Then {
-    /// Whom it is about, once that is known.
+    /// The identity that it is about, once that is known.
     pub(super) fn identity(&self) -> &str {
         match self {
             Self::Prove(_) => "",
@@ -63,7 +63,7 @@ impl Then {
         }
     }
 
-    /// By which credential it came, once that is known.
+    /// The credential that it came by, once that is known.
     pub(super) fn credential(&self) -> Option<u64> {
         match self {
             Self::Prove(_) => None,
@@ -74,7 +74,7 @@ impl Then {
         }
     }
 
-    /// The mind that an avatar keeps, and it needs.
+    /// The mind that an avatar keeps and this call needs.
     pub(super) fn borrowed(&self) -> Mind {
         match self {
             Self::Attach { mind, .. } => mind.kept_objects(),

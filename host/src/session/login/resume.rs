@@ -1,4 +1,4 @@
-//! How a call of log-in's goes on when what it asked is answered.
+//! How a call of login continues when its question is answered.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::cred::login::{NoKey, key};
 use crate::cred::{Identity, Key};
 
 impl Login {
-    /// A question was answered: its call goes on. `None`: it waits no more.
+    /// A question was answered: its call continues. `None`: the call no longer waits.
     pub(crate) fn resume(
         &mut self,
         tables: &mut Tables<Object>,
@@ -33,21 +33,21 @@ impl Login {
             }
             (Then::Prove(asked), Found::Wrong) => {
                 outcome.given_back = asked.mind.clone();
-                // In the old words, None is the refusal.
+                // In the old era, None is the refusal.
                 self.delay(&asked, (asked.era == Era::New).then(unauthorized))
             }
             (Then::Prove(asked), Found::NotChecked(refusal)) => {
                 outcome.given_back = asked.mind.clone();
                 self.delay(&asked, Some(not_checked(refusal)))
             }
-            // What it came by is gone: nobody is looked at who has its number now.
+            // The credential is gone. An identity that has the name now is not used.
             (Then::LogIn { asked, name, credential }, Found::Identity(_)) if changed == Changed::Revoked => {
                 self.log_in(tables, None, asked, (name, credential), &mut outcome)
             }
             (then @ Then::Attach { .. }, Found::Identity(_)) if changed == Changed::Revoked => {
                 attach(then, None, now, &mut outcome)
             }
-            // It changed meanwhile: what was found may not hold any more.
+            // The identity has changed meanwhile: the answer may be outdated.
             (then, Found::Identity(_)) if changed == Changed::Stale => {
                 outcome.returns = Mind::Nothing;
                 let question = Question::Identity(then.identity().to_owned());
@@ -72,8 +72,8 @@ impl Login {
         Some(outcome)
     }
 
-    /// Somebody has proven who they are: what are they now? `removals`: how many identities had been removed when the proof was
-    /// asked about.
+    /// The proof is right: looks up the identity. `removals`: how many identities had been removed when the proof was
+    /// submitted.
     pub(super) fn ask_once_proven(&mut self, asked: Asked, (name, credential): (String, u64), removals: u64) -> Step {
         let (request, answer, question) = (asked.request, asked.answer, Question::Identity(name.clone()));
         match self.ask(request, answer, Then::LogIn { asked, name: name.clone(), credential }, question) {
@@ -85,7 +85,7 @@ impl Login {
         }
     }
 
-    /// The proof was wrong, or was not looked at: whoever it was is told when all are, whatever the reason.
+    /// The proof was wrong, or was not checked. All refusals take the same time, whatever their reason.
     pub(super) fn delay(&mut self, asked: &Asked, failure: Option<Failure>) -> Step {
         if asked.answer {
             self.delayed.push(Delayed { at: asked.came + self.policy.limits.refusal, request: asked.request, failure });
@@ -93,7 +93,7 @@ impl Login {
         Step::Wait
     }
 
-    /// What was to be looked up cannot be: a login is refused when all are.
+    /// The lookup failed. A login is refused at the same time as every other.
     fn cannot_tell(&mut self, then: Then) -> Step {
         match then {
             Then::Prove(asked) | Then::LogIn { asked, .. } => self.delay(&asked, Some(broken())),
@@ -101,7 +101,7 @@ impl Login {
         }
     }
 
-    /// Somebody has proven who they are, and this is what they are now.
+    /// Completes a login with the identity as it is now.
     fn log_in(
         &mut self,
         tables: &mut Tables<Object>,
@@ -146,11 +146,11 @@ impl Login {
     }
 }
 
-/// An avatar's call of `attach` goes on.
+/// Continues an avatar's call of `attach`.
 fn attach(then: Then, identity: Option<Arc<Identity>>, now: Now, outcome: &mut Outcome) -> Step {
     let sent = then.mind();
     let Then::Attach { name, credential, era, service, perspective, mind } = then else { return Step::Wait };
-    // What came by a credential lasts as long as that does.
+    // Access by a credential lasts as long as the credential.
     let identity = identity.filter(|identity| identity.takes(credential, now.unix)).ok_or_else(unauthorized);
     let key = identity.and_then(|identity| find_key(&identity, &service, perspective.as_deref(), &mut outcome.refused));
     match key {
@@ -162,7 +162,7 @@ fn attach(then: Then, identity: Option<Arc<Identity>>, now: Now, outcome: &mut O
     }
 }
 
-/// The key that leads to a perspective; what goes into the trail, if there is none.
+/// The key that leads to a perspective. If there is none, `refused` is set for the trail.
 fn find_key(
     identity: &Identity,
     service: &str,
@@ -184,7 +184,7 @@ fn no_key_failure(error: &NoKey) -> Failure {
     }
 }
 
-/// An avatar asks what a service says of itself. Nobody learns what services there are that they have no key for.
+/// An avatar asks for a service's description of itself. Without a key for a service, nobody learns that it exists.
 fn describe(identity: Option<Arc<Identity>>, service: String) -> Step {
     match identity.map(|identity| key(&identity, &service, None)) {
         Some(Ok(_)) => Step::Describe(service),

@@ -1,4 +1,4 @@
-//! What log-in asks, is answered, and answers with.
+//! The questions, answers and outcomes of login.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,41 +11,41 @@ use crate::cred::login::{Challenge, KeyChallenge};
 use crate::cred::{Identity, Key, Password, PublicKey, Refusal, Token};
 use crate::session::Limits;
 
-/// The time, twice: to measure by, and in seconds since 1970.
+/// The time, in two forms: to measure by, and in seconds since 1970.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Now {
     /// To measure by.
     pub(crate) instant: Instant,
-    /// In seconds since 1970, to compare with dates of expiry.
+    /// In seconds since 1970, to compare with expiry dates.
     pub(crate) unix: u64,
 }
 
-/// How a listener takes logins.
+/// How a listener accepts logins.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
     /// Whether Twisted's own login is offered.
     pub(crate) stock: bool,
-    /// Whether nobody can listen on the way, so that passwords and tokens are taken: TLS, or one machine.
+    /// Whether nobody can eavesdrop (TLS, or one machine), so that passwords and tokens are accepted.
     pub(crate) private: bool,
-    /// How long after it came a refusal leaves, whatever its reason; and how much may wait.
+    /// The time that refusals take, and how much may wait.
     pub(crate) limits: Arc<Limits>,
-    /// Who has logged in by a service's own door, and is the only one that can be logged in here.
-    /// Boxed: few have it.
+    /// The identity that has logged in by a service's own door. No other can log in here. Boxed, because few
+    /// connections have it.
     pub(crate) within: Option<Box<ProvenBefore>>,
 }
 
-/// Somebody who has proven who they are already.
+/// An identity that has proven itself already.
 #[derive(Debug, Clone)]
 pub(crate) struct ProvenBefore {
     /// The name.
     pub(crate) identity: Arc<str>,
     /// The number of the credential.
     pub(crate) credential: u64,
-    /// How many identities had been removed when the proof was asked about.
+    /// How many identities had been removed when the proof was submitted.
     pub(crate) removals: u64,
 }
 
-/// What log-in has to know from outside.
+/// A question that login asks outside.
 #[derive(Debug)]
 pub(crate) enum Question {
     /// Is this proof right? The throttle is charged first.
@@ -54,15 +54,15 @@ pub(crate) enum Question {
     Identity(String),
 }
 
-/// What somebody proves themselves with.
+/// The proof of a login.
 pub(crate) enum Proof {
     /// The answer to Twisted's challenge.
     Stock(Challenge, Vec<u8>),
     /// A signature.
     Key(KeyChallenge, Vec<u8>),
-    /// A name and a key, of which a service that may say so says that the client has proven to have it.
+    /// A name and a key. A service that may vouch says that the client has proven to hold the key.
     Vouched(String, PublicKey),
-    /// A name, and the key of the certificate that the client has shown by TLS.
+    /// A name, and the key of the certificate that the client has presented in TLS.
     Certificate(String, PublicKey),
     /// A name and a password, in the clear.
     Password(String, Password),
@@ -86,15 +86,15 @@ impl std::fmt::Debug for Proof {
 /// The answer to a [`Question`].
 #[derive(Debug)]
 pub(crate) enum Found {
-    /// The proof was right: whose it is, and the number of the credential.
+    /// The proof was right: the identity's name, and the number of the credential.
     Proven(String, u64),
-    /// It was wrong.
+    /// The proof was wrong.
     Wrong,
-    /// It was not looked at.
+    /// The proof was not checked.
     NotChecked(Refusal),
-    /// The identity, if there is one that is enabled.
+    /// The identity, if it exists and is enabled.
     Identity(Option<Arc<Identity>>),
-    /// It cannot be found out just now.
+    /// It cannot be looked up at present.
     Broken,
 }
 
@@ -102,37 +102,38 @@ pub(crate) enum Found {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct QuestionNo(pub(super) u64);
 
-/// What a client is to be attached to.
+/// The target of an attach.
 #[derive(Debug)]
 pub(crate) struct Attach {
-    /// Who.
+    /// The identity.
     pub(crate) identity: Arc<str>,
     /// The number of the credential they logged in with.
     pub(crate) credential: u64,
-    /// Where.
+    /// The key of the perspective.
     pub(crate) key: Key,
     /// How long it lasts.
     pub(crate) era: Era,
-    /// What it gave.
+    /// The mind.
     pub(crate) mind: GivenMind,
 }
 
-/// What a call of log-in's comes to.
+/// The result of a call of login.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// This, in Jelly.
+    /// The call is answered with this, in Jelly.
     Answer(Vec<u8>),
-    /// This error.
+    /// The call fails with this error.
     Fail(Failure),
-    /// A service is asked; its answer is the answer.
+    /// A service is asked. Its answer becomes the answer.
     Attach(Attach),
-    /// What this service says of itself.
+    /// The call is answered with this service's description of itself.
     Describe(String),
-    /// Something has to be known first.
+    /// A question must be answered first.
     Ask(QuestionNo, Question),
-    /// This name has proven itself. From now on the connection hears of changes to it; then this is to be asked.
+    /// This name has proven itself. From now on the connection is notified of changes to it; only then is the question
+    /// asked.
     Proven(String, QuestionNo, Question),
-    /// It is answered when its time has come.
+    /// The call is answered at its time.
     Wait,
 }
 
@@ -143,34 +144,34 @@ pub(crate) struct Outcome {
     pub(crate) request: u64,
     /// Whether the client wants an answer.
     pub(crate) answer: bool,
-    /// What it comes to.
+    /// The result.
     pub(crate) step: Step,
     /// Somebody has logged in.
     pub(crate) logged_in: bool,
-    /// A mind that log-in keeps now; others that came with the call are given back.
+    /// A mind that login keeps now. Other minds in the call are returned.
     pub(crate) kept: Mind,
-    /// A mind that nobody has any more.
+    /// A mind that nobody has any more. Its objects are returned to the client.
     pub(crate) given_back: Mind,
     /// A mind that an avatar keeps from now on.
     pub(crate) avatar_keeps: Mind,
-    /// A kept mind that this call needs until its question is answered, whatever becomes of the avatar meanwhile.
+    /// A kept mind that this call needs until its question is answered, even if the avatar ends meanwhile.
     pub(crate) borrows: Mind,
-    /// One that it needed, and needs no more.
+    /// A kept mind that the call no longer needs.
     pub(crate) returns: Mind,
     /// For the trail.
     pub(crate) refused: Option<Refused>,
-    /// Who had proven themselves, and is not let in after all.
+    /// An identity that had proven itself, and is refused after all.
     pub(crate) left: Option<String>,
 }
 
-/// Somebody who has proven who they are is refused all the same.
+/// A refusal of an identity that has proven itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refused {
-    /// Who.
+    /// The identity.
     pub(crate) identity: String,
     /// What they asked for.
     pub(crate) asked: String,
-    /// Why they do not get it.
+    /// The reason.
     pub(crate) why: &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! The client's objects in minds: kept until the mind is given to an attachment, or is over.
+//! The client's objects in minds: kept until the mind is given to an attachment, or is discarded.
 
 use jelly::{RefKind, Reference};
 use pb::{Failure, Output};
@@ -10,7 +10,7 @@ use super::{ELSEWHERE, References, insecure};
 use crate::multiservice::SlotNo;
 
 impl References {
-    /// An object has come with a mind, which is kept until it is given to an attachment, or is over.
+    /// An object has arrived in a mind. It is kept until the mind is given to an attachment, or is discarded.
     pub(crate) fn offer(&mut self, output: &mut Output<Object>, reference: &Reference) {
         if let Some(Sent::Copy(luid)) = Sent::of(reference) {
             output.tables.keep(luid);
@@ -18,7 +18,8 @@ impl References {
         }
     }
 
-    /// What keeps a mind that has this in it from going to a service: its state may be an old one.
+    /// Checks whether a mind with this reference may go to a service. It may not if the state in the mind may be
+    /// outdated.
     pub(crate) fn check_offer(&self, reference: &Reference) -> Result<(), Failure> {
         match (reference.kind, reference.luid) {
             (RefKind::Cache, Some(luid)) if self.copy(luid).is_none() && !self.offers.has_state(luid) => {
@@ -28,8 +29,9 @@ impl References {
         }
     }
 
-    /// A mind goes to a service that has checked it. Answers with what the client has told of the objects in it, by its numbers, that the
-    /// service does not know; and of which others the service has the first state by that.
+    /// A mind goes to a service, after the checks. Returns the changes of its objects (by the client's numbers) that
+    /// the service does not know, and the objects whose first state the service receives with the mind, without any
+    /// change.
     pub(crate) fn take_mind(&mut self, mind: &GivenMind) -> (Vec<(u64, Change)>, Box<[u64]>) {
         let copies = mind.mind.objects().filter_map(|sent| match sent {
             Sent::Copy(luid) => Some(luid),
@@ -49,14 +51,14 @@ impl References {
         (changes, states.into())
     }
 
-    /// A service that was given a mind has taken nothing.
+    /// A service did not accept a mind that it was given.
     pub(crate) fn not_given(&mut self, luid: u64) {
         if self.copy(luid).is_none() {
             self.offers.not_given(luid);
         }
     }
 
-    /// An object that the client sent once is in a mind that nobody takes.
+    /// An object that the client sent once is in a mind that is not accepted.
     pub(crate) fn return_mind(&mut self, output: &mut Output<Object>, sent: Sent) {
         match sent {
             Sent::Object(luid) => output.release(luid, 1),
@@ -77,7 +79,7 @@ impl References {
         }
     }
 
-    /// A call needs what an avatar keeps, until [`References::forget_mind`].
+    /// A call needs an object that an avatar keeps, until [`References::forget_mind`].
     pub(crate) fn borrow_mind(&mut self, sent: Sent) {
         match sent {
             Sent::Copy(luid) => self.offers.borrowed(luid),
@@ -89,7 +91,7 @@ impl References {
         }
     }
 
-    /// The avatar is gone, or the call that needed it.
+    /// The avatar, or the call that needed the object, has ended.
     pub(crate) fn forget_mind(&mut self, output: &mut Output<Object>, sent: Sent) {
         match sent {
             Sent::Copy(luid) => self.offers.over(luid),
@@ -102,7 +104,7 @@ impl References {
         self.settle_sent(output, sent);
     }
 
-    /// Gives a kept object back to the client, if nobody has it any more.
+    /// Returns a kept object to the client, if nobody has it any more.
     pub(super) fn settle_sent(&mut self, output: &mut Output<Object>, sent: Sent) {
         let luid = match sent {
             Sent::Object(luid) => luid,

@@ -11,8 +11,8 @@ use super::{ELSEWHERE, FOREIGN, References, Route, insecure, revoked};
 use crate::multiservice::SlotNo;
 
 impl References {
-    /// What keeps a reference in a client's value from going to this service. `at` says where an attachment is whose
-    /// perspective the client has; `coming` are the cached objects of the client's whose states come with it.
+    /// Checks whether a reference in a client's value may go to this service. `at` returns the slot of an attachment
+    /// whose perspective the client has; `coming` are the client's cached objects whose states are in the same value.
     pub(crate) fn check_inbound(
         &self,
         tables: &Tables<Object>,
@@ -22,7 +22,7 @@ impl References {
         coming: &BTreeSet<u64>,
     ) -> Result<(), Failure> {
         let Some(luid) = reference.luid else {
-            // `(local "root")` has no number, and Twisted makes None of what it does not know.
+            // `(local "root")` has no number; Twisted turns what it does not know into None.
             let is_named = reference.kind == RefKind::Local;
             return if is_named { Ok(()) } else { Err(insecure("a reference whose number is too large")) };
         };
@@ -38,7 +38,7 @@ impl References {
             RefKind::Remote => Ok(()),
             RefKind::Local => mine(tables.exported(luid)),
             RefKind::Lcache => mine(tables.cached(luid)),
-            // Another service may have it: its state is not sent a second time.
+            // If another service has it, its state is not sent a second time.
             RefKind::Cache => match self.copy(luid) {
                 Some(held) if held.slot != slot => Err(insecure(ELSEWHERE)),
                 _ => Ok(()),
@@ -50,8 +50,8 @@ impl References {
         }
     }
 
-    /// Writes a client's value as a service sees it. Its references were checked. The client's objects in it are appended to
-    /// `handles`, once for each time.
+    /// Writes a client's value as a service sees it. Its references were checked before. Handles of the client's
+    /// objects in it are appended to `handles`, once per occurrence.
     pub(crate) fn inbound(
         &mut self,
         tables: &Tables<Object>,
@@ -90,11 +90,11 @@ impl References {
         }
     }
 
-    /// What a reference in a service's value becomes for the client, and the object that goes out for it, which is to be
+    /// Translates a reference in a service's value for the client. The object that is returned with it, if any, must be
     /// [settled](Self::settle).
     ///
     /// # Errors
-    /// When it is not the service's to name, or the client has as many as it may.
+    /// Returns an error if the service may not name the object, or the client holds as many objects as it may.
     pub(crate) fn outbound(
         &self,
         tables: &mut Tables<Object>,
@@ -107,7 +107,7 @@ impl References {
         let slot = route.slot;
         let own = number >> 32 == 0;
         match reference.kind {
-            // An own object, also one that came inside an untyped value.
+            // The service's own object, also if it came inside an untyped value.
             RefKind::Local if own && tables.cached_as(&Object::Cached { slot, object: number }).is_some() => {
                 let object = Object::Cached { slot, object: number };
                 let (luid, _) = tables.cache(&object).map_err(too_many)?;
@@ -120,7 +120,7 @@ impl References {
             }
             RefKind::Remote | RefKind::Local => {
                 if let Some(no) = AttachmentNo::of(number, route.connection) {
-                    // The client's own perspective, which it gave as an argument.
+                    // The client's own perspective, which it passed as an argument.
                     let object = Object::Perspective(no);
                     if at(no) != Some(slot) {
                         return Err(insecure(FOREIGN));
@@ -128,14 +128,14 @@ impl References {
                     let luid = tables.export(&object).map_err(too_many)?;
                     return Ok((Translated::As(RefKind::Remote, luid), Some(object)));
                 }
-                // The client's own object, on its way home.
+                // The client's own object, on its way back.
                 let no = HandleNo::of(number, route.connection);
                 let held = no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot);
                 let held = held.ok_or_else(|| insecure(FOREIGN))?;
                 let kind = if held.cached { RefKind::Lcache } else { RefKind::Local };
                 Ok((Translated::As(kind, held.luid), None))
             }
-            // A copy of the client's own object, on its way home inside an untyped value.
+            // A copy of the client's own object, on its way back inside an untyped value.
             RefKind::Cache | RefKind::Cached if !own => {
                 let no = HandleNo::of(number, route.connection);
                 let held = no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot && held.cached);
@@ -151,8 +151,8 @@ impl References {
         }
     }
 
-    /// Counts what went out with a value, or takes back what did not; answers with those of the service's `objects` (as a
-    /// frame has them) that did not go out, and are to be given back to it.
+    /// Counts the objects that were sent with a value, or undoes their export if it was not written. Returns those of
+    /// the service's `objects` (encoded as in a frame) that were not sent and must be returned to it.
     pub(crate) fn settle(
         &mut self,
         tables: &mut Tables<Object>,

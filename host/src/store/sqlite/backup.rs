@@ -1,4 +1,4 @@
-//! Copies of a store: made while it is used, looked through, and put back.
+//! Backups of a store: made while it is in use, verified, and restored.
 
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -12,12 +12,12 @@ use super::{SqliteStore, anchor, kept};
 use crate::cred::MasterKey;
 use crate::store::audit::{Line, Verifier};
 
-/// This many pages are copied before progress is told.
+/// The number of pages that are copied between two calls of `progress`.
 const PAGES: i32 = 1024;
 
 impl SqliteStore {
-    /// Copies the store into another file while it is used, and looks whether the copy is sound. `progress` hears how
-    /// many pages there are still to copy, and of how many.
+    /// Copies the store into another file while it is in use, and verifies the copy. `progress` is called with the
+    /// number of remaining pages and the total.
     pub(super) fn copy_to(&self, to: &Path, progress: &mut dyn FnMut(u32, u32)) -> Result<(), OpenError> {
         let sqlite = |error| OpenError::Sqlite { path: to.to_owned(), error };
         let io = |error| OpenError::Io { path: to.to_owned(), error };
@@ -25,7 +25,8 @@ impl SqliteStore {
         let copied = (|| {
             let from = self.reader().map_err(sqlite)?;
             let mut copy = Connection::open(to).map_err(sqlite)?;
-            // All of one commit: without a transaction that lasts, each commit of the writer's would begin it again.
+            // All pages are from one commit. Without a lasting transaction, each commit of the writer would restart the
+            // copy.
             from.execute_batch("BEGIN; SELECT count(*) FROM meta").map_err(sqlite)?;
             {
                 let backup = rusqlite::backup::Backup::new(&from, &mut copy).map_err(sqlite)?;
@@ -36,30 +37,30 @@ impl SqliteStore {
                     match more {
                         rusqlite::backup::StepResult::Done => break,
                         rusqlite::backup::StepResult::More => {}
-                        // The writer is at it.
+                        // The writer is committing.
                         _ => std::thread::sleep(Duration::from_millis(10)),
                     }
                 }
             }
             from.execute_batch("COMMIT").map_err(sqlite)?;
             self.readers.lock().push(from);
-            // One file, which needs nothing beside it.
+            // A single file, without a log beside it.
             copy.pragma_update(None, "journal_mode", "DELETE").map_err(sqlite)?;
             check(&copy, to)
         })();
         if copied.is_err() {
-            // Half a backup would be taken for one.
+            // Half a backup could be mistaken for a complete one.
             let _ = fs::remove_file(to);
             return copied;
         }
         fs::File::open(to).and_then(|file| file.sync_all()).map_err(io)
     }
 
-    /// Looks whether a file is a sound store that this key opens and this program knows, without changing it: its pages,
-    /// each identity, and the audit trail.
+    /// Verifies that a file is an intact store that this key opens and this program knows, without changing it: its
+    /// pages, each identity, and the audit trail.
     ///
     /// # Errors
-    /// What it is not.
+    /// If it is not.
     pub fn verify(path: &Path, key: &MasterKey) -> Result<(), OpenError> {
         let sqlite = |error| OpenError::Sqlite { path: path.to_owned(), error };
         let damaged = |what: String| OpenError::Damaged { path: path.to_owned(), what };
@@ -92,11 +93,12 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// Puts a backup in the place of the store at `store`, which nobody uses: whole, or not at all. `at` tells what was
-    /// there before from other ones: seconds since 1970. Answers with the file that has it now, if there was one.
+    /// Replaces the store at `store` by a backup, completely or not at all. Nobody may be using the store. `at`, in
+    /// seconds since 1970, distinguishes the old store's file from earlier ones. Returns this file, if there was a
+    /// store.
     ///
     /// # Errors
-    /// When the backup is not sound, or cannot be put there: the store is then as it was.
+    /// If the backup is damaged, or cannot be installed. The store is then unchanged.
     pub fn restore(backup: &Path, store: &Path, key: &MasterKey, at: u64) -> Result<Option<PathBuf>, OpenError> {
         let io = |path: &Path| {
             let path = path.to_owned();
@@ -108,7 +110,7 @@ impl SqliteStore {
         let copied = fs::copy(backup, &new)
             .and_then(|_| fs::set_permissions(&new, fs::Permissions::from_mode(0o600)))
             .and_then(|()| fs::File::open(&new)?.sync_all());
-        // What was looked through is what is put there.
+        // The copy is verified, so the installed file is the verified one.
         let verified = copied.map_err(io(&new)).and_then(|()| Self::verify(&new, key));
         if let Err(error) = verified {
             let _ = fs::remove_file(&new);
@@ -125,7 +127,7 @@ impl SqliteStore {
             names.into_iter().find(|name| !name.exists()).unwrap_or_else(|| beside(store, ".before"))
         });
         if let Some(before) = &before {
-            // What stands in the log beside it comes into it. One that is damaged keeps its log beside it.
+            // The log beside the old store is merged into it. If the store is damaged, its log stays beside it.
             let one_file = Connection::open(store).and_then(|old| old.pragma_update(None, "journal_mode", "DELETE"));
             if let Err(error) = one_file {
                 tracing::warn!(%error, "the store there was is kept as it was, with its log");

@@ -1,4 +1,4 @@
-//! From a path to a store: whose file it is, its format, and the secret in it.
+//! Opening a store: its owner, its format, and its secret.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,60 +8,60 @@ use rustix::fs::statvfs;
 
 use crate::cred::{CredentialError, MasterKey, Sealed, StoreSecret};
 
-/// "cred", so that `file store.db` and this program know whose it is.
+/// "cred", by which `file store.db` and this program recognize a store.
 pub(super) const APPLICATION: i32 = 0x6372_6564;
-/// This many names' counters of failures are kept from one start to the next.
+/// The number of failure counters that are kept from one start to the next.
 pub(super) const FAILURES: u32 = 100_000;
-/// What the store's secret is sealed for.
+/// The purpose that the store's secret is sealed for.
 pub(super) const SECRET: &str = "store secret";
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// SQLite says so.
+    /// SQLite reported an error.
     #[error("{path}: {error}{}", if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt) { "; `credhost restore FILE` goes back to a backup" } else { "" })]
     Sqlite {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: rusqlite::Error,
     },
     /// A file beside it cannot be read or written.
     #[error("{path}: {error}")]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: std::io::Error,
     },
-    /// It is some other program's.
+    /// It belongs to another program.
     #[error("{0} is no store of credhost's")]
     Foreign(PathBuf),
     /// It was written by a newer credhost.
     #[error("{path} was written by a newer credhost (its format is {found}, this one knows {known}); use that one")]
     Newer {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its format.
         found: usize,
-        /// The newest that is known here.
+        /// The newest format that this program knows.
         known: usize,
     },
-    /// The master key is another.
+    /// The master key is a different one.
     #[error("{0} was made with another master.key: {1}")]
     Key(PathBuf, CredentialError),
-    /// It is not sound.
+    /// It is damaged.
     #[error("{path} is damaged: {what}; `credhost restore FILE` goes back to a backup")]
     Damaged {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What SQLite found.
+        /// The damage.
         what: String,
     },
 }
 
-/// Steps from an empty file to today's, in order. Only ever appended to.
+/// Migrations from an empty file to the current format, in order. Only append to them.
 pub(super) const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE identity (
@@ -92,17 +92,17 @@ pub(super) const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE audit (number INTEGER PRIMARY KEY, text TEXT NOT NULL, digest TEXT NOT NULL);
 "];
 
-/// A store that cannot give pages back is written again once, if it has no more bytes than this.
+/// The largest store, in bytes, that is rewritten once so that its file can shrink.
 const ANEW: i64 = 64 << 20;
 
-/// Has what is deleted make the file shorter: see [`give_back`]. A new file can do that from the beginning.
+/// Enables the file to shrink after deletions: see [`give_back`]. A new file can do so from the beginning.
 pub(super) fn make_shrinkable(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
     let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     if number("auto_vacuum")? == INCREMENTAL {
         return Ok(());
     }
     let bytes = number("page_count")?.saturating_mul(number("page_size")?);
-    // It is written into a file beside it, and into the log.
+    // VACUUM writes into a temporary file and into the log.
     let room = statvfs(path).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
     if bytes <= ANEW && room / 4 >= bytes.cast_unsigned() {
         connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM;")?;
@@ -111,19 +111,20 @@ pub(super) fn make_shrinkable(connection: &Connection, path: &Path) -> rusqlite:
     Ok(())
 }
 
-/// As SQLite has it.
+/// SQLite's number for this mode.
 const INCREMENTAL: i64 = 2;
-/// This many free pages are kept for what comes next.
+/// The number of free pages that are kept for later writes.
 const SPARE: i64 = 1024;
-/// This many are given back at once.
+/// The most pages that are given back at once.
 const AT_ONCE: i64 = 4096;
 
-/// Gives free pages back to the disk: more than a page of the trail's lines has, and not so many that others wait for long.
+/// Gives free pages back to the file system. At once, it gives back more than a page of the trail's lines occupies, but
+/// few enough that others do not wait long.
 pub(super) fn give_back(connection: &Connection) -> rusqlite::Result<()> {
     let free: i64 = connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
     let most = (free - SPARE).min(AT_ONCE);
     if most > 0 {
-        // It has a row for each page, and goes on as they are read.
+        // It returns a row for each page, and continues as the rows are read.
         let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({most})"))?;
         let mut pages = statement.query([])?;
         while pages.next()?.is_some() {}
@@ -135,18 +136,18 @@ pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // What is deleted, a sealed verifier say, is overwritten.
+    // Deleted content, such as a sealed verifier, is overwritten.
     connection.pragma_update(None, "secure_delete", true)?;
-    // What a large commit has made of the log is not kept for ever.
+    // The log shrinks again after a large commit.
     connection.pragma_update(None, "journal_size_limit", 8 << 20)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
 }
 
-/// Whether the file is this program's, or nobody's yet, and of a format that is known here: which.
+/// Checks that the file is this program's or empty, and that its format is known. Returns the format.
 pub(super) fn belongs(connection: &Connection, path: &Path) -> Result<usize, OpenError> {
     let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
-    // What is no database at all is not this program's either.
+    // A file that is not a database belongs to another program.
     let foreign = |_| OpenError::Foreign(path.to_owned());
     let (application, format) = (number("application_id").map_err(foreign)?, number("user_version").map_err(foreign)?);
     let format = usize::try_from(format).unwrap_or(usize::MAX);
@@ -161,7 +162,7 @@ pub(super) fn belongs(connection: &Connection, path: &Path) -> Result<usize, Ope
     Ok(format)
 }
 
-/// Brings the format up to today's.
+/// Migrates the format to the current one.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     let sqlite = |error| OpenError::Sqlite { path: path.to_owned(), error };
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sqlite)?;
@@ -179,7 +180,7 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Op
     transaction.commit().map_err(sqlite)
 }
 
-/// The secret in a store, if it has one.
+/// Returns the store's secret, if it has one.
 pub(super) fn secret_of(
     connection: &Connection,
     path: &Path,
@@ -197,7 +198,7 @@ pub(super) fn secret_of(
     Ok(Some(StoreSecret::new(bytes)))
 }
 
-/// The secret in a store; of these random bytes, if it has none yet.
+/// Returns the store's secret. If it has none yet, creates it from these random bytes.
 pub(super) fn secret(
     connection: &Connection,
     path: &Path,

@@ -1,7 +1,8 @@
-//! Room on the disk for what takes away: somebody is disabled, a key is taken, a credential removed, though the disk is full.
+//! Reserved disk space for revocations: an identity is disabled, or a key or credential removed, even though the disk
+//! is full.
 //!
-//! A file of this size is kept beside the store. When the disk is full, it is removed, and until it can be made again
-//! only what takes away is committed: services, logins and the trail of others would fill the room in no time.
+//! A file of this size is kept beside the store. When the disk is full, it is emptied, and until it can be filled again
+//! only revocations are committed: services, logins and their lines in the trail would fill the space immediately.
 
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -12,35 +13,35 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
-/// How often it is looked whether there is room again.
+/// The interval between two checks for free space.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Whether there is room that is kept back.
+/// The state of the reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// It is there.
+    /// The space is reserved.
     Held,
-    /// It is given up, or in use, or could not be made: it is made again as soon as there is room. The file is there, and
-    /// empty, so that also the next host knows.
+    /// The space was given up, is in use, or could not be reserved. It is reserved again as soon as there is room. The
+    /// file exists and is empty, so that the next host process knows.
     Spent,
-    /// Nobody has asked for it.
+    /// No reserve was requested.
     None,
 }
 
-/// Room that is kept back on the disk.
+/// Reserved disk space.
 #[derive(Debug)]
 pub(super) struct Reserve {
     path: PathBuf,
-    /// How much is kept back, in bytes.
+    /// The reserved size, in bytes.
     size: u64,
     state: State,
     looked: Option<Instant>,
-    /// How much room there is beside a file, in bytes.
+    /// Returns the free space beside a file, in bytes.
     room: fn(&Path) -> u64,
 }
 
 impl Reserve {
-    /// What there is beside this store; none is made.
+    /// Reads the state of the reserve beside this store, and creates none.
     pub(super) fn beside(store: &Path) -> Self {
         let path = path(store);
         let (size, state) = match fs::metadata(&path) {
@@ -51,7 +52,7 @@ impl Reserve {
         Self { path, size, state, looked: None, room }
     }
 
-    /// Keeps back this much from now on, in bytes. If there is no room for more, what is kept back stays.
+    /// Sets the reserved size, in bytes. If there is no room for a larger reserve, the old one stays.
     pub(super) fn set_size(&mut self, size: u64) {
         let before = std::mem::replace(&mut self.size, size);
         if self.state != State::Held {
@@ -78,7 +79,7 @@ impl Reserve {
         }
     }
 
-    /// The disk is full. True: there is room now that there was not.
+    /// Gives up the reserve when the disk is full. Returns true if this freed space.
     pub(super) fn spend(&mut self) -> bool {
         if self.state != State::Held {
             return false;
@@ -88,13 +89,13 @@ impl Reserve {
         self.empty()
     }
 
-    /// An empty file stays: it says that there was something.
+    /// The empty file stays, to show that there was a reserve.
     fn empty(&self) -> bool {
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&self.path).is_ok()
     }
 
-    /// Whether the room that was kept back is in use. It is made again if there is twice as much; `make_room` is asked for
-    /// some first.
+    /// Whether the reserve is in use. It is restored when there is twice as much free space; if not, `make_room` is
+    /// called first.
     pub(super) fn is_spent(&mut self, make_room: impl FnOnce()) -> bool {
         if self.state == State::Spent && self.looked.is_none_or(|at| at.elapsed() >= AGAIN) {
             self.looked = Some(Instant::now());
@@ -113,7 +114,7 @@ impl Reserve {
     }
 }
 
-/// Where it is, beside a store.
+/// The path of the reserve beside a store.
 #[must_use]
 pub fn path(store: &Path) -> PathBuf {
     store.with_extension("reserve")
@@ -129,22 +130,22 @@ fn allocate(path: &Path, size: u64) -> std::io::Result<()> {
     fill(&file, 0, size)
 }
 
-/// Makes the file longer or shorter. If it cannot, the file stays as it is.
+/// Makes the file longer or shorter. If this fails, the file is unchanged.
 fn resize(path: &Path, before: u64, size: u64) -> std::io::Result<()> {
     let file = fs::OpenOptions::new().write(true).open(path)?;
     if size < before {
         return file.set_len(size);
     }
     fill(&file, before, size).inspect_err(|_| {
-        // Shorter is always possible; if not, more is reserved than was asked for.
+        // Truncation should always work. If it fails, more is reserved than requested.
         let _ = file.set_len(before);
     })
 }
 
-/// Has blocks from here to there.
+/// Allocates blocks for this range.
 fn fill(mut file: &fs::File, from: u64, to: u64) -> std::io::Result<()> {
     match fallocate(file, FallocateFlags::empty(), from, to - from) {
-        // A file system that cannot: written instead.
+        // A file system without support for this: zeros are written instead.
         Err(Errno::OPNOTSUPP) => {
             file.seek(SeekFrom::Start(from))?;
             std::io::copy(&mut std::io::repeat(0).take(to - from), &mut file)?;
@@ -156,12 +157,12 @@ fn fill(mut file: &fs::File, from: u64, to: u64) -> std::io::Result<()> {
 
 #[cfg(test)]
 impl Reserve {
-    /// One that is in use, on a disk without room.
+    /// A reserve that is in use, on a disk without free space.
     pub(super) fn spent(store: &Path) -> Self {
         Self { path: path(store), size: 16 << 20, state: State::Spent, looked: None, room: |_| 0 }
     }
 
-    /// There is room again.
+    /// Simulates free space.
     pub(super) fn has_room(&mut self) {
         self.room = |_| u64::MAX;
         self.looked = None;

@@ -1,4 +1,4 @@
-//! The thread that writes: what waits while it commits is committed together, next.
+//! The writer thread. Jobs that wait while it commits are committed together, next.
 
 use std::fs;
 use std::io::Write as _;
@@ -17,28 +17,28 @@ use crate::health;
 use crate::store::audit::Edge;
 use crate::store::{Change, Record, StoreError, Write, audit};
 
-/// This many bytes of writes are committed together, at most.
+/// The most bytes of writes in one commit.
 const GROUP_BYTES: usize = 16 << 20;
-/// What nobody waits for is written so long after it came at most, together with what has come since.
+/// The longest delay of writes that nobody waits for. They are committed together with those that arrive in that time.
 const LINGER: Duration = Duration::from_millis(20);
 /// The event of a password that was hashed again.
 const REHASHED: &str = "identity.rehashed";
-/// This many sources are kept of an identity's: the latest.
+/// The number of sources that are stored for each identity: the latest ones.
 const SOURCES: u32 = 16;
-/// What the thread that writes has.
+/// The state of the writer thread.
 pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) secret: StoreSecret,
-    /// Where the trail's head is noted down.
+    /// The file for the trail's head.
     pub(super) head: PathBuf,
-    /// The last line that was written, as far as is known here: nobody takes it away unnoticed.
+    /// The last line that is known to be written. It cannot be removed unnoticed.
     pub(super) noted: Option<audit::Head>,
-    /// It was taken away: what was noted down stays, so that `audit verify` says so.
+    /// Known lines are missing. The recorded head is then kept, so that `audit verify` reports it.
     pub(super) cut_off: bool,
     pub(super) reserve: Reserve,
 }
 
-/// The thread that writes.
+/// The main loop of the writer thread.
 pub(super) fn write(mut writer: Writer, jobs: &Receiver<Job>) {
     while let Ok(first) = jobs.recv() {
         let mut size = first.size();
@@ -48,7 +48,7 @@ pub(super) fn write(mut writer: Writer, jobs: &Receiver<Job>) {
         while size < GROUP_BYTES {
             let next = match urgent {
                 true => jobs.try_recv().ok(),
-                // Nobody waits for what there is: some more may come.
+                // Nobody waits for the jobs so far, so more may be collected.
                 false => jobs.recv_timeout(by.saturating_duration_since(Instant::now())).ok(),
             };
             let Some(job) = next else { break };
@@ -56,15 +56,15 @@ pub(super) fn write(mut writer: Writer, jobs: &Receiver<Job>) {
             urgent |= job.is_urgent();
             group.push(job);
         }
-        // Who waits for what was not done hears of it by the drop.
+        // If a job is dropped, its waiting caller notices.
         health::contained("in the store", || writer.commit(group));
     }
 }
 
 impl Job {
-    /// Whether somebody waits for it: not for lines of the trail, and what else follows a login.
+    /// Whether somebody waits for it. Nobody waits for lines of the trail and the other writes after a login.
     fn is_urgent(&self) -> bool {
-        // One that writes nothing waits for those before it.
+        // An empty job waits for those before it.
         self.writes.is_empty()
             || !self
                 .writes
@@ -72,14 +72,14 @@ impl Job {
                 .all(|write| matches!(write, Write::Audit(_) | Write::Source { .. } | Write::Failures(..)))
     }
 
-    /// Whether it may take something away from somebody, or makes room: it is done though the disk is full.
+    /// Whether it may revoke something, or frees space. Such jobs are committed even if the disk is full.
     fn takes_away(&self) -> bool {
         let takes = |write: &Write| match write {
             Write::Remove { .. } | Write::Prune { .. } => true,
             Write::Identity { base, .. } => *base > 0,
             _ => false,
         };
-        // A login's own doing can wait.
+        // A rehash after a login can wait.
         let rehash = |write: &Write| matches!(write, Write::Audit(event) if event.what == REHASHED);
         self.writes.iter().any(takes) && !self.writes.iter().any(rehash)
     }
@@ -102,14 +102,15 @@ impl Job {
     }
 }
 
-/// What became of each job of a group, and the trail's last line if it has one more.
+/// The result of each job in a group, and the trail's last line if lines were added.
 type Committed = (Vec<Result<(), StoreError>>, Option<audit::Head>);
 
 impl Writer {
     pub(super) fn new(connection: Connection, secret: StoreSecret, head: PathBuf, reserve: Reserve) -> Self {
         let noted = fs::read_to_string(&head).ok();
         let noted = noted.and_then(|text| audit::Head::unsealed(&text, Edge::Head, &secret));
-        // The host may have ended between a commit and the note: the trail can be ahead of it, and never behind.
+        // The host may have ended between a commit and the recording of the head. So the trail can be ahead of the
+        // recorded head, but never behind it.
         let at = noted.as_ref().map(|noted| line(&connection, noted.number));
         let last = last_line(&connection, &secret).ok();
         let gone = |noted: &audit::Head| {
@@ -123,12 +124,13 @@ impl Writer {
         Self { connection, secret, head, noted: last, cut_off, reserve }
     }
 
-    /// Commits a group: each job whole or not at all, whatever becomes of the others, unless the disk refuses all.
+    /// Commits a group. Each job is applied completely or not at all, independent of the others, unless the disk
+    /// refuses all.
     pub(super) fn commit(&mut self, group: Vec<Job>) {
         if let Some(bytes) = group.iter().rev().find_map(|job| job.reserves) {
             self.reserve.set_size(bytes);
         }
-        // What a commit that failed has left in the log is given back.
+        // Frees the space that a failed commit left in the log.
         let connection = &self.connection;
         let make_room = || {
             if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
@@ -165,7 +167,7 @@ impl Writer {
             Ok(committed) => self.tell(takes_away, committed),
             Err((error, _)) => refuse(takes_away, &error),
         }
-        // The room is wanted now: the file is shorter once the log is written back.
+        // The space is needed now, and the file shrinks only when the log is written back.
         let shorter = || -> rusqlite::Result<()> {
             give_back(&self.connection)?;
             self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
@@ -175,7 +177,7 @@ impl Writer {
         }
     }
 
-    /// Commits, or says why nothing was; true: the disk is full.
+    /// Commits a group. If nothing was committed, returns the error, and whether the disk is full.
     fn try_commit(&mut self, group: &[Job]) -> Result<Committed, (StoreError, bool)> {
         let (secret, connection) = (&self.secret, &mut self.connection);
         let (mut last, mut before, mut found) = (None, None, None);
@@ -202,7 +204,7 @@ impl Writer {
                     }
                     Err(_) => {
                         last.clone_from(&before);
-                        // Rolled back by its drop; if the whole transaction is gone, nothing of the group was done.
+                        // Dropping it rolls back. If the whole transaction is gone, nothing of the group was committed.
                         drop(savepoint);
                         if transaction.is_autocommit() {
                             return Err(rusqlite::Error::ToSqlConversionFailure(
@@ -249,7 +251,8 @@ impl Writer {
     }
 }
 
-/// Whether the disk has no room. Not all that is out of it says so: a quota does not, nor does the file beside the log.
+/// Whether the disk is full. Some failures for lack of space have other codes: an exceeded quota, and the file beside
+/// the log.
 fn is_full(error: &rusqlite::Error) -> bool {
     use rusqlite::ffi;
     let other = [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_TRUNCATE];
@@ -268,7 +271,7 @@ fn refuse(group: Vec<Job>, error: &StoreError) {
     }
 }
 
-/// Notes the trail's head down. It may be an older one after a power cut, never a newer one.
+/// Records the trail's head. After a power cut the file may have an older head, but never a newer one.
 fn note_head(path: &Path, head: &str) {
     use std::os::unix::fs::OpenOptionsExt;
     let half = path.with_extension("head.new");
@@ -358,7 +361,7 @@ fn apply(
             Ok(())
         }
         Write::Source { name, source, at } => {
-            // Once a day is enough to know which are in use.
+            // An update once a day is enough to know which sources are in use.
             let changed = run(
                 "INSERT INTO source VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET at = ?3 WHERE at < ?3 - 86400",
                 &[name, &source.as_slice(), &at.cast_signed()],
@@ -412,7 +415,7 @@ fn apply(
     }
 }
 
-/// The last line of the trail; if all were dropped, the last of those.
+/// The last line of the trail, or the last dropped line if there is none.
 fn last_line(connection: &Connection, secret: &StoreSecret) -> Result<audit::Head, StoreError> {
     let last = connection
         .prepare_cached("SELECT number, digest FROM audit ORDER BY number DESC LIMIT 1")?
@@ -421,7 +424,7 @@ fn last_line(connection: &Connection, secret: &StoreSecret) -> Result<audit::Hea
     last.map_or_else(|| anchor(connection, secret), Ok)
 }
 
-/// The digest of a line.
+/// Returns the digest of a line.
 fn line(connection: &Connection, number: u64) -> rusqlite::Result<Option<String>> {
     connection
         .prepare_cached("SELECT digest FROM audit WHERE number = ?1")?

@@ -1,4 +1,4 @@
-//! What clients have of the service's own: objects that they call, cached ones whose state they have, perspectives.
+//! The service's own objects that clients hold: objects that they call, cached ones whose state they have, perspectives.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -10,19 +10,19 @@ use crate::cached::Observed;
 use crate::fault::{Fault, Result};
 use crate::handle::Handle;
 
-/// How often a cached object has gone to each connection.
+/// How many references to a cached object each connection holds.
 #[derive(Default)]
 struct Holders(HashMap<u32, u64>);
 
 impl Holders {
-    /// True: it had none before.
+    /// Returns true if the connection had none before.
     fn more(&mut self, connection: u32) -> bool {
         let has = self.0.entry(connection).or_default();
         *has += 1;
         *has == 1
     }
 
-    /// True: it had some, and has none any more.
+    /// Returns true if the connection had some, and has none any more.
     fn less(&mut self, connection: u32, count: u64) -> bool {
         let Some(has) = self.0.get_mut(&connection) else { return false };
         *has = has.saturating_sub(count);
@@ -34,7 +34,7 @@ impl Holders {
     }
 }
 
-/// What clients have of the service's own.
+/// One of the service's own objects that clients hold.
 enum Own {
     /// An object whose methods they call.
     Object(Rc<dyn Object>),
@@ -42,7 +42,7 @@ enum Own {
     Cached(Rc<dyn Observed>, Holders),
 }
 
-/// A client has begun, or ceased, to observe a cached object.
+/// A client has started or stopped observing a cached object.
 pub(super) struct Watch {
     cached: Rc<dyn Observed>,
     object: u64,
@@ -50,7 +50,7 @@ pub(super) struct Watch {
     begins: bool,
 }
 
-/// Where an object is, and which attachment alone has it so (0: all have).
+/// An object's address, and the only attachment that has it in this form (0: all have).
 pub(crate) type Place = (usize, u64);
 
 pub(super) struct Exported {
@@ -60,7 +60,7 @@ pub(super) struct Exported {
 }
 
 impl Core {
-    /// A number for an object that goes out. `None`: four thousand million objects have gone out.
+    /// A number for an object that is handed out. `None`: all numbers of 32 bits are used.
     fn object_number(&self) -> Option<u64> {
         let next = self.numbered.get() + 1;
         if next >> 32 != 0 {
@@ -70,7 +70,7 @@ impl Core {
         Some(next)
     }
 
-    /// These own objects are on their way to a connection: of cached ones it hears the changes.
+    /// These own objects are on their way to a connection, which receives the changes of the cached ones from now on.
     pub(super) fn gone_out(&self, to: u32, objects: &[u8]) {
         if objects.is_empty() {
             return;
@@ -85,14 +85,14 @@ impl Core {
         }
     }
 
-    /// A client has got its first copy of a cached object, or has let go of its last: the object is told when nothing of
-    /// the author's runs.
+    /// A client has received its first copy of a cached object, or has released its last. The object is notified when none of the
+    /// author's code runs.
     fn watch(&self, cached: &Rc<dyn Observed>, object: u64, connection: u32, begins: bool) {
         self.watches.borrow_mut().push(Watch { cached: Rc::clone(cached), object, connection, begins });
         self.written.notify_one();
     }
 
-    /// Tells cached objects who has come and gone.
+    /// Notifies cached objects of observers that have come or gone.
     pub(crate) fn tell_watched(self: &Rc<Self>) {
         while !self.watches.borrow().is_empty() {
             for Watch { cached, object, connection, begins } in self.watches.take() {
@@ -104,12 +104,12 @@ impl Core {
         }
     }
 
-    /// These were not handed out after all.
+    /// Undoes the count of objects that were not handed out after all.
     pub(crate) fn take_back(&self, objects: &[u8]) {
         frame::numbers(objects).for_each(|object| self.dropped(object, 1));
     }
 
-    /// An own object is handed out so many times more; false: it is not there any more.
+    /// Counts an own object as handed out `times` more. Returns false if it no longer exists.
     pub(super) fn retain(&self, id: u64, times: u64) -> bool {
         match self.objects.borrow_mut().get_mut(&id) {
             Some(exported) => {
@@ -120,7 +120,7 @@ impl Core {
         }
     }
 
-    /// The number of an object that goes out to a client once more.
+    /// The number of an object that is handed out to a client once more.
     pub(crate) fn export(&self, place: Place, object: impl FnOnce() -> Rc<dyn Object>) -> Result<u64> {
         if self.retired.get() {
             return Err(Fault::reloaded());
@@ -137,7 +137,7 @@ impl Core {
         Ok(id)
     }
 
-    /// The objects that clients have and that can be made again, as `Frozen` tells of them.
+    /// The objects that clients hold and that can be rebuilt, as listed in `Frozen`.
     pub(crate) fn heirlooms(&self) -> Vec<u8> {
         let mut list = Vec::new();
         for (&id, exported) in self.objects.borrow().iter() {
@@ -150,7 +150,7 @@ impl Core {
         list
     }
 
-    /// An object of an earlier generation's was made again: clients have had it all the time.
+    /// Registers a rebuilt object of an earlier generation's: clients have held it all the time.
     pub(crate) fn adopt(&self, id: u64, count: u64, object: Rc<dyn Object>) {
         let place = (object.address(), object.seen_by());
         self.objects.borrow_mut().insert(id, Exported { own: Own::Object(object), place, count });
@@ -164,7 +164,8 @@ impl Core {
         }
     }
 
-    /// By what number clients know an own object, without one more of them: as one that was handed out, or as a perspective.
+    /// The number by which clients know an own object, which is not counted once more: as an object that was handed out, or as a
+    /// perspective.
     pub(crate) fn known_as(&self, place: Place) -> Option<u64> {
         let avatar = || {
             let avatars = self.avatars.borrow();
@@ -179,45 +180,45 @@ impl Core {
         object?.any().downcast_ref::<Handle<T>>().cloned()
     }
 
-    /// The perspective that a client has, by this attachment.
+    /// The perspective of an attachment.
     pub(crate) fn avatar(&self, attachment: u64) -> Option<Rc<dyn Object>> {
         self.avatars.borrow().get(&attachment).cloned()
     }
 
-    /// A client has a perspective, by this attachment.
+    /// Records the perspective of an attachment.
     pub(crate) fn has_avatar(&self, attachment: u64, perspective: Rc<dyn Object>) {
         self.avatars.borrow_mut().insert(attachment, perspective);
     }
 
-    /// It has let go of it.
+    /// The client has released the perspective.
     pub(crate) fn forget_avatar(&self, attachment: u64) {
         let gone = self.avatars.borrow_mut().remove(&attachment);
         drop(gone);
     }
 
-    /// A connection has given back references to an own object; `had` is a number of its own.
+    /// A connection has given back references to an own object; `had` is one of the connection's numbers.
     pub(crate) fn given_back(&self, id: u64, count: u64, had: u64) {
         if let Some(Exported { own: Own::Cached(cached, holders), .. }) = self.objects.borrow_mut().get_mut(&id)
             && holders.less(connection(had), count)
         {
-            // It lives until it has been told.
+            // It lives until it has been notified.
             self.watch(cached, id, connection(had), false);
         }
         self.dropped(id, count);
     }
 
-    /// References to an own object are counted no more.
+    /// Subtracts from the references to an own object, and drops it with the last one.
     pub(crate) fn dropped(&self, id: u64, count: u64) {
         let mut objects = self.objects.borrow_mut();
         let Some(exported) = objects.get_mut(&id) else { return };
         exported.count = exported.count.saturating_sub(count);
         if exported.count == 0 {
             let gone = objects.remove(&id);
-            // Dropping the object may run code of the author's, which may come back here.
+            // Dropping the object may run the author's code, which may call into this again.
             drop(objects);
             if let Some(gone) = gone {
                 let mut places = self.places.borrow_mut();
-                // Two numbers may be one object that was made again.
+                // Two numbers may refer to the same rebuilt object.
                 if places.get(&gone.place) == Some(&id) {
                     places.remove(&gone.place);
                 }
@@ -225,8 +226,8 @@ impl Core {
         }
     }
 
-    /// The number of a cached object that goes out once more; `known` is the one that it had before. It lives for as
-    /// long as clients have it.
+    /// The number of a cached object that is handed out once more; `known` is the number that it had before. It lives for as long
+    /// as clients hold it.
     pub(crate) fn export_cached(&self, object: Rc<dyn Observed>, known: Option<u64>) -> Result<u64> {
         if self.retired.get() {
             return Err(Fault::reloaded());
@@ -250,8 +251,8 @@ impl Core {
         }
     }
 
-    /// Tells those of a change who have the object, by any of their attachments. Each gets its own count of the objects in the
-    /// arguments.
+    /// Reports a change to all connections that have the object, each by one of its attachments. The objects in the arguments are
+    /// counted for each connection.
     pub(crate) fn update(&self, object: u64, method: &str, arguments: &Encoded) {
         const NO_KEYWORDS: &[u8] = &[1, 0x80, 5, 0x87];
         let told: Vec<u64> = {
@@ -278,7 +279,7 @@ impl Core {
         }
     }
 
-    /// Tells one client alone of a change of a cached object that it has, or had just now.
+    /// Reports a change of a cached object to one client alone, which has the object, or had it just now.
     pub(crate) fn update_one(&self, connection: u32, object: u64, method: &str, arguments: &Encoded) {
         const NO_KEYWORDS: &[u8] = &[1, 0x80, 5, 0x87];
         let (objects, arguments, keywords) = (arguments.objects.as_slice(), arguments.bytes.as_slice(), NO_KEYWORDS);

@@ -1,4 +1,4 @@
-//! What this generation waits for: answers of clients' objects, states, data, and that what it has changed is committed.
+//! What this generation waits for: answers of clients' objects, states, data, and commits of its changes.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -9,11 +9,11 @@ use super::{Core, Encoded, Reply};
 use crate::abi::frame::ToHost;
 use crate::fault::{Fault, Result};
 
-/// How many states were given to the host to commit, and how far that is known to have come.
+/// How many states were given to the host to commit, and how many of these commits are known to have ended.
 #[derive(Default)]
 pub(super) struct Commits {
     pub(super) given: Cell<u64>,
-    /// This many are to be told of.
+    /// The host was asked to report when this many have ended.
     asked: Cell<u64>,
     done: Cell<u64>,
     /// How often a commit has failed.
@@ -22,7 +22,7 @@ pub(super) struct Commits {
 }
 
 impl Core {
-    /// What is waited for; `called` is the client's object, if one is.
+    /// Registers a waiter. Returns its number and the answer. `called` is the client's object that is called, or 0.
     fn wait(self: &Rc<Self>, called: u64) -> (u64, impl Future<Output = Result<Reply>> + use<>) {
         let (done, answer) = oneshot::channel();
         let number = self.number();
@@ -48,7 +48,7 @@ impl Core {
     /// Waits until all that was saved so far is committed.
     ///
     /// # Errors
-    /// When it could not be: it is undone.
+    /// If a change could not be committed: it is undone.
     pub(crate) async fn committed(self: &Rc<Self>) -> Result<()> {
         let (given, failed) = (self.commits.given.get(), self.commits.failed.get());
         while self.commits.done.get() < given {
@@ -87,7 +87,7 @@ impl Core {
         answer
     }
 
-    /// [`Core::call`], whose answer goes to `call`; 0: none is wanted.
+    /// Like [`Core::call`], but the answer goes to `call`; 0 if none is wanted.
     pub(crate) fn push_call(
         &self,
         call: u64,
@@ -101,7 +101,7 @@ impl Core {
         self.push(&ToHost::Call { call, handle, answer, method, arguments, keywords, attachment, objects });
     }
 
-    /// Asks for a perspective's saved state; answers with its version, too.
+    /// Requests a perspective's saved state and its version.
     pub(crate) fn load(
         self: &Rc<Self>,
         perspective: &str,
@@ -114,7 +114,7 @@ impl Core {
         }
     }
 
-    /// Asks for some of the service's data.
+    /// Requests some of the service's data.
     pub(crate) fn data(
         self: &Rc<Self>,
         from: &[u8],
@@ -151,21 +151,21 @@ impl Core {
         }
     }
 
-    /// An answer has come.
+    /// An answer has arrived.
     pub(crate) fn answered(&self, number: u64, answer: Result<Reply>) {
         let waiting = self.waiting.borrow_mut().remove(&number);
         if let Some(waiting) = waiting {
-            // Who asked may have given up.
+            // The caller may have given up.
             let _ = waiting.send(answer);
         }
     }
 }
 
-/// Forgets who waits, if they give up.
+/// Removes the waiter if the caller gives up.
 struct WaiterGuard {
     core: Rc<Core>,
     number: u64,
-    /// The client's object that was called; 0: none was.
+    /// The client's object that was called; 0 if none was.
     called: u64,
 }
 

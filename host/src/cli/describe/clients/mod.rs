@@ -1,4 +1,4 @@
-//! Typed clients of a service, written from what it says of itself.
+//! Typed clients of a service, generated from its manifest.
 
 mod python;
 mod rust;
@@ -21,9 +21,9 @@ fn class(service: &str) -> String {
     if name.chars().next().is_none_or(char::is_numeric) { format!("Service{name}") } else { name }
 }
 
-/// A doc comment as lines, each with this before it.
+/// A doc comment as lines, each with this prefix.
 fn comment(doc: &str, before: &str) -> String {
-    // What ends a line in other ways would end the comment.
+    // Other line terminators would end the comment.
     let line = |line: &str| format!("{before} {}", line.replace(char::is_control, " ")).trim_end().to_owned() + "\n";
     doc.lines().map(line).collect()
 }
@@ -32,7 +32,7 @@ fn signatures(manifest: &Manifest) -> Vec<Signature<'_>> {
     manifest.methods.iter().map(Signature::of).collect()
 }
 
-/// Names that the modules use themselves: a type of one of these would take its place.
+/// Names that the generated modules use: a type of the same name would shadow them.
 const TAKEN: [&str; 40] = [
     "Any",
     "Dict",
@@ -76,7 +76,7 @@ const TAKEN: [&str; 40] = [
     "Default",
 ];
 
-/// Types whose values are dictionaries with fields that are known: they have a type of their own in a module.
+/// Types whose values are dictionaries with known fields: they get a type of their own in the generated module.
 fn known(manifest: &Manifest) -> Known<'_> {
     let own = class(&manifest.service);
     let named = |name: &str| identifier(name) == name && name != own && !TAKEN.contains(&name) && raw(name) == name;
@@ -85,7 +85,7 @@ fn known(manifest: &Manifest) -> Known<'_> {
     Known { types: manifest.types.iter().filter(whole).collect(), mind }
 }
 
-/// Names that differ: one that was there before has an underscore behind it.
+/// Makes a name unique: if it was used before, an underscore is appended.
 fn unlike(name: String, before: &mut Vec<String>) -> String {
     let mut name = name;
     while before.contains(&name) {
@@ -95,7 +95,7 @@ fn unlike(name: String, before: &mut Vec<String>) -> String {
     name
 }
 
-/// What is said of a method, with the errors that it answers with.
+/// A method's doc, with the errors that it raises.
 fn about_method(doc: &str, raises: &[String]) -> String {
     match raises {
         [] => doc.to_owned(),
@@ -104,16 +104,16 @@ fn about_method(doc: &str, raises: &[String]) -> String {
     }
 }
 
-/// A name that both languages can have: what cannot be in one is an underscore.
+/// A name that is valid in both languages: invalid characters become underscores.
 fn identifier(name: &str) -> String {
     let name: String = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect();
     let bad = name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit());
     if bad { format!("_{name}") } else { name }
 }
 
-/// A name that may be a word of Rust's.
+/// A name as Rust writes it, also if it is a keyword.
 fn raw(name: &str) -> String {
-    // Of all editions, also those that are kept for later.
+    // Of all editions, including reserved ones.
     const WORDS: [&str; 47] = [
         "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "do", "dyn", "else", "enum",
         "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro", "match", "mod",
@@ -122,7 +122,7 @@ fn raw(name: &str) -> String {
     ];
     let name = identifier(name);
     match &*name {
-        // These cannot be had at all.
+        // These cannot be raw identifiers.
         "self" | "Self" | "super" | "crate" | "_" => format!("{name}_"),
         word if WORDS.contains(&word) || word == "yield" => format!("r#{name}"),
         _ => name,
@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    /// What stands outside of texts and comments, as Python reads it.
+    /// What is outside of strings and comments, as Python reads it.
     fn outside(python: &str) -> String {
         let (mut out, mut rest) = (String::new(), python);
         while let Some(letter) = rest.chars().next() {
@@ -157,7 +157,7 @@ mod tests {
         out
     }
 
-    /// A library may say anything of itself, and what is written from that is run.
+    /// A manifest may contain anything, and the code generated from it is run.
     #[test]
     fn whatever_a_manifest_says_is_no_code() {
         let odd = "x\r\nimport os #\u{2028}\u{c}'\"\"\"\\";

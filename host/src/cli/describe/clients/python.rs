@@ -5,7 +5,7 @@ use plugin_api::manifest::{FieldManifest, Manifest, MindManifest, TypeManifest};
 use super::super::shape::{Known, Shape, Signature};
 use super::{TAKEN, about_method, class, comment, identifier, known, signatures, unlike};
 
-/// Words that Python keeps to itself, and names that the class has.
+/// Python's keywords, and names that the generated class has.
 const PYTHON: [&str; 38] = [
     "False",
     "None",
@@ -46,7 +46,7 @@ const PYTHON: [&str; 38] = [
     "login",
     "perspective",
 ];
-/// A dictionary with these keys, for Python.
+/// A typed dictionary with these keys.
 fn typed_dict(of: &TypeManifest, known: &Known<'_>) -> String {
     let kind = |field: &FieldManifest| {
         let kind = Shape::of(&field.r#type).python(known);
@@ -72,7 +72,7 @@ fn typed_dict(of: &TypeManifest, known: &Known<'_>) -> String {
     out
 }
 
-/// What the client gives to be called back, for Python: to be derived from.
+/// A class to derive the client's mind from.
 fn python_mind(mind: &MindManifest, of: &str, known: &Known<'_>) -> String {
     let own = class(&mind.name);
     let taken = own == of || known.has(&own) || TAKEN.contains(&&*own);
@@ -100,13 +100,13 @@ fn python_mind(mind: &MindManifest, of: &str, known: &Known<'_>) -> String {
     out
 }
 
-/// A text in quotes, as Python reads it.
+/// A string literal of Python.
 fn quoted(text: &str) -> String {
-    // What JSON escapes, Python reads as the same.
+    // Python reads JSON's escapes in the same way.
     serde_json::Value::from(text).to_string()
 }
 
-/// A doc string, which ends where it is to end.
+/// A doc string, escaped so that its text cannot end it.
 fn doc_string(doc: &str, indent: &str) -> String {
     let safe = doc.replace('\\', "\\\\").replace('"', "\\\"");
     let lines: Vec<String> = safe.lines().map(|line| line.trim_end().to_owned()).collect();
@@ -156,10 +156,10 @@ pub(in super::super) fn python(manifest: &Manifest) -> String {
     let mut names = Vec::new();
     for method in signatures(manifest) {
         let safe = |name: &str| format!("{}{}", identifier(name), if PYTHON.contains(&name) { "_" } else { "" });
-        // Those that take what is left come last.
+        // Parameters that take the rest come last.
         let plain: Vec<_> = method.parameters.iter().filter(|(name, _)| !name.starts_with('*')).collect();
         let rest = || method.parameters.iter().filter_map(|(name, of)| Some((stars(name)?, of)));
-        // What may be left out must come last: what comes before it then may not.
+        // An optional parameter has a default only if all after it are optional, too.
         let last_needed = plain.iter().rposition(|(_, shape)| !shape.is_optional());
         let parameters = plain.iter().enumerate().map(|(at, (name, shape))| {
             let default = if last_needed.is_none_or(|needed| at > needed) { " = None" } else { "" };
@@ -182,7 +182,7 @@ pub(in super::super) fn python(manifest: &Manifest) -> String {
     out
 }
 
-/// The stars before the name of a parameter that takes what is left, and the name.
+/// The stars before the name of a parameter that takes the rest, and the name.
 fn stars(name: &str) -> Option<(&'static str, &str)> {
     let of = |stars| Some((stars, name.strip_prefix(stars)?));
     of("**").or_else(|| of("*"))

@@ -5,7 +5,7 @@ use plugin_api::manifest::{Manifest, TypeManifest};
 use super::super::shape::{Known, Shape};
 use super::{about_method, class, comment, known, raw, signatures, unlike};
 
-/// The same of Rust, as far as a method of a service can have such a name.
+/// Names that the generated struct has, as far as a service's method can have them, too.
 const RUST: [&str; 2] = ["login", "perspective"];
 
 /// A module for Rust, on `pb::client`.
@@ -67,7 +67,7 @@ impl {class} {{
             method.parameters.iter().map(|(name, shape)| format!(", {}: {}", raw(name), given(shape, &known)));
         let parameters: String = parameters.collect();
         let names: Vec<String> = method.parameters.iter().map(|(name, _)| raw(name)).collect();
-        // One alone is a tuple by its comma.
+        // A tuple of one element needs a comma.
         let arguments = if names.len() == 1 { format!("{},", names[0]) } else { names.join(", ") };
         let doc =
             about_method(if method.doc.is_empty() { "A method of the service." } else { method.doc }, method.raises);
@@ -85,7 +85,7 @@ impl {class} {{
     out + "}\n"
 }
 
-/// What a parameter is in Rust: what is large is borrowed.
+/// A parameter's type in Rust: large values are borrowed.
 fn given(shape: &Shape, known: &Known<'_>) -> String {
     let written = shape.rust(true, known);
     match shape {
@@ -94,7 +94,7 @@ fn given(shape: &Shape, known: &Known<'_>) -> String {
     }
 }
 
-/// A struct with these fields, for Rust.
+/// A Rust struct with these fields.
 fn structure(of: &TypeManifest, known: &Known<'_>) -> String {
     let mut out = comment(if of.doc.is_empty() { "A value of the service's." } else { &of.doc }, "///");
     out += &format!("#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]\npub struct {} {{\n", of.name);
@@ -118,7 +118,7 @@ fn structure(of: &TypeManifest, known: &Known<'_>) -> String {
             out += &format!("    #[serde(rename = {:?})]\n", field.name);
         }
         let kind = Shape::of(&field.r#type).rust(false, known);
-        // Types may hold each other.
+        // Types may contain each other.
         let boxed = |kind: String, of: &&TypeManifest| {
             kind.replace(&format!("Option<{}>", of.name), &format!("Option<Box<{}>>", of.name))
         };
