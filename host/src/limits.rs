@@ -120,6 +120,10 @@ settings! {
     "doors.input" Bytes 256..=GIB, [slots.services.input], "a message that is not complete of one of these clients, if its service allows more";
     "doors.output" Bytes 1_024..=GIB, [slots.services.output], "unread output of one of these clients, if its service allows more; of connections from then on";
     "doors.elsewhere" Count 0..=1_000, [elsewhere], "connections to other services of a login of a service's door";
+    "http.idle" Time 1_000..=3_600_000, [slots.services.http_idle], "HTTP: time for a request's head, and without a request; of connections from then on";
+    "http.request" Time 1_000..=3_600_000, [slots.services.http_request], "HTTP: time for a request, with its body; of connections from then on";
+    "http.head" Bytes 8_192..=16_777_216, [slots.services.http_head], "HTTP: a request's head; of connections from then on";
+    "http.at_once" Count 1..=100_000, [slots.services.http_at_once], "HTTP: requests of one visitor by a proxy that are answered at once; of connections from then on";
     "state" Bytes 1_024..=GIB, [slots.services.state], "a saved state of a service, or of one perspective";
     "data.key" Bytes 64..=65_536, [slots.services.key], "a key of a service's data";
     "data.value" Bytes 1_024..=268_435_456, [slots.services.value], "a value of a service's data";
@@ -270,7 +274,7 @@ const OF_HOST: [&str; 13] = [
     "copied_handed_over",
 ];
 /// The prefixes of further limits of the whole host.
-const GROUPS_OF_HOST: [&str; 3] = ["doors.", "data.", "worker."];
+const GROUPS_OF_HOST: [&str; 4] = ["doors.", "http.", "data.", "worker."];
 
 fn is_of_host(name: &str) -> bool {
     OF_HOST.contains(&name) || GROUPS_OF_HOST.iter().any(|group| name.starts_with(group))

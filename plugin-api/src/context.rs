@@ -287,7 +287,13 @@ impl<S: Service> Context<S> {
         self.runtime.upgrade().is_none_or(|runtime| runtime.core().retired.get())
     }
 
-    /// Waits until other code replaces this code. Tasks of [`Context::spawn_for`] should finish then.
+    /// What the operator allows the service's clients.
+    #[cfg(feature = "web")]
+    pub(crate) fn limits(&self) -> crate::abi::limits::ServiceLimits {
+        self.runtime.upgrade().map(|runtime| runtime.core().limits.get()).unwrap_or_default()
+    }
+
+    /// Waits until other code replaces this code, and returns at once if it has. Tasks of [`Context::spawn_for`] should finish then.
     ///
     /// ```no_run
     /// # use plugin_api::prelude::*;
@@ -311,7 +317,7 @@ impl<S: Service> Context<S> {
     /// ```
     pub async fn replaced(&self) {
         let Some(core) = self.runtime.upgrade().map(|runtime| Rc::clone(runtime.core())) else { return };
-        core.doors.replaced().await;
+        core.doors.replaced(|| core.retired.get()).await;
     }
 
     /// The authorizer, which checks logins for the service's own doors.

@@ -129,6 +129,8 @@ pub struct Selected {
 pub struct Select {
     from: Vec<u8>,
     to: Option<Vec<u8>>,
+    /// Only entries that come after this one, in the order in which they are returned.
+    after: Option<Vec<u8>>,
     limit: u64,
     reverse: bool,
 }
@@ -146,13 +148,13 @@ impl Select {
         if let Some(last) = to.last_mut() {
             *last += 1;
         }
-        Self { from, to: (!to.is_empty()).then_some(to), limit: 1000, reverse: false }
+        Self { from, to: (!to.is_empty()).then_some(to), after: None, limit: 1000, reverse: false }
     }
 
     /// Selects all entries from this key on, including it.
     #[must_use]
     pub fn from(key: impl AsRef<[u8]>) -> Self {
-        Self { from: key.as_ref().to_vec(), to: None, limit: 1000, reverse: false }
+        Self { from: key.as_ref().to_vec(), to: None, after: None, limit: 1000, reverse: false }
     }
 
     /// Selects only entries before this key.
@@ -162,17 +164,28 @@ impl Select {
         self
     }
 
-    /// Selects only entries after this key: to continue after the last entry of an earlier result.
+    /// Selects only entries that come after this key: to continue after the last entry of an earlier result, in either order.
     #[must_use]
     pub fn after(mut self, key: impl AsRef<[u8]>) -> Self {
-        self.from = [key.as_ref(), &[0]].concat();
+        self.after = Some(key.as_ref().to_vec());
         self
     }
 
-    /// Selects at most this many entries (1,000 by default). A result has at most 4 MiB, whatever the limit.
+    /// Selects at most this many entries (1,000 by default). Whatever this limit, a result has one entry or at most 4 MiB, unless
+    /// the operator has set another size (`data.answer` in `[limits]`).
     #[must_use]
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit as u64;
+        self
+    }
+
+    /// The same entries by their bounds alone.
+    fn bounded(mut self) -> Self {
+        match self.after.take() {
+            Some(after) if self.reverse => self.to = Some(self.to.map_or(after.clone(), |to| to.min(after))),
+            Some(after) => self.from = self.from.max([after, vec![0]].concat()),
+            None => {}
+        }
         self
     }
 
@@ -333,6 +346,7 @@ impl Transaction {
     /// # Errors
     /// If the store cannot be read.
     pub async fn select(&self, select: Select) -> Result<Selected> {
+        let select = select.bounded();
         let within =
             |key: &[u8]| key >= select.from.as_slice() && select.to.as_ref().is_none_or(|to| key < to.as_slice());
         let own: Vec<_> = self.writes.iter().filter(|(key, _)| within(key)).collect();
@@ -364,7 +378,7 @@ impl Transaction {
     /// Sets the value of a key.
     ///
     /// # Errors
-    /// If the key, the value or the whole transaction is too large. Unless the operator has set other limits (`data.*`
+    /// If the key is empty, or the key, the value or the whole transaction is too large. Unless the operator has set other limits (`data.*`
     /// in `[limits]`), a key has at most 1 KiB, a value 1 MiB, and a whole transaction 16 MiB.
     pub fn put<T: Serialize + ?Sized>(&mut self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
         let bytes = jelly::to_vec(value)
@@ -375,7 +389,7 @@ impl Transaction {
     /// Removes a key.
     ///
     /// # Errors
-    /// If the transaction has become too large.
+    /// If the key is empty or too long, or the transaction has become too large.
     pub fn remove(&mut self, key: impl AsRef<[u8]>) -> Result<()> {
         self.write(key.as_ref(), None)
     }
@@ -403,7 +417,7 @@ impl Transaction {
     /// Applies all changes. They are durable when this returns.
     ///
     /// # Errors
-    /// If the changes cannot be written. Then none of them is applied.
+    /// If the changes cannot be written, as in `start` and in code that was replaced. Then none of them is applied.
     pub async fn commit(self) -> Result<()> {
         if self.writes.is_empty() {
             return Ok(());
@@ -428,9 +442,56 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 }
 
 async fn fetch(core: &Rc<Core>, select: &Select) -> Result<(Selected, u64)> {
+    let select = select.clone().bounded();
     let reply = core.data(&select.from, select.to.as_deref(), select.limit, select.reverse).await?;
     let entries = frame::entries(&reply.bytes)
         .map(|(key, value)| Entry { key: key.to_vec(), bytes: value.unwrap_or_default().to_vec() })
         .collect();
     Ok((Selected { entries, more: reply.some }, reply.version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Page by page, every entry comes once, whatever the order and however many a page has.
+    #[test]
+    fn pages_follow_each_other_in_both_orders() {
+        let keys: Vec<&[u8]> = vec![b"a", b"a/", b"a/1", b"a/1\0", b"a/2", b"a/\xff", b"a0", b"b"];
+        let page = |select: &Select| {
+            let select = select.clone().bounded();
+            let within =
+                |key: &&[u8]| *key >= &*select.from && select.to.as_ref().is_none_or(|to| *key < to.as_slice());
+            let mut found: Vec<&[u8]> = keys.iter().copied().filter(within).collect();
+            if select.reverse {
+                found.reverse();
+            }
+            found.truncate(usize::try_from(select.limit).unwrap());
+            found
+        };
+        for (select, first, last) in [
+            (Select::prefix("a/"), 1, 6),
+            (Select::from("a/1"), 2, 8),
+            (Select::from("a").until("a/2"), 0, 4),
+            (Select::prefix(""), 0, 8),
+        ] {
+            for (limit, reverse) in (1..4).flat_map(|limit| [(limit, false), (limit, true)]) {
+                let mut select = select.clone().limit(limit);
+                let mut wanted = keys[first..last].to_vec();
+                if reverse {
+                    select = select.reverse();
+                    wanted.reverse();
+                }
+                let mut found: Vec<&[u8]> = Vec::new();
+                loop {
+                    let next = page(&found.last().map_or(select.clone(), |last| select.clone().after(last)));
+                    if next.is_empty() {
+                        break;
+                    }
+                    found.extend(next);
+                }
+                assert_eq!(found, wanted, "{select:?}");
+            }
+        }
+    }
 }

@@ -125,8 +125,8 @@ impl Fault {
     }
 
     /// Adds fields that the client can read, from a struct or a map. [`#[derive(Fault)]`](derive@crate::Fault) uses it.
-    /// Fields have names and contain no references. Other fields, and those with a name that every failure has
-    /// (`value`, for example), are not sent.
+    /// Fields have names and contain no references, and have 64 KiB at most in all. If one of them is a reference, or has a name
+    /// that every failure has (`value`, for example), or if there is more, none is sent.
     ///
     /// ```
     /// # use plugin_api::Fault;
@@ -220,7 +220,8 @@ impl Fault {
     }
 
     /// Whether this error says that another version of the service has the perspective, because somebody tries that
-    /// version (`credhost service try`). The perspective can be changed again when the trial is over.
+    /// version (`credhost service try`). The perspective can be changed again when the trial is over and its state has been loaded
+    /// again. If this version cannot read the state that the other one saved, that lasts until it is replaced.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -296,10 +297,12 @@ impl Fault {
     pub fn is(&self, class: &str) -> bool {
         let wanted = exceptions::bare(class);
         let under = |name: &str| {
-            exceptions::bare(name) == wanted || exceptions::bases(name).is_some_and(|bases| bases.contains(&wanted))
+            let bases = exceptions::bases(name).or_else(|| exceptions::of_twisted(name)).unwrap_or_default();
+            exceptions::bare(name) == wanted || bases.contains(&wanted)
         };
         let parents = self.detail.as_deref().map_or(&[][..], |detail| &detail.parents);
-        let by_default = parents.is_empty() && exceptions::bases(&self.class).is_none();
+        let known = exceptions::bases(&self.class).or_else(|| exceptions::of_twisted(&self.class));
+        let by_default = parents.is_empty() && known.is_none();
         under(&self.class)
             || parents.iter().any(|parent| under(parent))
             || matches!(wanted, "Exception" | "BaseException")

@@ -2,9 +2,12 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use jelly::{Classes, RefKind, Value};
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny, SeqAccess, Visitor};
@@ -231,24 +234,29 @@ impl<T: Follow> Followed<T> {
         Ok(look(&*self.shared.value.try_borrow().map_err(|_| in_use())?))
     }
 
-    /// Waits until the client reports a change.
+    /// Waits until the client reports a change. Returns `false` if the client has left: then no change comes any more.
     ///
     /// ```
     /// # use plugin_api::prelude::*;
     /// # use plugin_api::{Follow, Followed};
     /// /// Waits until a client's boat is fast, or has gone.
     /// async fn fast<B: Follow>(boat: &Followed<B>, is_fast: impl Fn(&B) -> bool) -> Result<bool> {
-    ///     loop {
-    ///         let changed = boat.changed();
-    ///         if boat.is_gone() || boat.read(&is_fast)? {
-    ///             return Ok(!boat.is_gone());
+    ///     while !boat.read(&is_fast)? {
+    ///         if !boat.changed().await {
+    ///             return Ok(false);
     ///         }
-    ///         changed.await;
     ///     }
+    ///     Ok(true)
     /// }
     /// ```
-    pub async fn changed(&self) {
-        self.shared.changed.notified().await;
+    pub async fn changed(&self) -> bool {
+        let (mut changed, mut gone) = (pin!(self.shared.changed.notified()), pin!(self.remote.gone()));
+        poll_fn(|poll| match (changed.as_mut().poll(poll), gone.as_mut().poll(poll)) {
+            (Poll::Ready(()), _) => Poll::Ready(true),
+            (Poll::Pending, Poll::Ready(())) => Poll::Ready(false),
+            (Poll::Pending, Poll::Pending) => Poll::Pending,
+        })
+        .await
     }
 
     /// Whether the client has left. The copy then no longer changes.

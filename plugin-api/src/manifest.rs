@@ -105,7 +105,7 @@ pub struct FieldManifest {
     pub r#type: String,
     /// Its doc comment.
     pub doc: String,
-    /// Whether it may be absent.
+    /// Whether it may be absent from a value that the service sends.
     #[serde(default)]
     pub optional: bool,
 }

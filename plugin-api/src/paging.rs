@@ -154,7 +154,7 @@ impl Pages {
     /// Returns the next page; `None` when there are no more.
     ///
     /// # Errors
-    /// If the client has released the collector, or has disconnected, before the end.
+    /// If the client has released the collector, or has disconnected, before the end: `twisted.spread.pb.PBConnectionLost`.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
         if self.ended {
             return Ok(None);

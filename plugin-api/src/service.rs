@@ -59,7 +59,7 @@ impl Save {
 /// A unit of functionality that people log in to. Write it with `#[service("name")]`, which provides everything that
 /// is absent.
 ///
-/// In the original: `twisted.cred.service.Service`.
+/// In Twisted: `twisted.cred.service.Service`.
 pub trait Service: Sized + 'static {
     /// One identity's view onto the service.
     type Perspective: Callable + Served<Service = Self>;
@@ -69,7 +69,7 @@ pub trait Service: Sized + 'static {
     /// When its perspectives are saved. Set by the attribute.
     const SAVE: Save;
     /// Whether the service itself is also saved (`#[service("name", shared)]`): after each change, as a perspective
-    /// is. Set by the attribute.
+    /// with `save = "call"`. Set by the attribute.
     const SHARED: bool;
     /// Services of the same host that must be serving before it starts, and that stop after it
     /// (`#[service("name", needs = ["other"])]`). Set by the attribute.
@@ -106,7 +106,10 @@ pub trait Service: Sized + 'static {
     /// If the service cannot start, with a message for the operator. The service is then not started.
     fn start(me: Handle<Self>, context: Context<Self>) -> impl Future<Output = Result<()>>;
 
-    /// Stops the service. Its tasks are ended after this returns. Default: does nothing.
+    /// Stops the service. Default: does nothing.
+    ///
+    /// If the service is stopped, its tasks end after this returns. If its code is replaced, this is called later: the tasks of
+    /// [`Context::spawn`] have ended and the new code serves by then, and the last call of this code has been answered.
     fn stop(me: Handle<Self>, context: Context<Self>) -> impl Future<Output = ()>;
 
     /// Creates the perspective of this name, which has no saved state. Default: the perspective's `Default`.
@@ -115,7 +118,8 @@ pub trait Service: Sized + 'static {
     /// If there is to be no perspective of this name.
     fn perspective(&self, name: &str) -> Result<Self::Perspective>;
 
-    /// Called when a client with the key attaches. Returns the perspective that is actually attached, which may be
+    /// Called when a client attaches, with a key or by a listener's rules for clients without a login, and again for every attached
+    /// client when the code is replaced ([`Reason`](crate::Reason)). Returns the perspective that is actually attached, which may be
     /// another one (a guest's, a temporary one). Default: returns the requested perspective.
     ///
     /// # Errors
@@ -126,8 +130,9 @@ pub trait Service: Sized + 'static {
         attachment: &Attachment,
     ) -> Result<Handle<Self::Perspective>>;
 
-    /// Called when the attachment has ended: once for each `attached` that did not refuse, with the perspective that
-    /// it returned. Default: does nothing.
+    /// Called when the client has released the perspective, or the attachment has ended, with the perspective that `attached`
+    /// returned. Called once, by the code that serves then: replaced code gets no call for clients that stay. Default: does
+    /// nothing.
     fn detached(context: &Context<Self>, perspective: Handle<Self::Perspective>, attachment: &Attachment);
 
     /// Checks whether the service is healthy. Called after a start, before the service serves. Default: it is.

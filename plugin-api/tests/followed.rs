@@ -7,7 +7,10 @@ use plugin_api::testing::{TestCached, TestClient, TestHost};
 use plugin_api::{Follow, Followed};
 
 #[derive(Default)]
-struct Race;
+struct Race {
+    /// What was seen of a boat that is watched.
+    seen: Vec<u8>,
+}
 
 #[service("race", save = "never")]
 impl Service for Race {
@@ -100,6 +103,29 @@ impl Marshal {
     async fn wait(_: Handle<Self>, boat: Followed<Boat>) -> Result<()> {
         let _boat = boat;
         std::future::pending().await
+    }
+
+    /// Counts the boat's changes until the client leaves, as a task of the service's.
+    async fn watch(_: Handle<Self>, context: Context<Race>, boat: Followed<Boat>) -> Result<()> {
+        let service = context.service()?;
+        context.spawn(async move {
+            while boat.changed().await {
+                let _ = service.write(|race| race.seen.push(1));
+            }
+            let _ = service.write(|race| race.seen.push(0));
+        });
+        Ok(())
+    }
+
+    /// Waits until this many were seen: 1 for a change, 0 for the end.
+    async fn seen(_: Handle<Self>, context: Context<Race>, count: usize) -> Result<Vec<u8>> {
+        loop {
+            let seen = context.service()?.read(|race| race.seen.clone())?;
+            if seen.len() >= count {
+                return Ok(seen);
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     fn read_mind(&mut self, call: &Call) -> Result<()> {
@@ -367,4 +393,20 @@ fn a_copy_that_cannot_be_serialized_is_skipped_in_a_reload() {
     alice.call::<()>("enter", (&sound,)).unwrap();
     host.reload().unwrap();
     assert_eq!(knots(&alice), [2]);
+}
+
+#[test]
+fn a_watched_copy_changes_until_its_client_leaves() {
+    let host = TestHost::<Race>::start().unwrap();
+    let (alice, dave) = (host.attach("alice").unwrap(), host.attach("dave").unwrap());
+    let watched = boat(&alice, 1);
+    alice.call::<()>("watch", (&watched,)).unwrap();
+    // The task waits by then.
+    host.settle().unwrap();
+    for count in 1..=2 {
+        alice.tell(&watched, "speed", (count,)).unwrap();
+        assert_eq!(dave.call::<Vec<u8>>("seen", (count,)).unwrap(), vec![1; count as usize]);
+    }
+    drop(alice);
+    assert_eq!(dave.call::<Vec<u8>>("seen", (3,)).unwrap(), [1, 1, 0]);
 }

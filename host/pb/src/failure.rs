@@ -32,23 +32,6 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Twisted's classes that we send, by what they derive from.
-const TWISTED: [(&str, &[&str]); 10] = [
-    ("twisted.cred.error.Unauthorized", &["Exception"]),
-    ("twisted.cred.error.LoginFailed", &["Exception"]),
-    (
-        "twisted.cred.error.UnauthorizedLogin",
-        &["twisted.cred.error.LoginFailed", "twisted.cred.error.Unauthorized", "Exception"],
-    ),
-    ("twisted.cred.error.UnhandledCredentials", &["twisted.cred.error.LoginFailed", "Exception"]),
-    ("twisted.cred.error.LoginDenied", &["twisted.cred.error.LoginFailed", "Exception"]),
-    ("twisted.cred.error.KeyNotFound", &["KeyError", "LookupError", "twisted.cred.error.Unauthorized", "Exception"]),
-    ("twisted.cred.error.DuplicateIdentity", &["KeyError", "LookupError", "Exception"]),
-    ("twisted.spread.flavors.NoSuchMethod", &["AttributeError", "Exception"]),
-    ("twisted.spread.jelly.InsecureJelly", &["Exception"]),
-    ("twisted.python.failure.DefaultException", &["Exception"]),
-];
-
 /// Twisted's class for errors that are meant for clients.
 const ERROR: &str = "twisted.spread.pb.Error";
 
@@ -81,8 +64,8 @@ impl Failure {
             }
             None => {
                 parents.push(class.to_owned());
-                match TWISTED.iter().find(|(name, _)| *name == class) {
-                    Some((_, bases)) => bases.iter().for_each(|base| under(&mut parents, base)),
+                match exceptions::of_twisted(class) {
+                    Some(bases) => bases.iter().for_each(|base| under(&mut parents, base)),
                     None if class == ERROR => {}
                     None => parents.push(ERROR.to_owned()),
                 }

@@ -115,10 +115,14 @@ pub fn arguments(texts: &[String]) -> Result<(Value, Keywords), Wrong> {
 /// | a dictionary with keys that are not texts, or begin with `$` | `{"$dict": [[key, value]]}` |
 /// | an instance | `{"$class": "shop.Card", "state": {…}}` |
 /// | a reference | `{"$reference": 5}` |
-/// | a value that contains itself, at the depth limit of [`jelly::Limits`] | `{"$cycle": true}` |
+/// | a value within itself | `{"$cycle": true}` |
+///
+/// Values within themselves can refer to each other in more ways than anybody could read: behind as many values as one message may have,
+/// all that is left is `{"$cycle": true}`, too.
 #[must_use]
 pub fn json(value: ValueRef<'_>) -> serde_json::Value {
-    json_within(value, jelly::Limits::default().depth)
+    let limits = jelly::Limits::default();
+    Writing { open: Vec::new(), depth: limits.depth, left: limits.values }.value(value)
 }
 
 /// An object with one key.
@@ -126,55 +130,115 @@ fn only(key: &str, value: impl Into<serde_json::Value>) -> serde_json::Value {
     serde_json::Value::Object(std::iter::once((key.to_owned(), value.into())).collect())
 }
 
-fn json_within(value: ValueRef<'_>, depth: usize) -> serde_json::Value {
-    use serde_json::Value as Json;
-    let Some(depth) = depth.checked_sub(1) else {
-        return only("$cycle", true);
-    };
-    let items = || -> Json { value.items().map(|item| json_within(item, depth)).collect() };
-    match value.node() {
-        Node::None => Json::Null,
-        Node::Bool(value) => value.into(),
-        Node::Int(value) => value.into(),
-        Node::Float(value) if value.is_finite() => value.into(),
-        Node::Float(value) => only("$float", value.to_string().to_lowercase()),
-        Node::Text(value) => value.into(),
-        Node::Bytes(value) => only("$bytes", data_encoding::BASE64.encode(value)),
-        Node::List => items(),
-        Node::Tuple => only("$tuple", items()),
-        Node::Set => only("$set", items()),
-        Node::FrozenSet => only("$frozenset", items()),
-        Node::Dictionary => dictionary(value, depth),
-        Node::Instance(class) => {
-            let state = value.items().next().map_or(Json::Null, |state| json_within(state, depth));
-            Json::Object([("$class".to_owned(), class.into()), ("state".to_owned(), state)].into_iter().collect())
-        }
-        Node::BigInt(value) => only("$int", value.to_string()),
-        Node::DateTime(value) => only("$datetime", value.to_string()),
-        Node::Date(value) => only("$date", value.to_string()),
-        Node::Time(value) => only("$time", value.to_string()),
-        Node::TimeDelta(value) => only("$timedelta", value.to_string()),
-        Node::Decimal(value) => only("$decimal", format!("{}e{}", value.digits, value.exponent)),
-        Node::Reference(_, luid) => only("$reference", luid),
-        other => only("$other", format!("{other:?}")),
-    }
+/// A value that is being written as JSON.
+struct Writing<'v> {
+    /// The values that the current one is within.
+    open: Vec<ValueRef<'v>>,
+    /// How many there may be.
+    depth: usize,
+    /// How many values may still be written.
+    left: u64,
 }
 
-fn dictionary(value: ValueRef<'_>, depth: usize) -> serde_json::Value {
-    use serde_json::Value as Json;
-    let plain = |key: ValueRef<'_>| matches!(key.node(), Node::Text(text) if !text.starts_with('$'));
-    if value.pairs().all(|(key, _)| plain(key)) {
-        let pairs =
-            value.pairs().map(|(key, value)| (key.as_text().unwrap_or_default().to_owned(), json_within(value, depth)));
-        return Json::Object(pairs.collect());
+impl<'v> Writing<'v> {
+    fn value(&mut self, value: ValueRef<'v>) -> serde_json::Value {
+        let within = self.open.iter().any(|open| open.is(&value));
+        if within || self.open.len() >= self.depth || self.left == 0 {
+            return only("$cycle", true);
+        }
+        self.left -= 1;
+        self.open.push(value);
+        let written = self.node(value);
+        self.open.pop();
+        written
     }
-    let pairs = value.pairs().map(|(key, value)| Json::Array(vec![json_within(key, depth), json_within(value, depth)]));
-    only("$dict", pairs.collect::<Vec<_>>())
+
+    fn items(&mut self, value: ValueRef<'v>) -> serde_json::Value {
+        value.items().map(|item| self.value(item)).collect()
+    }
+
+    fn node(&mut self, value: ValueRef<'v>) -> serde_json::Value {
+        use serde_json::Value as Json;
+        match value.node() {
+            Node::None => Json::Null,
+            Node::Bool(value) => value.into(),
+            Node::Int(value) => value.into(),
+            Node::Float(value) if value.is_finite() => value.into(),
+            Node::Float(value) => only("$float", value.to_string().to_lowercase()),
+            Node::Text(value) => value.into(),
+            Node::Bytes(value) => only("$bytes", data_encoding::BASE64.encode(value)),
+            Node::List => self.items(value),
+            Node::Tuple => only("$tuple", self.items(value)),
+            Node::Set => only("$set", self.items(value)),
+            Node::FrozenSet => only("$frozenset", self.items(value)),
+            Node::Dictionary => self.dictionary(value),
+            Node::Instance(class) => {
+                let state = value.items().next().map_or(Json::Null, |state| self.value(state));
+                Json::Object([("$class".to_owned(), class.into()), ("state".to_owned(), state)].into_iter().collect())
+            }
+            Node::BigInt(value) => only("$int", value.to_string()),
+            Node::DateTime(value) => only("$datetime", value.to_string()),
+            Node::Date(value) => only("$date", value.to_string()),
+            Node::Time(value) => only("$time", value.to_string()),
+            Node::TimeDelta(value) => only("$timedelta", value.to_string()),
+            Node::Decimal(value) => only("$decimal", format!("{}e{}", value.digits, value.exponent)),
+            Node::Reference(_, luid) => only("$reference", luid),
+            other => only("$other", format!("{other:?}")),
+        }
+    }
+
+    fn dictionary(&mut self, value: ValueRef<'v>) -> serde_json::Value {
+        use serde_json::Value as Json;
+        let plain = |key: ValueRef<'_>| matches!(key.node(), Node::Text(text) if !text.starts_with('$'));
+        if value.pairs().all(|(key, _)| plain(key)) {
+            let pairs =
+                value.pairs().map(|(key, value)| (key.as_text().unwrap_or_default().to_owned(), self.value(value)));
+            return Json::Object(pairs.collect());
+        }
+        let pairs = value.pairs().map(|(key, value)| Json::Array(vec![self.value(key), self.value(value)]));
+        only("$dict", pairs.collect::<Vec<_>>())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Lists that are defined within each other, each with all of those around it in it, and all of them once more behind: the ways
+    /// through them are more than can be counted.
+    fn tangled(lists: u64) -> Value {
+        use jelly::token;
+        fn one(out: &mut Vec<u8>, number: u64, lists: u64) {
+            token::list(out, 3);
+            token::bytes(out, b"reference");
+            token::int(out, number.cast_signed());
+            token::list(out, usize::try_from(number).unwrap() + if number < lists { 2 } else { 1 });
+            token::bytes(out, b"list");
+            (1..=number).for_each(|outer| again(out, outer));
+            if number < lists {
+                one(out, number + 1, lists);
+            }
+        }
+        fn again(out: &mut Vec<u8>, number: u64) {
+            token::list(out, 2);
+            token::bytes(out, b"dereference");
+            token::int(out, number.cast_signed());
+        }
+        let mut bytes = Vec::new();
+        token::list(&mut bytes, usize::try_from(lists).unwrap() + 2);
+        token::bytes(&mut bytes, b"list");
+        one(&mut bytes, 1, lists);
+        (1..=lists).for_each(|number| again(&mut bytes, number));
+        Value::decode(&bytes).unwrap()
+    }
+
+    #[test]
+    fn a_value_within_itself_is_written_once() {
+        assert_eq!(json(tangled(1).root()).to_string(), r#"[[{"$cycle":true}],[{"$cycle":true}]]"#);
+        // It ends; and with more values than a message has.
+        let written = json(tangled(40).root()).to_string();
+        assert!(written.len() < 40 << 20, "{} bytes", written.len());
+    }
 
     #[test]
     fn arguments_are_json_or_texts_and_may_be_named() {

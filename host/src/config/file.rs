@@ -371,7 +371,7 @@ impl Default for PluginsSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentitySection {
-    /// An argon2id hash.
+    /// An argon2id hash, or an imported bcrypt hash.
     pub password: Option<String>,
     /// md5 of the password, sealed under master.key, in base64.
     pub verifier: Option<String>,

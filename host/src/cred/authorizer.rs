@@ -15,7 +15,7 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, AuthorizerError>>
 /// Stores identities. [`DefaultAuthorizer`](super::DefaultAuthorizer) is the simplest implementation. A program that
 /// embeds the library may bring its own (`examples/htpasswd.rs` implements one over an Apache htpasswd file).
 ///
-/// In the original: `twisted.cred.authorizer.Authorizer`. This trait corresponds to its `getIdentityRequest`.
+/// In Twisted: `twisted.cred.authorizer.Authorizer`. This trait corresponds to its `getIdentityRequest`.
 pub trait Authorizer: Send + Sync + 'static {
     /// Returns the identity of this name, or `None` if there is none. Takes the same time either way, as far as
     /// possible.

@@ -14,7 +14,7 @@ use super::token::TokenDigest;
 
 /// Identities in memory, by name.
 ///
-/// In the original: `twisted.cred.authorizer.DefaultAuthorizer`.
+/// In Twisted: `twisted.cred.authorizer.DefaultAuthorizer`.
 #[derive(Debug, Default)]
 pub struct DefaultAuthorizer {
     identities: RwLock<BTreeMap<Name, Arc<Identity>>>,

@@ -12,7 +12,7 @@ use super::token::TokenDigest;
 
 /// A person or program that can log in, and everything about it that belongs to no particular service.
 ///
-/// In the original: `twisted.cred.identity.Identity`. Here it is plain data: an [`Authorizer`](super::Authorizer)
+/// In Twisted: `twisted.cred.identity.Identity`. Here it is plain data: an [`Authorizer`](super::Authorizer)
 /// stores it, and it has no reference to the authorizer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -50,7 +50,7 @@ pub struct Credential {
 pub enum ProofBy {
     /// A password.
     Password {
-        /// Its argon2id hash, a PHC string.
+        /// Its hash: an argon2id PHC string, or the bcrypt hash of an import, which the next login replaces.
         hash: String,
         /// Its md5, sealed, for the stock PB login.
         verifier: Option<Sealed>,

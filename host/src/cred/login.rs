@@ -366,7 +366,7 @@ pub enum NoKey {
 /// Finds the key to this perspective on the identity's keyring. Without a perspective's name, it is the first key to
 /// the service.
 ///
-/// In the original: `requestPerspectiveForKey` and `requestPerspectiveForService`.
+/// In Twisted: `requestPerspectiveForKey` and `requestPerspectiveForService`.
 ///
 /// # Errors
 /// If the key is not there, or a name is invalid.

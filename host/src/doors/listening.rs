@@ -421,7 +421,7 @@ mod tests {
         assert!(listening.buffers(1, false));
         // Streams that wait for the service have a limit of their own, until it takes them.
         let source = IpAddr::from([127, 0, 0, 1]);
-        (1..=2).for_each(|number| drop(listening.hold(number)));
+        assert_eq!([1, 2].map(|number| listening.hold(number)), [None, None]);
         assert!(listening.admit(source, true, false, 2).is_none() && listening.admit(source, true, false, 3).is_some());
         listening.take(SlotNo(1), 1, false, false);
         assert!(listening.admit(source, true, false, 2).is_some());

@@ -3,7 +3,7 @@
 //! A [`MultiService`] owns its services and other collections. Names are looked up in order, its own services first,
 //! then those of the collections in it. It starts its services in order and stops them in reverse.
 //!
-//! In the original: `twisted.internet.app.MultiService`. Unlike it, children know no parent, and a name that is taken
+//! In Twisted: `twisted.internet.app.MultiService`. Unlike there, children do not know their parent, and a name that is taken
 //! is an error.
 
 mod backend;

@@ -26,11 +26,11 @@ impl Host {
     }
 
     async fn reload_and_move(&self, taken: &mut TakenUp) -> Result<(), ControlFailure> {
-        self.reload(taken)?;
+        let ended = self.reload(taken)?;
         match self.folder.move_services().await {
             Ok(moved) => {
                 taken.changed.extend(moved);
-                Ok(())
+                ended
             }
             Err(error) => {
                 let hint = Some("services stay where they are; put it right, and try again".to_owned());
@@ -42,9 +42,9 @@ impl Host {
     /// Reads the limits, the trail's settings, the proxies and the listeners' rules, and applies them.
     ///
     /// # Errors
-    /// If the file is invalid: nothing is changed then. If a connection does not give up what it had: everything is
-    /// applied then.
-    fn reload(&self, taken: &mut TakenUp) -> Result<(), ControlFailure> {
+    /// If the file is invalid: nothing is changed then. The inner error: everything is applied, and a connection does not give
+    /// up what it had.
+    fn reload(&self, taken: &mut TakenUp) -> Result<Result<(), ControlFailure>, ControlFailure> {
         let file = ConfigFile::open(&self.home.config());
         let fixed = file.as_ref().map(Fixed::of).unwrap_or_default();
         let settings = file.and_then(|file| file.settings());
@@ -89,12 +89,12 @@ impl Host {
             .collect();
         taken.changed.iter().for_each(|change| tracing::info!("limits: {change}"));
         let rules_before = taken.changed.len();
-        self.take_up_rules(rules, &mut taken.changed)?;
+        let ended = self.take_up_rules(rules, &mut taken.changed);
         taken.warnings = if taken.changed.len() > rules_before { strange } else { Vec::new() };
         let fixed = self.fixed.unlike(&fixed).into_iter().map(str::to_owned);
         let waits = self.doors.unlike(&listeners).into_iter().chain(fixed);
         taken.warnings.extend(waits.map(|place| format!("{place} has changed: restart the host to apply it")));
-        Ok(())
+        Ok(ended)
     }
 
     /// Applies the limits of each listener. Returns the changes that differ from those for all listeners.

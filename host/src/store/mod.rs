@@ -2,7 +2,7 @@
 //!
 //! One trait, [`Store`]. Each write names the version that it was made from, so that a second writer is detected and
 //! never overwritten. So a store that several hosts share can implement it, too. No client learns of a change before
-//! its commit: see `multiservice::line`.
+//! its commit: see `multiservice::outgoing`.
 
 pub mod audit;
 mod authorizer;

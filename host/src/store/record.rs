@@ -45,7 +45,7 @@ pub struct CredentialRecord {
     /// When it expires, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires: Option<u64>,
-    /// An argon2id hash.
+    /// An argon2id hash, or an imported bcrypt hash.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password: Option<String>,
     /// md5 of the password, sealed under master.key, in base64.

@@ -76,6 +76,23 @@ const BUILTINS: &[(&str, &[&str])] = &[
     ("ZeroDivisionError", &["ArithmeticError", "Exception", "BaseException"]),
 ];
 
+/// Twisted's classes that are sent, each with its bases: those of Twisted, and builtins up to `Exception`.
+const TWISTED: &[(&str, &[&str])] = &[
+    ("twisted.cred.error.Unauthorized", &["Exception"]),
+    ("twisted.cred.error.LoginFailed", &["Exception"]),
+    (
+        "twisted.cred.error.UnauthorizedLogin",
+        &["twisted.cred.error.LoginFailed", "twisted.cred.error.Unauthorized", "Exception"],
+    ),
+    ("twisted.cred.error.UnhandledCredentials", &["twisted.cred.error.LoginFailed", "Exception"]),
+    ("twisted.cred.error.LoginDenied", &["twisted.cred.error.LoginFailed", "Exception"]),
+    ("twisted.cred.error.KeyNotFound", &["KeyError", "LookupError", "twisted.cred.error.Unauthorized", "Exception"]),
+    ("twisted.cred.error.DuplicateIdentity", &["KeyError", "LookupError", "Exception"]),
+    ("twisted.spread.flavors.NoSuchMethod", &["AttributeError", "Exception"]),
+    ("twisted.spread.jelly.InsecureJelly", &["Exception"]),
+    ("twisted.python.failure.DefaultException", &["Exception"]),
+];
+
 /// The bases of a builtin exception, the nearest first, up to `BaseException`; `None` if there is no such builtin. The name may
 /// include the module of either era: `builtins.ValueError`, `exceptions.ValueError`.
 ///
@@ -90,6 +107,18 @@ pub fn bases(name: &str) -> Option<&'static [&'static str]> {
     let name = bare(name);
     let at = BUILTINS.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
     BUILTINS.get(at).map(|(_, bases)| *bases)
+}
+
+/// The bases of one of Twisted's own classes that do not derive from `twisted.spread.pb.Error`; `None` for any other name.
+///
+/// ```
+/// use jelly::exceptions::of_twisted;
+/// assert_eq!(of_twisted("twisted.cred.error.Unauthorized"), Some(&["Exception"][..]));
+/// assert_eq!(of_twisted("twisted.spread.pb.Error"), None);
+/// ```
+#[must_use]
+pub fn of_twisted(name: &str) -> Option<&'static [&'static str]> {
+    TWISTED.iter().find(|(known, _)| *known == name).map(|(_, bases)| *bases)
 }
 
 /// A name without the module of the builtins of either era.

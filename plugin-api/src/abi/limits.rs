@@ -37,6 +37,15 @@ pub struct ServiceLimits {
     pub input: usize,
     /// How many bytes of output may wait for one client of a door, if the door allows more.
     pub output: usize,
+    /// HTTP: how long a client may take for a request's head, and how long it may send no request. Proxies keep connections open for
+    /// less long, so none is closed while a request is on its way.
+    pub http_idle: Duration,
+    /// HTTP: how long a request may take, with its body.
+    pub http_request: Duration,
+    /// HTTP: the longest head of a request, in bytes.
+    pub http_head: usize,
+    /// HTTP: how many requests of one visitor by a proxy are answered at once. All visitors come by the proxy's few connections.
+    pub http_at_once: usize,
 }
 
 impl Default for ServiceLimits {
@@ -53,44 +62,69 @@ impl Default for ServiceLimits {
             unread: 64 << 20,
             input: 64 << 20,
             output: 64 << 20,
+            http_idle: Duration::from_secs(75),
+            http_request: Duration::from_secs(60),
+            http_head: 64 << 10,
+            http_at_once: 32,
         }
     }
 }
 
 impl ServiceLimits {
-    /// The limits as a frame carries them: one number after the other, the time in milliseconds.
+    /// The limits as a frame carries them: one number after the other, times in milliseconds.
     #[must_use]
-    pub fn to_bytes(self) -> Vec<u8> {
-        let Self { state, orphans, orphan_calls, key, value, change, copies, changes, unread, input, output } = self;
-        let orphans = usize::try_from(orphans.as_millis()).unwrap_or(usize::MAX);
-        let all = [state, orphans, orphan_calls, key, value, change, copies, changes, unread, input, output];
-        all.into_iter().flat_map(|number| (number as u64).to_le_bytes()).collect()
+    pub fn to_bytes(mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for field in self.fields() {
+            let number = match field {
+                Field::Number(number) => *number as u64,
+                Field::Time(time) => u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+            };
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes
     }
 
     /// The limits that a frame carries. What an older host does not send has its default; what a newer host sends beyond these is
     /// ignored.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut numbers = frame::numbers(bytes);
-        let mut next =
-            |default: usize| numbers.next().map_or(default, |number| usize::try_from(number).unwrap_or(usize::MAX));
-        let default = Self::default();
-        let state = next(default.state);
-        let orphans = next(usize::try_from(default.orphans.as_millis()).unwrap_or(usize::MAX));
-        Self {
-            state,
-            orphans: Duration::from_millis(orphans as u64),
-            orphan_calls: next(default.orphan_calls),
-            key: next(default.key),
-            value: next(default.value),
-            change: next(default.change),
-            copies: next(default.copies),
-            changes: next(default.changes),
-            unread: next(default.unread),
-            input: next(default.input),
-            output: next(default.output),
+        let mut limits = Self::default();
+        for (field, number) in limits.fields().into_iter().zip(frame::numbers(bytes)) {
+            match field {
+                Field::Number(field) => *field = usize::try_from(number).unwrap_or(usize::MAX),
+                Field::Time(field) => *field = Duration::from_millis(number),
+            }
         }
+        limits
     }
+
+    /// All of them, in the order of the frame: append what is new.
+    fn fields(&mut self) -> [Field<'_>; 15] {
+        [
+            Field::Number(&mut self.state),
+            Field::Time(&mut self.orphans),
+            Field::Number(&mut self.orphan_calls),
+            Field::Number(&mut self.key),
+            Field::Number(&mut self.value),
+            Field::Number(&mut self.change),
+            Field::Number(&mut self.copies),
+            Field::Number(&mut self.changes),
+            Field::Number(&mut self.unread),
+            Field::Number(&mut self.input),
+            Field::Number(&mut self.output),
+            Field::Time(&mut self.http_idle),
+            Field::Time(&mut self.http_request),
+            Field::Number(&mut self.http_head),
+            Field::Number(&mut self.http_at_once),
+        ]
+    }
+}
+
+/// One limit, as a frame carries it.
+enum Field<'l> {
+    Number(&'l mut usize),
+    Time(&'l mut Duration),
 }
 
 #[cfg(test)]
@@ -99,24 +133,18 @@ mod tests {
 
     #[test]
     fn what_an_older_host_does_not_send_has_its_default() {
-        let limits = ServiceLimits {
-            state: 9,
-            orphans: Duration::from_secs(1),
-            orphan_calls: 2,
-            key: 3,
-            value: 4,
-            change: 5,
-            copies: 6,
-            changes: 7,
-            unread: 8,
-            input: 10,
-            output: 11,
-        };
-        let bytes = limits.to_bytes();
-        for numbers in 0..=11 {
-            let read = ServiceLimits::from_bytes(&bytes[..numbers * 8]);
-            assert_eq!(read.to_bytes()[..numbers * 8], bytes[..numbers * 8]);
-            assert_eq!(read.to_bytes()[numbers * 8..], ServiceLimits::default().to_bytes()[numbers * 8..]);
+        let mut limits = ServiceLimits::default();
+        for (number, field) in limits.fields().into_iter().enumerate() {
+            match field {
+                Field::Number(field) => *field = number,
+                Field::Time(field) => *field = Duration::from_millis(number as u64),
+            }
+        }
+        let (bytes, default) = (limits.to_bytes(), ServiceLimits::default().to_bytes());
+        assert_eq!(frame::numbers(&bytes).collect::<Vec<_>>(), (0..15).collect::<Vec<_>>(), "each is its own");
+        for known in 0..=15 {
+            let read = ServiceLimits::from_bytes(&bytes[..known * 8]);
+            assert_eq!(read.to_bytes(), [&bytes[..known * 8], &default[known * 8..]].concat());
         }
         assert_eq!(ServiceLimits::from_bytes(&[bytes, vec![9; 8]].concat()), limits, "a newer host's is ignored");
     }

@@ -28,7 +28,7 @@ impl Login {
     /// Only for services that the operator allows to attach (`[service.NAME] may = ["attach"]`). A call leaves once every earlier
     /// change of this service's own states is committed.
     ///
-    /// In the original: `IdentityWrapper.attach`.
+    /// In Twisted: `IdentityWrapper.attach`.
     ///
     /// # Errors
     /// [`Error::Lost`] if the operator does not allow it, or if the login has ended. [`Error::Failure`], as in Perspective

@@ -16,7 +16,7 @@ use crate::runtime::core::{Core, Reply};
 /// Has the host check who a client is. It treats these logins as every login, whatever door it comes by: with the same throttle,
 /// the same time for a refusal, and a line in the audit trail. From [`Context::authorizer`](crate::Context::authorizer).
 ///
-/// In the original: `twisted.cred.authorizer`, "the authorizer for some number of non-PB services".
+/// In Twisted: `twisted.cred.authorizer`, "the authorizer for some number of non-PB services".
 ///
 /// ```
 /// use plugin_api::prelude::*;

@@ -114,11 +114,12 @@ pub trait Door: Sized + 'static {
     /// The longest message, in bytes. A client that sends as many bytes without completing a message is disconnected. So is a
     /// client whose message has begun but does not arrive at the rate that the operator has set (`message` and `rate` in
     /// `[limits]`, or for the listener): whatever is left in the input counts as one message. A door for people who type byte by
-    /// byte takes every byte out.
+    /// byte takes every byte out. The operator may allow less (`doors.input`).
     const LONGEST: usize = 64 << 10;
     /// The most output, in bytes, that may wait for a client to read it. A client that lets more wait is disconnected. Once half
     /// of it waits, the library reads nothing from the client until most of it has left. The host counts what waits in its
-    /// memory, for whoever has logged in; a client that exceeds their share is disconnected, too.
+    /// memory, for the identity or else for the source; a client that exceeds their share is disconnected, too. The operator may
+    /// allow less (`doors.output`), and 16 KiB for each client while more than `doors.unread` waits for all of them.
     const UNREAD: usize = 256 << 10;
     /// How long a client may send nothing before [`idle`](Door::idle) is called.
     const IDLE: Duration = Duration::from_secs(120);
@@ -154,8 +155,8 @@ pub trait Door: Sized + 'static {
         Ok(())
     }
 
-    /// The connection has ended: by the client, by an error, or because the service does. Not called when it is carried over
-    /// to other code.
+    /// Called when the connection has ended: by the client, by the service, or by an error. Not called when it is carried over
+    /// to other code, or when the service is stopped.
     fn closed(self, _context: &Context<Self::Service>, _transport: &Transport) {}
 
     /// Saves the connection as bytes, for the next generation. Called when the code is replaced, between two calls of

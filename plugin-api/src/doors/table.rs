@@ -210,9 +210,12 @@ impl Table {
         }
     }
 
-    /// Waits until other code serves.
-    pub(crate) async fn replaced(&self) {
-        self.replaced.notified().await;
+    /// Waits until other code serves. Returns at once if it does: `is_replaced`.
+    pub(crate) async fn replaced(&self, is_replaced: impl Fn() -> bool) {
+        let replaced = self.replaced.notified();
+        if !is_replaced() {
+            replaced.await;
+        }
     }
 
     /// How many streams are here.

@@ -127,11 +127,11 @@ pub(crate) struct Runtime<S: Service> {
     loading: RefCell<HashMap<String, Vec<oneshot::Sender<()>>>>,
     attachments: RefCell<HashMap<u64, Attaching<S::Perspective>>>,
     calls: RefCell<HashMap<u64, Call>>,
-    /// Calls that wait for something.
-    /// Attachments whose calls are not to begin any more, until their end is told: whatever has come of them by then.
+    /// Revoked attachments, whose calls must not begin any more, until their `Detach` arrives.
     revoked: RefCell<HashSet<u64>>,
+    /// Calls that wait for something.
     suspended: RefCell<HashMap<u64, Suspended>>,
-    /// Those of them whose clients have gone, and how long they may go on.
+    /// The suspended calls whose clients have gone, and how long they may continue.
     orphans: RefCell<Orphans>,
     /// The service's own tasks. They end when the generation no longer serves.
     tasks: RefCell<Tasks>,

@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as Poller, Poll, ready};
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
@@ -26,19 +25,10 @@ use tower_service::Service as _;
 
 use super::shown::{ShownTo, over};
 use super::visitor::{Visit, Visitor};
+use crate::abi::limits::ServiceLimits;
 use crate::context::Context;
 use crate::doors::{Listener, Pace, Stream};
 use crate::service::Service;
-
-/// How long a client may take for a request's head, and how long it may send no request. Proxies keep connections open for less
-/// long, so none is closed while a request is on its way.
-const HEAD: Duration = Duration::from_secs(75);
-/// How long a request may take, with its body.
-const REQUEST: Duration = Duration::from_secs(60);
-/// How many requests of one visitor by a proxy are answered at once: all visitors come by the proxy's few connections.
-const AT_ONCE: usize = 32;
-/// The longest head of a request, in bytes.
-const LONGEST_HEAD: usize = 64 << 10;
 
 /// Serves pages to the clients of a listener until the service is replaced. Run it with [`Context::spawn`]. Handlers learn who is
 /// asking from [`Visitor`](super::Visitor).
@@ -140,10 +130,10 @@ struct Counted {
 
 impl Counted {
     /// Counts one more; `None`: there are too many.
-    fn new(all: &AtOnce, visitor: &str) -> Option<Self> {
+    fn new(all: &AtOnce, visitor: &str, most: usize) -> Option<Self> {
         let mut counts = all.borrow_mut();
         let count = counts.entry(visitor.to_owned()).or_default();
-        if *count >= AT_ONCE {
+        if *count >= most {
             return None;
         }
         *count += 1;
@@ -289,6 +279,7 @@ struct Answers {
     visit: Visit,
     progress: Arc<Progress>,
     at_once: AtOnce,
+    limits: ServiceLimits,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>>>>;
@@ -299,7 +290,7 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
     type Future = Answer;
 
     fn call(&self, request: Request<Incoming>) -> Answer {
-        let (mut pages, progress) = (self.pages.clone(), Arc::clone(&self.progress));
+        let (mut pages, progress, limits) = (self.pages.clone(), Arc::clone(&self.progress), self.limits);
         progress.open.fetch_add(1, Relaxed);
         progress.begun.fetch_add(1, Relaxed);
         progress.unread.store(!request.body().is_end_stream(), Relaxed);
@@ -307,7 +298,8 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
         let visitor = Visitor::of(Some(self.visit.clone()), shown_to.clone(), request.headers());
         let looks = request.method().is_safe();
         // The host counts the others, by their connections.
-        let counted = visitor.is_by_proxy().then(|| Counted::new(&self.at_once, visitor.address()));
+        let counted =
+            visitor.is_by_proxy().then(|| Counted::new(&self.at_once, visitor.address(), limits.http_at_once));
         let reading = Arc::clone(&progress);
         let mut request = request.map(|body| Body::new(Reading { body, progress: reading }));
         request.extensions_mut().insert(self.visit.clone());
@@ -315,7 +307,7 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
         Box::pin(async move {
             let answered = match counted {
                 Some(None) => Ok(Ok(StatusCode::TOO_MANY_REQUESTS.into_response())),
-                _ => tokio::time::timeout(REQUEST, pages.call(request)).await,
+                _ => tokio::time::timeout(limits.http_request, pages.call(request)).await,
             };
             progress.open.fetch_sub(1, Relaxed);
             drop(counted);
@@ -352,12 +344,13 @@ enum Goes {
 
 /// Serves one connection until it ends or is handed on.
 async fn one<S: Service>(context: Context<S>, stream: Stream, pages: Router, at_once: AtOnce) {
-    let (visit, progress) = (Visit::of(&stream), Arc::<Progress>::default());
+    let (visit, progress, limits) = (Visit::of(&stream), Arc::<Progress>::default(), context.limits());
     let peer = stream.peer();
     let io = TokioIo::new(Tracked::new(stream, Arc::clone(&progress)));
     let mut builder = Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LONGEST_HEAD);
-    let mut serving = builder.serve_connection(io, Answers { pages, visit, progress: Arc::clone(&progress), at_once });
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.http_idle).max_buf_size(limits.http_head);
+    let mut serving =
+        builder.serve_connection(io, Answers { pages, visit, progress: Arc::clone(&progress), at_once, limits });
     match until_replaced(&context, &mut serving, &progress).await {
         Goes::Ended(ended) => report(peer.address(), ended),
         Goes::Elsewhere => match rests(&mut serving, &progress).await {

@@ -30,7 +30,7 @@ pub struct Cookie {
 }
 
 impl Cookie {
-    /// Its whole name: by that a browser knows that no other host, and nothing in the clear, may set it.
+    /// Its whole name. The prefix tells the browser that it may not be set in the clear and, without a domain, by no other host.
     fn full_name(&self) -> String {
         let before = if self.domain.is_some() { "__Secure-" } else { "__Host-" };
         format!("{before}{}", self.name)
@@ -153,15 +153,16 @@ impl SignIns {
         // However this ends, even if the visitor goes: others may come by the same connection of a proxy.
         let _forgets = Forgets(visitor);
         let login = self.authorizer.password(visitor, name, password).await?;
-        let (login, token) = self.authorizer.remember(visitor, login, self.cookie.lasts).await?;
-        // An older cookie must not be valid after signing in again.
+        // An older cookie must not be valid after signing in again. First: if it cannot be signed out, no token is left that
+        // nobody has.
         self.sign_out(visitor, headers).await?;
+        let (login, token) = self.authorizer.remember(visitor, login, self.cookie.lasts).await?;
         let set = self.cookie.set(&token, "");
         self.keep(Token(token), &login);
         Ok((login, set))
     }
 
-    /// The login of the visitor who is asking, if they have signed in.
+    /// The login of the visitor who is asking, if they have signed in. Also `None` if the host cannot look it up at the moment.
     ///
     /// The visitor sees a page (`GET`, `HEAD`) only while the login lasts. If the login is revoked while the page is made, the
     /// response is a 401; if it is revoked while the page is sent, the response ends there.

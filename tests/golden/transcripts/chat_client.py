@@ -1,4 +1,4 @@
-"""A room to talk in: for clients of IRC, and for those that give an object which hears.
+"""A chat room: for clients of IRC, and for clients that pass an object to be notified.
 
 Written by `credhost describe --python chat`. Needs Twisted."""
 
@@ -14,12 +14,12 @@ from twisted.spread import pb
 
 
 class Ear(pb.Referenceable):
-    """Hears what happens in the room. Give one, or see to nobody.
+    """Is notified of what happens in the room. Optional.
 
     Derive from it, and give one as the mind."""
 
     def remote_told(self, who: str, text: str) -> None:
-        """Somebody has said something to this guest alone."""
+        """Somebody has said something to this guest only."""
         raise NotImplementedError
 
     def remote_came(self, who: str) -> None:
@@ -31,7 +31,7 @@ class Ear(pb.Referenceable):
         raise NotImplementedError
 
     def remote_heard(self, who: str, text: str) -> Any:
-        """Somebody asks this guest alone: what it answers with, they get."""
+        """Somebody asks only this guest, and receives the answer."""
         raise NotImplementedError
 
 
@@ -56,17 +56,17 @@ class Chat:
         return factory.login(credentials, mind).addCallback(cls)
 
     def say(self, text: str) -> Deferred[int]:
-        """Says something to everybody, oneself included; answers with how many are told."""
+        """Says something to everybody, including the caller. Returns how many are notified."""
         return self.perspective.callRemote("say", text)
 
     def ask(self, who: str, text: str) -> Deferred[Any]:
-        """Says something to one guest, and answers with what their client answers.
+        """Says something to one guest. Returns what their client answers.
 
         Raises chat.NotPresent."""
         return self.perspective.callRemote("ask", who, text)
 
     def tell(self, who: str, text: str) -> Deferred[None]:
-        """Says something to one person, by whatever doors they are here.
+        """Says something to one person, by any of their doors.
 
         Raises chat.NotPresent."""
         return self.perspective.callRemote("tell", who, text)

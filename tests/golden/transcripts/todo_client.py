@@ -16,7 +16,7 @@ from twisted.spread import pb
 class Task(TypedDict):
     """One thing to do."""
 
-    # What.
+    # The text.
     text: str
 
     # Whether it is done.
@@ -24,12 +24,12 @@ class Task(TypedDict):
 
 
 class Bell(pb.Referenceable):
-    """Rings, for whoever wants to be reminded.
+    """Rings for a client that wants to be reminded.
 
     Derive from it, and give one as the mind."""
 
     def remote_ring(self, text: str) -> None:
-        """The time is up for a task."""
+        """A task is due."""
         raise NotImplementedError
 
 
@@ -54,11 +54,11 @@ class Todo:
         return factory.login(credentials, mind).addCallback(cls)
 
     def add(self, text: str) -> Deferred[int]:
-        """Adds a task; answers with its number."""
+        """Adds a task. Returns its number."""
         return self.perspective.callRemote("add", text)
 
     def list(self) -> Deferred[List[Task]]:
-        """All tasks."""
+        """Returns all tasks."""
         return self.perspective.callRemote("list")
 
     def done(self, number: int, done: bool | None = None) -> Deferred[None]:
@@ -68,11 +68,11 @@ class Todo:
         return self.perspective.callRemote("done", number, done)
 
     def clear(self) -> Deferred[int]:
-        """Removes the tasks that are done; answers with how many those were."""
+        """Removes the tasks that are done. Returns how many were removed."""
         return self.perspective.callRemote("clear")
 
     def remind(self, number: int, seconds: int) -> Deferred[None]:
-        """Rings the client's own object when the time is up.
+        """Calls the client's object when the time is up.
 
         Raises todo.NoSuchTask."""
         return self.perspective.callRemote("remind", number, seconds)

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Task {
-    /// What.
+    /// The text.
     pub text: String,
     /// Whether it is done.
     pub done: bool,
@@ -35,7 +35,7 @@ impl Todo {
         Ok(Self { perspective: client.login_password(&path, password, mind).await? })
     }
 
-    /// Adds a task; answers with its number.
+    /// Adds a task. Returns its number.
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
@@ -43,7 +43,7 @@ impl Todo {
         Ok(self.perspective.call("add", &(text,)).await?.read()?)
     }
 
-    /// All tasks.
+    /// Returns all tasks.
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
@@ -61,7 +61,7 @@ impl Todo {
         Ok(self.perspective.call("done", &(number, done)).await?.read()?)
     }
 
-    /// Removes the tasks that are done; answers with how many those were.
+    /// Removes the tasks that are done. Returns how many were removed.
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
@@ -69,7 +69,7 @@ impl Todo {
         Ok(self.perspective.call("clear", &()).await?.read()?)
     }
 
-    /// Rings the client's own object when the time is up.
+    /// Calls the client's object when the time is up.
     ///
     /// Raises todo.NoSuchTask.
     ///

@@ -70,7 +70,8 @@ impl Client {
     /// Whether the connection is lost. No further calls are possible then.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.link.commands.is_closed()
+        // The reason is there a moment before.
+        self.link.flow.why().is_some() || self.link.commands.is_closed()
     }
 
     /// Waits until the connection is lost.

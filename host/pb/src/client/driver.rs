@@ -39,9 +39,9 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite>(
     let mut ending = Ending { driver, commands, link };
     let (mut reader, mut writer) = tokio::io::split(Box::pin(stream));
     let why = ending.driver.run(&mut reader, &mut writer, &mut ending.commands).await;
-    // This comes first: whoever is notified of the end must find the connection closed.
-    ending.commands.close();
+    // In this order: whoever sees that the connection is closed finds why.
     ending.link.flow.end(&why);
+    ending.commands.close();
     while let Some(command) = ending.commands.recv().await {
         not_sent(command, &ending.link.flow);
     }

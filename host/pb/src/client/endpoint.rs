@@ -71,10 +71,11 @@ impl Endpoint {
         Self { options: Options { private: true, ..self.options }, ..self }
     }
 
-    /// Sets the options. They replace all earlier ones, including [`Endpoint::private`].
+    /// Sets the options. They replace all earlier ones, but [`Endpoint::private`] stays.
     #[must_use]
     pub fn options(self, options: Options) -> Self {
-        Self { options, ..self }
+        let private = self.options.private || options.private;
+        Self { options: Options { private, ..options }, ..self }
     }
 
     /// Sets the time limit for connecting, until the host has said that it speaks PB (10 s). In a [`Session`](super::Session),
@@ -166,5 +167,19 @@ impl std::fmt::Display for Endpoint {
             #[cfg(feature = "tls")]
             To::Tls(address, _) => write!(f, "{address} over TLS"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_keep_what_was_said_of_the_connection() {
+        let private = |endpoint: Endpoint| endpoint.options.private;
+        let of = || Endpoint::tcp("localhost:8787");
+        assert!(!private(of().options(Options::default())));
+        assert!(private(of().private().options(Options::default())));
+        assert!(private(of().options(Options::default()).private()));
     }
 }

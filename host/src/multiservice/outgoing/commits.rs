@@ -206,9 +206,10 @@ impl CommitQueue {
         settled
     }
 
-    /// How many bytes of changes, and of frames that wait for them, the next commit has.
+    /// How many bytes of changes, and of frames that wait for them, the store has yet to write: those of the commit under way and
+    /// of the next one.
     pub(super) fn unwritten(&self) -> usize {
-        self.waiting.bytes
+        self.pending().map(|pending| pending.bytes).sum()
     }
 
     fn pending(&self) -> impl Iterator<Item = &Pending> {
