@@ -247,7 +247,7 @@ impl Folder {
     }
 
     /// Tries again the files whose required services are serving now, or whose names are free now. If the last good
-    /// copy served instead of the file before, it serves again.
+    /// copy was serving in place of the file, that copy serves again.
     fn start_waiting(self: &Rc<Self>) {
         let ready: Vec<(PathBuf, Option<String>)> = {
             let entries = self.entries.lock();

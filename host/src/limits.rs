@@ -78,7 +78,7 @@ settings! {
     "questions" Count 1..=1_000, [questions], "steps of a connection's logins that wait, beyond which it is not read";
     "refusals" Count 1..=10_000, [refusals], "refusals of a connection that wait for their time, beyond which it is not read";
     "known_sources" Count 100..=100_000_000, [known_sources], "sources of earlier logins that are remembered";
-    "reserve" Bytes 1_048_576..=16 * GIB, [reserve], "disk space reserved for revocations";
+    "reserve" Bytes 1_048_576..=GIB, [reserve], "disk space reserved for revocations";
     "login" Time 1_000..=3_600_000, [login], "time to log in";
     "stalled" Time 1_000..=3_600_000, [stalled], "time in which answers that wait have to be read, or at the rate";
     "silence" Time 4_000..=43_200_000, [silence], "time without a sign of an unreachable client before it is disconnected";
@@ -96,7 +96,7 @@ settings! {
     "identity.objects" Count 1..=100_000_000, [identity_objects], "objects of services' that all clients of one identity hold";
     "identity.unanswered" Count 1..=100_000_000, [identity_unanswered], "calls by services that all clients of one identity have not answered";
     "unread" Bytes 1_024..=GIB, [after.unread], "unread answers, beyond which calls of a connection wait";
-    "backlog" Bytes 65_536..=GIB, [backlog], "unread answers, beyond which a client is disconnected";
+    "backlog" Bytes 65_536..=GIB, [backlog], "unread answers, beyond which a client is disconnected; at least as many as unread";
     "copied" Bytes 1_024..=GIB, [copied], "states of a client's cached objects that services keep";
     "copied_changes" Bytes 0..=GIB, [slots.services.changes], "changes to a client's cached objects that no service has asked for yet";
     "copied_handed_over" Bytes 0..=GIB, [slots.services.copies], "copies of clients' cached objects that a reload hands over";
@@ -124,14 +124,14 @@ settings! {
     "http.request" Time 1_000..=3_600_000, [slots.services.http_request], "HTTP: time for a request, with its body; of connections from then on";
     "http.head" Bytes 8_192..=16_777_216, [slots.services.http_head], "HTTP: a request's head; of connections from then on";
     "http.at_once" Count 1..=100_000, [slots.services.http_at_once], "HTTP: requests of one visitor by a proxy that are answered at once; of connections from then on";
-    "state" Bytes 1_024..=GIB, [slots.services.state], "a saved state of a service, or of one perspective";
+    "state" Bytes 1_024..=536_870_912, [slots.services.state], "a saved state of a service, or of one perspective";
     "data.key" Bytes 64..=65_536, [slots.services.key], "a key of a service's data";
     "data.value" Bytes 1_024..=268_435_456, [slots.services.value], "a value of a service's data";
     "data.change" Bytes 65_536..=268_435_456, [slots.services.change], "a change of a service's data";
     "data.answer" Bytes 65_536..=268_435_456, [slots.data_answer], "an answer of a service's data";
-    "worker.message" Bytes 1_048_576..=GIB, [slots.worker.message], "a message of a service's own process, beyond the largest state";
-    "worker.questions" Count 16..=10_000_000, [slots.worker.questions], "open questions of a service's own process";
-    "worker.uncommitted" Bytes 1_048_576..=16 * GIB, [slots.uncommitted], "changes to be saved, beyond which a service's own process is not read";
+    "worker.message" Bytes 1_048_576..=GIB, [slots.worker.message], "a message of a service's own process, beyond the largest state; a lower one is for processes started from then on";
+    "worker.questions" Count 16..=10_000_000, [slots.worker.questions], "open questions of a service's own process; fewer are for processes started from then on";
+    "worker.uncommitted" Bytes 1_048_576..=16 * GIB, [slots.uncommitted], "changes to be saved, or four times the largest state, beyond which a service's own process is not read";
 }
 
 /// An error in a limit, for the operator.
@@ -253,8 +253,12 @@ pub fn of_host(refusal: Duration, settings: &Settings) -> Result<Limits, LimitEr
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.map_or(usize::MAX, size);
     let mut limits = Limits::default();
     let connections = limits.connections.min(descriptors.saturating_sub(KEPT_BACK).max(1));
-    limits.slots.services.state = settings.state.largest;
-    with(Limits { refusal, memory: memory::available() / 2, connections, ..limits }, &settings.limits)
+    limits = Limits { refusal, memory: memory::available() / 2, connections, ..limits };
+    if settings.state.largest != limits.slots.services.state {
+        let largest = LimitValue::Number(settings.state.largest as u64);
+        limits = with(limits, &BTreeMap::from([("state".to_owned(), largest)]))?;
+    }
+    with(limits, &settings.limits)
 }
 
 /// Limits of the whole host, which no listener can override.

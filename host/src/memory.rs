@@ -3,7 +3,7 @@
 //! A [`Meter`] counts the bytes of one connection: unprocessed input, waiting calls, and unread answers. Meters belong
 //! to an [`Account`]: the identity that has logged in, or else the address. While less than half of the budget is used,
 //! an account may have a quarter of it; beyond that, as much as each account that uses more than a little. An account
-//! over its share waits, or is refused, so that the host never runs out of memory.
+//! over its share waits, or is refused, so that no account makes the host run out of memory.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -212,7 +212,7 @@ impl Inherited {
 /// The purpose of a wanted socket.
 #[derive(Debug, Clone, Copy)]
 pub enum Wanted<'a> {
-    /// To listen on one of these addresses. A socket with this name fits also if one of them has port 0.
+    /// To listen on one of these addresses. If one of them has port 0, a socket with this name matches whatever its address.
     Tcp(&'a str, &'a [SocketAddr]),
     /// To listen at this file.
     Unix(&'a Path),

@@ -160,7 +160,9 @@ impl Select {
     /// Selects only entries before this key.
     #[must_use]
     pub fn until(mut self, key: impl AsRef<[u8]>) -> Self {
-        self.to = Some(key.as_ref().to_vec());
+        // A prefix stays one.
+        let key = key.as_ref().to_vec();
+        self.to = Some(self.to.map_or(key.clone(), |to| to.min(key)));
         self
     }
 
@@ -389,14 +391,15 @@ impl Transaction {
     /// Removes a key.
     ///
     /// # Errors
-    /// If the key is empty or too long, or the transaction has become too large.
+    /// If the key is empty, or the transaction has become too large.
     pub fn remove(&mut self, key: impl AsRef<[u8]>) -> Result<()> {
         self.write(key.as_ref(), None)
     }
 
     fn write(&mut self, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
         let (size, limits) = (value.as_ref().map_or(0, Vec::len), self.core.limits.get());
-        if key.is_empty() || key.len() > limits.key {
+        // What is there can be removed, whatever the limit has become.
+        if key.is_empty() || key.len() > limits.key && value.is_some() {
             let most = limits.key;
             return Err(Fault::value(format!("a key has 1 to {most} bytes; this one has {}", key.len())));
         }
@@ -474,6 +477,9 @@ mod tests {
             (Select::from("a/1"), 2, 8),
             (Select::from("a").until("a/2"), 0, 4),
             (Select::prefix(""), 0, 8),
+            (Select::prefix("a/").until("a/2"), 1, 4),
+            (Select::prefix("a/").until("z"), 1, 6),
+            (Select::from("a").until("b").until("a0"), 0, 6),
         ] {
             for (limit, reverse) in (1..4).flat_map(|limit| [(limit, false), (limit, true)]) {
                 let mut select = select.clone().limit(limit);

@@ -67,8 +67,8 @@ pub struct Import<'a> {
     pub passwords: &'a dyn Fn(&str) -> Option<Password>,
     /// Whether existing identities of the same names are replaced.
     pub replace: bool,
-    /// Whether the records contain only passwords, and whether an identity is disabled. Everything else about an
-    /// existing identity then stays, and a disabled identity is not enabled.
+    /// Whether the records say nothing about an identity except its password and whether it is disabled. Everything
+    /// else about an existing identity then stays, and a disabled identity is not enabled.
     pub only_passwords: bool,
     /// Whether the import is only simulated.
     pub dry_run: bool,

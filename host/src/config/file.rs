@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use toml_edit::{DocumentMut, Item};
 
@@ -306,17 +307,25 @@ enum LimitEntry {
 
 /// Reads limits by their full names.
 fn flat<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, LimitValue>, D::Error> {
-    fn put(before: &str, section: BTreeMap<String, LimitEntry>, all: &mut BTreeMap<String, LimitValue>) {
+    /// The name that is there twice, if one is.
+    fn put(
+        before: &str,
+        section: BTreeMap<String, LimitEntry>,
+        all: &mut BTreeMap<String, LimitValue>,
+    ) -> Result<(), String> {
         for (key, entry) in section {
             let name = format!("{before}{key}");
             match entry {
+                LimitEntry::Value(_) if all.contains_key(&name) => return Err(name),
                 LimitEntry::Value(value) => drop(all.insert(name, value)),
-                LimitEntry::Section(section) => put(&format!("{name}."), section, all),
+                LimitEntry::Section(section) => put(&format!("{name}."), section, all)?,
             }
         }
+        Ok(())
     }
     let mut all = BTreeMap::new();
-    put("", BTreeMap::deserialize(deserializer)?, &mut all);
+    put("", BTreeMap::deserialize(deserializer)?, &mut all)
+        .map_err(|name| D::Error::custom(format!("{name} is set twice")))?;
     Ok(all)
 }
 

@@ -97,7 +97,7 @@ impl ListenerSettings {
         }
     }
 
-    /// Whether it listens at this address, unless both have a port of their own (port 0).
+    /// Whether it listens at this address. Never for port 0, with which each listener gets a port of its own.
     #[must_use]
     pub fn shares(&self, address: &Address) -> bool {
         let own_port = matches!(address, Address::Tcp(found) if found.iter().all(|one| one.port() == 0));

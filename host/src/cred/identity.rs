@@ -34,7 +34,7 @@ pub struct Identity {
 pub struct Credential {
     /// Its number, unique within the identity.
     pub id: u64,
-    /// A description for people.
+    /// The label by which people recognize it.
     pub label: String,
     /// When it was added, in seconds since 1970.
     pub created: u64,

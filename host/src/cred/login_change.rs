@@ -13,7 +13,7 @@ pub enum LoginChange {
     Begins {
         /// The data to store.
         login: Remembered,
-        /// A description for people.
+        /// The label by which people recognize it.
         label: String,
     },
     /// A login was used.
@@ -79,8 +79,8 @@ impl Identity {
         all.map(|credential| (credential.id, credential.expires.unwrap_or(u64::MAX)))
     }
 
-    /// When a credential expires, in seconds since 1970. A remembered login also expires with the credential that it
-    /// began with. `None` if it never expires, or does not exist.
+    /// When a credential expires at the latest, in seconds since 1970. A remembered login also expires with the
+    /// credential that it began with. `None` if it never expires, or does not exist.
     #[must_use]
     pub fn expires(&self, credential: u64) -> Option<u64> {
         let of = |id: u64| self.credentials.iter().find(|has| has.id == id);

@@ -438,7 +438,7 @@ impl Doors {
             listening.leave(place);
             return tracing::debug!(%address, "no memory for one more connection");
         }
-        let (number, mailbox) = around.router.connect(meter, limits.backlog);
+        let (number, mailbox) = around.router.connect(meter, limits.most_unread());
         let peer = source.map_or_else(|| format!("unix:{}", listening.settings.name), |source| source.to_string());
         // Whether nobody can eavesdrop.
         let tls = listening.settings.tls || listening.settings.encrypted;

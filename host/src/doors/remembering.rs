@@ -194,7 +194,7 @@ impl Doors {
             return Err("the host is busy; try again".into());
         }
         let (number, credential) = (self.next_login(), proven.credential);
-        let (connection, mailbox) = around.router.connect(meter, self.limits.read().backlog);
+        let (connection, mailbox) = around.router.connect(meter, self.limits.read().most_unread());
         mailbox.meter().add(Kept::Input, COST);
         let (peer, door) = (from.peer.clone(), from.door.clone().unwrap_or_default());
         let entry =

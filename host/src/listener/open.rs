@@ -72,7 +72,7 @@ impl Open {
         let account = AccountKey::Source(network(admitted.source.ip()));
         let limits = shared.limits();
         let meter = Arc::new(Meter::new(shared.context.memory.account(account), limits.after.unread));
-        let (number, mailbox) = shared.context.router.connect(meter, limits.backlog);
+        let (number, mailbox) = shared.context.router.connect(meter, limits.most_unread());
         match Driver::new(&shared, &admitted, (number, lobby), &mailbox) {
             Ok(driver) => Some(Box::new(Self { stream, driver, admitted, number })),
             Err(end) => {

@@ -44,7 +44,8 @@ impl Timers {
 
     /// Unread answers, in bytes, beyond which the client is disconnected.
     pub(super) fn backlog(&self) -> usize {
-        self.limits.backlog
+        // What may be unread may be there.
+        self.limits.most_unread()
     }
 
     pub(super) fn close(&mut self) {

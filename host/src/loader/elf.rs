@@ -85,8 +85,8 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, LibraryFault> {
     Ok(Extent { loaded })
 }
 
-/// Returns where in a file the flags for the dynamic linker forbid unloading it, and the flags without that. The library's head
-/// must have been checked. `read` reads from a place in the file.
+/// If a library's flags for the dynamic linker forbid unloading it: the place of these flags in the file, and the flags without
+/// that one. The library's head must have been checked. `read` reads from a place in the file.
 ///
 /// In the gABI: `DT_FLAGS_1`, `DF_1_NODELETE`. Some linkers set it by themselves.
 pub fn without_nodelete(

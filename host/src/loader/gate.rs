@@ -117,11 +117,24 @@ pub struct WorkerLimits {
     pub message: usize,
     /// The most open questions. What a worker asks for is kept until it has taken the answer.
     pub questions: usize,
+    /// The most bytes of the host's own frames that may wait in a worker's gate: answers to what it asked for.
+    pub answers: usize,
+}
+
+impl WorkerLimits {
+    /// The higher ones of both.
+    pub(super) fn or_higher(self, other: Self) -> Self {
+        Self {
+            message: self.message.max(other.message),
+            questions: self.questions.max(other.questions),
+            answers: self.answers.max(other.answers),
+        }
+    }
 }
 
 impl Default for WorkerLimits {
     fn default() -> Self {
-        Self { message: 64 << 20, questions: 1 << 18 }
+        Self { message: 64 << 20, questions: 1 << 18, answers: 256 << 20 }
     }
 }
 
@@ -160,9 +173,6 @@ pub trait Elsewhere: Send + Sync {
     /// The worker does not take what it asks for, and so much waits that it must not continue.
     fn overrun(&self);
 }
-
-/// The most bytes of the host's own frames that may wait in a worker's gate: answers to what it asked for.
-const ANSWERS: usize = 256 << 20;
 
 impl Drop for Gate {
     fn drop(&mut self) {
@@ -246,7 +256,7 @@ impl Gate {
         }
         if let Reader::Worker(worker) = &self.reader
             && frames.len() > LARGE
-            && self.queue.of_host() > ANSWERS
+            && self.queue.of_host() > self.outlet.worker_limits().answers
         {
             worker.overrun();
         }

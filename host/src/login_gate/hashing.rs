@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-/// The default limit of waiting checks. Three quarters of them may be of sources that nobody has logged in from.
+/// The default limit of waiting checks. At most three quarters of them may be of sources that nobody has logged in from.
 const WAITING: usize = 256;
 /// The default limit for one source.
 const PER_SOURCE: usize = 8;
@@ -97,10 +97,10 @@ impl std::fmt::Debug for Hashing {
 }
 
 impl Hashing {
-    /// Starts half as many threads as there are processors for sources of earlier logins, and the same number for
-    /// strangers (the other processors serve). There are never more threads than checks that fit into the budget. Both
-    /// arguments are in KiB. A check that takes more than `each` waits until there is room for it, or no other check is
-    /// running.
+    /// Starts half as many threads as there are processors (the rest serve) for sources of earlier logins, and the same
+    /// number for strangers. Together there are no more threads than checks that fit into the budget, but at least one.
+    /// Both arguments are in KiB. A check that takes more than `each` waits until there is room for it, or no other
+    /// check is running.
     #[must_use]
     pub(super) fn new(budget: u32, each: u32) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);

@@ -76,9 +76,8 @@ impl Host {
         self.endpoints.iter().chain([&self.within]).for_each(|endpoint| endpoint.set_proxies(proxies.clone()));
         self.doors.set_limits(limits);
         self.limits.set(limits);
-        if limits.reserve != before.reserve {
-            self.accounts.store().keep_room(limits.reserve);
-        }
+        // Also if it is the same: there may not have been room for it.
+        self.accounts.store().keep_room(limits.reserve);
         let changed = limits::SETTINGS.iter().filter(|setting| (setting.get)(&before) != (setting.get)(&limits));
         taken.changed = changed
             .map(|setting| {

@@ -170,7 +170,7 @@ impl Drop for Asking<'_> {
 }
 
 /// Runs a program until it ends, and tells it where this host listens. If it takes too long, it is killed with all
-/// processes that it started. If the caller gives up, it is killed.
+/// processes that it started. If the caller gives up, only the program itself is killed.
 async fn asked(program: &Path, words: &[OsString], listening: &str) -> Result<Output, String> {
     let mut command = Command::new(program);
     command.args(words).env("NO_COLOR", "1").env(LISTENING, listening).process_group(0).kill_on_drop(true);

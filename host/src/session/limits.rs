@@ -38,7 +38,8 @@ pub struct Limits {
     pub stalled: Duration,
     /// The silence after which a peer that does not answer is considered gone.
     pub silence: Duration,
-    /// Time to complete a message that has begun, or the rate that it must keep, in bytes a second.
+    /// A period, and a rate in bytes a second. A message that has begun must keep the rate in each such period, or be
+    /// complete by its end.
     pub message: (Duration, usize),
     /// How long calls in flight may continue when the listener closes.
     pub grace: Duration,
@@ -78,6 +79,14 @@ pub struct Limits {
     pub identity_objects: usize,
     /// Unanswered calls by services of objects of one identity's clients.
     pub identity_unanswered: usize,
+}
+
+impl Limits {
+    /// What may wait for a client, in bytes, before it is disconnected: what may be unread while its calls wait, at least.
+    #[must_use]
+    pub fn most_unread(&self) -> usize {
+        self.backlog.max(self.after.unread.saturating_mul(2))
+    }
 }
 
 impl Default for Limits {

@@ -36,7 +36,7 @@ pub struct CredentialRecord {
     /// Its number.
     #[serde(skip_serializing_if = "is_zero")]
     pub id: u64,
-    /// A description for people.
+    /// The label by which people recognize it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub label: String,
     /// When it was added, in seconds since 1970.

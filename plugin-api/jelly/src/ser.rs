@@ -94,9 +94,10 @@ enum Special {
 
 /// The serializer behind [`to_vec`].
 ///
-/// A struct becomes a dictionary with texts as keys. A struct whose serde name contains a dot (`#[serde(rename =
-/// "module.Class")]`) becomes a Copyable of that type. Enums are externally tagged: a unit variant is a text, any other a
-/// dictionary of one pair. A newtype or struct variant whose name contains a dot becomes a Copyable of that type.
+/// A struct becomes a dictionary with texts as keys. A struct whose serde name contains a dot
+/// (`#[serde(rename = "module.Class")]`) becomes a Copyable of that type. Enums are externally tagged: a unit variant is a
+/// text, any other a dictionary of one pair. A newtype or struct variant whose name contains a dot becomes a Copyable of that
+/// type.
 #[derive(Debug)]
 pub struct Serializer<'o> {
     out: &'o mut Output,

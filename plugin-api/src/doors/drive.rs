@@ -297,7 +297,8 @@ impl<D: Door> Line<D> {
         (Rc::clone(&owner.0), stranger)
     }
 
-    /// Lets other tasks run, so that output leaves. While too much output waits, this connection is not read for a while.
+    /// Lets other tasks run, so that output leaves. If more than [`PRESSURE`] waits, this connection is not read for
+    /// [`BY_AND_BY`].
     async fn give_way(&self) {
         tokio::task::yield_now().await;
         let pressed = || self.core.upgrade().is_some_and(|core| core.doors.unread() > PRESSURE);

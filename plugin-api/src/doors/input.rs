@@ -95,7 +95,7 @@ impl Input {
         came
     }
 
-    /// Frees the memory of a connection at rest.
+    /// Frees the memory of a connection at rest, if no input is left.
     pub(super) fn rest(&mut self) {
         if self.is_empty() {
             (self.bytes, self.from) = (Zeroizing::default(), 0);

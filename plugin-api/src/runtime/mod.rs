@@ -138,6 +138,8 @@ pub(crate) struct Runtime<S: Service> {
     freezing: Cell<Option<u64>>,
     stopping: Cell<bool>,
     pub(crate) vetting: Cell<bool>,
+    /// Whether the host has sent limits.
+    limited: Cell<bool>,
 }
 
 enum Attaching<P> {
@@ -216,6 +218,7 @@ impl<S: Service> Runtime<S> {
             freezing: Cell::new(None),
             stopping: Cell::new(false),
             vetting: Cell::new(false),
+            limited: Cell::new(false),
         });
         *runtime.me.borrow_mut() = Rc::downgrade(&runtime);
         runtime
@@ -401,11 +404,17 @@ impl<S: Service> Runtime<S> {
             }
             ToLibrary::Yield { perspective, why } => self.yields(perspective, why),
             ToLibrary::Regain { perspective } => self.regains(perspective),
-            ToLibrary::Limits { limits } => core.limits.set(ServiceLimits::from_bytes(limits)),
+            ToLibrary::Limits { limits } => {
+                self.limited.set(true);
+                core.limits.set(ServiceLimits::from_bytes(limits));
+            }
             ToLibrary::Init { config, vetting, quota, .. } => {
                 self.vetting.set(vetting);
-                let state = usize::try_from(quota).unwrap_or(usize::MAX);
-                core.limits.set(ServiceLimits { state, ..core.limits.get() });
+                // `Limits` has it, too, and may be newer.
+                if !self.limited.get() {
+                    let state = usize::try_from(quota).unwrap_or(usize::MAX);
+                    core.limits.set(ServiceLimits { state, ..core.limits.get() });
+                }
                 self.init(config);
             }
             ToLibrary::Start { saved, version } => self.start(saved, version),

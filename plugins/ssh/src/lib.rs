@@ -4,9 +4,9 @@
 //! `ssh alice@host todo add milk`, or an interactive line. russh implements the protocol. `command`, `line` and `show` handle
 //! what is typed and shown, without IO.
 //!
-//! The operator permits this: `[service.ssh] may = ["attach", "vouch"]`, and gives it an address: `[service.ssh.listen] ssh = {
-//! address = "0.0.0.0:22", encrypted = true, grace = "8 hours" }`. The limits of one connection are in [`limits`]: `[service.ssh]
-//! channels = 20`.
+//! The operator permits this: `[service.ssh] may = ["attach", "vouch"]`, and gives it an address:
+//! `[service.ssh.listen] ssh = { address = "0.0.0.0:22", encrypted = true, grace = "8 hours" }`. The limits of one connection
+//! are in [`limits`]: `[service.ssh] channels = 20`.
 
 mod called;
 mod command;

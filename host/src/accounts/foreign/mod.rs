@@ -40,7 +40,7 @@ impl Format {
         ("shadow", Self::Shadow),
     ];
 
-    /// Whether it contains only passwords, and whether an identity is disabled.
+    /// Whether files of this format say nothing about an identity except its password and whether it is disabled.
     #[must_use]
     pub fn knows_passwords_only(self) -> bool {
         self != Self::Json

@@ -131,7 +131,7 @@ pub struct Confinement {
     pub isolation: Isolation,
     /// What it may do besides computing, in a sandbox; in a process of its own, only whether it may start processes.
     pub allow: Vec<Permission>,
-    /// The most memory of its own in a process of its own, in bytes. `None`: [`MEMORY`].
+    /// The most memory that a service in a process of its own may have for itself, in bytes. `None`: [`MEMORY`].
     pub memory: Option<u64>,
     /// The most descriptors. `None`: as many as the host.
     pub files: Option<u64>,

@@ -162,11 +162,13 @@ impl Link {
     /// Moves everything until the worker's end of the socket is closed. `crash` receives the worker's report of a crash.
     pub(super) fn serve(&self, gate: &Gate, outlet: &dyn Outlet, crash: &mut Vec<u8>) -> Ending {
         let mut gone = false;
-        let longest = || outlet.worker_limits().message as u64;
-        let mut inbound = Inbound::new(longest(), FILES).memory_alone();
+        let mut limits = outlet.worker_limits();
+        let mut inbound = Inbound::new(limits.message as u64, FILES).memory_alone();
         let Ok(socket) = self.socket() else { return Ending::Closed };
         loop {
-            inbound.set_limit(longest());
+            // A limit that is lower now is for workers that start from now on: this one may be over it already.
+            limits = limits.or_higher(outlet.worker_limits());
+            inbound.set_limit(limits.message as u64);
             match inbound.read(socket) {
                 Err(malformed) => return Ending::Malformed(malformed),
                 Ok(Come::End) => return Ending::Closed,
@@ -178,7 +180,9 @@ impl Link {
                         Ok(None) => break,
                         Err(malformed) => return Ending::Malformed(malformed),
                         Ok(Some(message)) => {
-                            if let Err(malformed) = self.said(gate, outlet, message.kind, &message.body, crash) {
+                            if let Err(malformed) =
+                                self.said(gate, outlet, (message.kind, &message.body), limits.questions, crash)
+                            {
                                 return Ending::Malformed(malformed);
                             }
                             if message.kind == Kind::Frames && self.has_stopped() {
@@ -196,13 +200,13 @@ impl Link {
         &self,
         gate: &Gate,
         outlet: &dyn Outlet,
-        kind: Kind,
-        body: &[u8],
+        (kind, body): (Kind, &[u8]),
+        questions: usize,
         crash: &mut Vec<u8>,
     ) -> Result<(), Malformed> {
         match kind {
             Kind::Frames => {
-                let unnamed = self.state.lock().owed.said(body, outlet.worker_limits().questions)?;
+                let unnamed = self.state.lock().owed.said(body, questions)?;
                 if unnamed.is_empty() {
                     gate.said(body);
                 } else {

@@ -225,7 +225,9 @@ fn within(limits: &ServiceLimits, entries: &[u8]) -> Result<(), String> {
     for (key, value) in frame::entries(entries) {
         let size = value.map_or(0, <[u8]>::len);
         all = all.saturating_add(key.len()).saturating_add(size);
-        let over = [("key", key.len(), limits.key), ("value", size, limits.value), ("change", all, limits.change)];
+        // What is there can be removed, whatever the limit has become.
+        let key = if value.is_some() { key.len() } else { 0 };
+        let over = [("key", key, limits.key), ("value", size, limits.value), ("change", all, limits.change)];
         if let Some((what, size, most)) = over.into_iter().find(|(_, size, most)| size > most) {
             return Err(format!("a {what} of a service's data has {most} bytes at most; this one has {size} or more"));
         }
@@ -249,7 +251,8 @@ mod tests {
         };
         for (entries, verdict) in [
             (&[(10, Some(100)), (10, Some(100))][..], Ok(())),
-            (&[(11, None)], Err("key")),
+            (&[(11, Some(1))], Err("key")),
+            (&[(11, None)], Ok(())),
             (&[(1, Some(101))], Err("value")),
             (&[(10, Some(100)), (10, Some(100)), (10, Some(20))], Ok(())),
             (&[(10, Some(100)), (10, Some(100)), (10, Some(21))], Err("change")),

@@ -118,8 +118,8 @@ const SPARE: i64 = 1024;
 /// The most pages that are given back at once.
 const AT_ONCE: i64 = 4096;
 
-/// Gives free pages back to the file system. At once, it gives back more than a page of the trail's lines occupies, but
-/// few enough that others do not wait long.
+/// Gives free pages back to the file system. Each call gives back at most [`AT_ONCE`]: more than a page of the trail's
+/// lines occupies, but few enough that others do not wait long.
 pub(super) fn give_back(connection: &Connection) -> rusqlite::Result<()> {
     let free: i64 = connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
     let most = (free - SPARE).min(AT_ONCE);

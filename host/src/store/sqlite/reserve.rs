@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
+/// How much is reserved, in bytes, if nothing else is known, or if there is no room for more.
+const SMALL: u64 = 16 << 20;
 /// The interval between two checks for free space.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -32,8 +34,9 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Reserve {
     path: PathBuf,
-    /// The reserved size, in bytes.
-    size: u64,
+    /// How many bytes are to be reserved, and how many are.
+    wanted: u64,
+    held: u64,
     state: State,
     looked: Option<Instant>,
     /// Returns the free space beside a file, in bytes.
@@ -44,31 +47,45 @@ impl Reserve {
     /// Reads the state of the reserve beside this store, and creates none.
     pub(super) fn beside(store: &Path) -> Self {
         let path = path(store);
-        let (size, state) = match fs::metadata(&path) {
+        let (held, state) = match fs::metadata(&path) {
             Ok(file) if file.len() > 0 => (file.len(), State::Held),
             Ok(_) => (0, State::Spent),
             Err(_) => (0, State::None),
         };
-        Self { path, size, state, looked: None, room }
+        // A command does not know what the host reserves.
+        Self { path, wanted: held.max(SMALL), held, state, looked: None, room }
     }
 
     /// Sets the reserved size, in bytes. If there is no room for a larger reserve, the old one stays.
     pub(super) fn set_size(&mut self, size: u64) {
-        let before = std::mem::replace(&mut self.size, size);
+        self.wanted = size;
         if self.state != State::Held {
             return self.make();
         }
-        if before != size
-            && let Err(error) = resize(&self.path, before, size)
-        {
-            self.size = before;
-            tracing::warn!(%error, "cannot reserve {size} bytes of disk space: {before} stay reserved");
+        if self.held != size {
+            match resize(&self.path, self.held, size) {
+                Ok(()) => self.held = size,
+                Err(error) => {
+                    let held = self.held;
+                    tracing::warn!(%error, "cannot reserve {size} bytes of disk space: {held} stay reserved");
+                }
+            }
         }
     }
 
+    /// Reserves what is wanted. If that leaves next to no room, a little is reserved.
     fn make(&mut self) {
-        match allocate(&self.path, self.size) {
-            Ok(()) => self.state = State::Held,
+        let little = self.wanted.min(SMALL);
+        let whole = (self.room)(&self.path) >= self.wanted.saturating_add(little);
+        let size = if whole { self.wanted } else { little };
+        match allocate(&self.path, size) {
+            Ok(()) => {
+                (self.state, self.held) = (State::Held, size);
+                if size < self.wanted {
+                    let wanted = self.wanted;
+                    tracing::warn!("cannot reserve {wanted} bytes of disk space: {size} are reserved");
+                }
+            }
             Err(error) => {
                 self.empty();
                 if self.state == State::None {
@@ -99,10 +116,11 @@ impl Reserve {
     pub(super) fn is_spent(&mut self, make_room: impl FnOnce()) -> bool {
         if self.state == State::Spent && self.looked.is_none_or(|at| at.elapsed() >= AGAIN) {
             self.looked = Some(Instant::now());
-            if (self.room)(&self.path) < 2 * self.size {
+            let enough = 2 * self.wanted.min(SMALL);
+            if (self.room)(&self.path) < enough {
                 make_room();
             }
-            if (self.room)(&self.path) >= 2 * self.size {
+            if (self.room)(&self.path) >= enough {
                 self.make();
             }
             if self.state == State::Held {
@@ -159,7 +177,7 @@ fn fill(mut file: &fs::File, from: u64, to: u64) -> std::io::Result<()> {
 impl Reserve {
     /// A reserve that is in use, on a disk without free space.
     pub(super) fn spent(store: &Path) -> Self {
-        Self { path: path(store), size: 16 << 20, state: State::Spent, looked: None, room: |_| 0 }
+        Self { path: path(store), wanted: SMALL, held: 0, state: State::Spent, looked: None, room: |_| 0 }
     }
 
     /// Simulates free space.

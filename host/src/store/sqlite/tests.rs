@@ -344,6 +344,23 @@ fn a_host_reserves_disk_space_and_finds_it_at_the_next_start() {
     assert_eq!(reserved(&store, 3 << 20), 3 << 20, "what is there at the next start is known");
 }
 
+/// The next process finds an empty reserve, and fills it once there is room.
+#[test]
+fn a_spent_reserve_is_restored_by_the_next_process() {
+    let (folder, store) = store();
+    store.keep_room(3 << 20);
+    commit(&store, vec![Write::Audit(Event::new("x"))]).unwrap();
+    drop(store);
+    let path = folder.path().join("store.db");
+    fs::write(reserve::path(&path), "").unwrap();
+    let store = open(&path);
+    commit(&store, vec![state("alice", 0, b"a state")]).unwrap();
+    assert_eq!(fs::metadata(reserve::path(&path)).unwrap().len(), 16 << 20, "it does not know of another size");
+    store.keep_room(3 << 20);
+    commit(&store, vec![Write::Audit(Event::new("x"))]).unwrap();
+    assert_eq!(fs::metadata(reserve::path(&path)).unwrap().len(), 3 << 20);
+}
+
 /// Lines of the trail that were dropped leave no room behind that only the store can use: also in a store of before.
 #[test]
 fn what_was_dropped_makes_the_file_shorter() {
