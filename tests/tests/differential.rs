@@ -27,6 +27,21 @@ fn what_twisted_writes_we_read_and_write_the_same() {
     assert!(lines.lines().count() == 5000 && shared > 100, "values that share are among them: {shared}");
 }
 
+/// The classes of errors that we know of Twisted's derive from what they do there.
+#[test]
+fn twisteds_errors_have_the_bases_that_twisted_gives_them() {
+    // Of Twisted's cred of before 2003, or not derived from Python's own where they are.
+    let gone = ["twisted.cred.error.KeyNotFound", "twisted.cred.error.DuplicateIdentity"];
+    let known: Vec<_> = jelly::exceptions::all_of_twisted().filter(|(name, _)| !gone.contains(name)).collect();
+    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    let lines = twisted("differential.py", &[&["bases"], names.as_slice()].concat());
+    assert_eq!(lines.lines().count(), known.len(), "{lines}");
+    for ((name, bases), line) in known.into_iter().zip(lines.lines()) {
+        let wanted: Vec<&str> = line.split(' ').take_while(|base| *base != "BaseException").collect();
+        assert_eq!(bases, wanted, "{name}");
+    }
+}
+
 /// Every kind of value, and how deep it goes.
 fn any_value() -> impl Strategy<Value = Value> {
     let int = prop_oneof![

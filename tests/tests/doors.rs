@@ -294,6 +294,33 @@ fn what_is_sent_behind_starttls_in_the_clear_ends_it() {
     assert_eq!(client.next_line(), None);
 }
 
+/// Who asks for TLS and then says nothing is gone at the end of their time, and nothing of them stays in the service.
+#[test]
+fn a_greeting_that_never_comes_leaves_nothing_behind() {
+    let home = home("irc = { address = \"127.0.0.1:0\", starttls = true, login = \"2 s\" }");
+    home.install("chat");
+    home.run(&["tls", "init"], "");
+    let mut host = home.start();
+    let later = door(&mut host, "irc with STARTTLS on ");
+    let open = |host: &TestHost| std::fs::read_dir(format!("/proc/{}/fd", host.id())).expect("it runs").count();
+    let before = open(&host);
+    let mut silent: Vec<Lines> = (0..20)
+        .map(|_| {
+            let mut client = Lines::connect(later);
+            client.send("STARTTLS");
+            client.until("670");
+            client
+        })
+        .collect();
+    assert!(open(&host) >= before + 20);
+    silent.iter_mut().for_each(|client| drop(client.rest()));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while open(&host) > before + 2 {
+        assert!(Instant::now() < deadline, "{} descriptors, {before} before", open(&host));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn after_a_kill_everybody_comes_in_again() {
     let (mut host, irc) = host();

@@ -130,7 +130,7 @@ fn a_log_that_cannot_be_written_stops_nobody() {
     }
 }
 
-/// Clients cause lines: those of one kind have an end, and the rest is counted. What is asked for at `debug` is there.
+/// Clients cause lines: those of one kind have an end, and the rest is counted.
 #[test]
 fn a_crowd_cannot_fill_the_log() {
     let mut host = TestHost::with(&[]);

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use system_tests::host::TestHome;
+use system_tests::host::{TestHome, TestHost};
 
 fn limits(home: &TestHome, section: &str) {
     home.configure(|text| {
@@ -160,6 +160,21 @@ fn running_services_take_up_their_limits() {
             }
         }
     }
+}
+
+/// A service reads its own section when it is made: a reload of the settings says what has to be reloaded to see others.
+#[test]
+fn a_reload_names_the_services_whose_sections_have_changed() {
+    let host = TestHost::with(&["todo", "ssh"]);
+    assert!(!host.home.run(&["reload"], "").contains("[service."));
+    host.home.configure(|text| format!("{text}\n[service.ssh]\nchannels = 20\n"));
+    let waits = "[service.ssh] has changed: `credhost service reload ssh` applies it";
+    assert_eq!(host.home.run(&["reload"], ""), waits);
+    host.home.run(&["service", "reload", "ssh"], "");
+    assert!(!host.home.run(&["reload"], "").contains("[service."));
+    host.home.configure(|text| text.replace("channels = 20", "channels = 0"));
+    let refused = host.home.refused(&["service", "reload", "ssh"], "");
+    assert!(refused.contains("[service.ssh] channels is 0: it may be from 1 to 1000"), "{refused}");
 }
 
 /// Half of the memory, as it is shown.

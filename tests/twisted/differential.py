@@ -103,7 +103,12 @@ def value(r, depth, made):
 
 def main():
     pipe = Pipe()
-    if sys.argv[1] == "generate":
+    if sys.argv[1] == "bases":
+        from twisted.python.reflect import namedAny
+        for name in sys.argv[2:]:
+            bases = namedAny(name).__mro__[1:]
+            print(" ".join(b.__name__ if b.__module__ == "builtins" else b.__module__ + "." + b.__name__ for b in bases))
+    elif sys.argv[1] == "generate":
         r = random.Random(int(sys.argv[2]))
         for _ in range(int(sys.argv[3])):
             print(pipe.encode(value(r, 5, [])).hex())

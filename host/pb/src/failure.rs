@@ -176,7 +176,7 @@ impl Failure {
         let value = Value::decode(bytes)?;
         let root = value.root();
         let Node::Instance(class) = root.node() else {
-            return Err(jelly::Error::Unexpected { expected: "a failure", found: value.to_string() });
+            return Err(jelly::Error::Unexpected { expected: "a failure", found: root.within(200).to_string() });
         };
         let Some(state) = root.items().next() else {
             return Ok(Self { whole: true, ..Self::new(class, "") });
@@ -333,5 +333,29 @@ mod tests {
         Failure { whole: true, ..failure }.write(&mut sent);
         let read = Failure::read(&sent).unwrap();
         assert_eq!(read.fields, Value::dictionary([(Value::from("left"), Value::from(4))]).encode().into());
+    }
+
+    /// A list that refers to a long text again and again, before it comes: short to send, and long to show.
+    #[test]
+    fn what_is_no_failure_is_not_shown_whole() {
+        let mut bytes = Vec::new();
+        let (count, text) = (2000, vec![1; 200_000]);
+        jelly::token::list(&mut bytes, count + 2);
+        jelly::token::bytes(&mut bytes, b"list");
+        for _ in 0..count {
+            jelly::token::list(&mut bytes, 2);
+            jelly::token::bytes(&mut bytes, b"dereference");
+            jelly::token::int(&mut bytes, 1);
+        }
+        jelly::token::list(&mut bytes, 3);
+        jelly::token::bytes(&mut bytes, b"reference");
+        jelly::token::int(&mut bytes, 1);
+        jelly::token::list(&mut bytes, 2);
+        jelly::token::bytes(&mut bytes, b"list");
+        jelly::token::bytes(&mut bytes, &text);
+        let error = Failure::read(&bytes).unwrap_err().to_string();
+        assert!(error.starts_with("expected a failure, found [[b\"\\x01") && error.len() < 300, "{error}");
+        let value = Value::decode(&bytes).unwrap();
+        assert!(value.to_string().len() <= value.most_shown() + 3, "of {} bytes", bytes.len());
     }
 }

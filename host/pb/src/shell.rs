@@ -122,7 +122,8 @@ pub fn arguments(texts: &[String]) -> Result<(Value, Keywords), Wrong> {
 #[must_use]
 pub fn json(value: ValueRef<'_>) -> serde_json::Value {
     let limits = jelly::Limits::default();
-    Writing { open: Vec::new(), depth: limits.depth, left: limits.values }.value(value)
+    let bytes = limits.expression.saturating_mul(4);
+    Writing { open: Vec::new(), depth: limits.depth, left: limits.values - 1, bytes }.value(value)
 }
 
 /// An object with one key.
@@ -136,17 +137,29 @@ struct Writing<'v> {
     open: Vec<ValueRef<'v>>,
     /// How many there may be.
     depth: usize,
-    /// How many values may still be written.
+    /// How many values may still be written, and bytes of texts.
     left: u64,
+    bytes: usize,
 }
 
 impl<'v> Writing<'v> {
     fn value(&mut self, value: ValueRef<'v>) -> serde_json::Value {
         let within = self.open.iter().any(|open| open.is(&value));
-        if within || self.open.len() >= self.depth || self.left == 0 {
+        // All within it are charged before they are looked at.
+        let count = (value.items().len() + 2 * value.pairs().len()) as u64;
+        let bytes = match value.node() {
+            Node::Text(text) => text.len(),
+            Node::Bytes(bytes) => bytes.len(),
+            Node::Instance(class) => class.len(),
+            _ => 0,
+        };
+        let (Some(left), Some(bytes)) = (self.left.checked_sub(count), self.bytes.checked_sub(bytes)) else {
+            return only("$cycle", true);
+        };
+        if within || self.open.len() >= self.depth {
             return only("$cycle", true);
         }
-        self.left -= 1;
+        (self.left, self.bytes) = (left, bytes);
         self.open.push(value);
         let written = self.node(value);
         self.open.pop();
@@ -206,17 +219,18 @@ mod tests {
 
     /// Lists that are defined within each other, each with all of those around it in it, and all of them once more behind: the ways
     /// through them are more than can be counted.
-    fn tangled(lists: u64) -> Value {
+    fn tangled(lists: u64, long: &str) -> Value {
         use jelly::token;
-        fn one(out: &mut Vec<u8>, number: u64, lists: u64) {
+        fn one(out: &mut Vec<u8>, number: u64, lists: u64, long: &str) {
             token::list(out, 3);
             token::bytes(out, b"reference");
             token::int(out, number.cast_signed());
-            token::list(out, usize::try_from(number).unwrap() + if number < lists { 2 } else { 1 });
+            token::list(out, usize::try_from(number).unwrap() + if number < lists { 3 } else { 2 });
             token::bytes(out, b"list");
+            token::bytes(out, long.as_bytes());
             (1..=number).for_each(|outer| again(out, outer));
             if number < lists {
-                one(out, number + 1, lists);
+                one(out, number + 1, lists, if number.is_multiple_of(8) { long } else { "" });
             }
         }
         fn again(out: &mut Vec<u8>, number: u64) {
@@ -227,17 +241,23 @@ mod tests {
         let mut bytes = Vec::new();
         token::list(&mut bytes, usize::try_from(lists).unwrap() + 2);
         token::bytes(&mut bytes, b"list");
-        one(&mut bytes, 1, lists);
+        one(&mut bytes, 1, lists, long);
         (1..=lists).for_each(|number| again(&mut bytes, number));
         Value::decode(&bytes).unwrap()
     }
 
     #[test]
     fn a_value_within_itself_is_written_once() {
-        assert_eq!(json(tangled(1).root()).to_string(), r#"[[{"$cycle":true}],[{"$cycle":true}]]"#);
-        // It ends; and with more values than a message has.
-        let written = json(tangled(40).root()).to_string();
-        assert!(written.len() < 40 << 20, "{} bytes", written.len());
+        let written = json(tangled(1, "a").root()).to_string();
+        assert_eq!(written, r#"[[{"$bytes":"YQ=="},{"$cycle":true}],[{"$bytes":"YQ=="},{"$cycle":true}]]"#);
+        // It ends; and with no more values, or bytes, than a message has.
+        for (lists, long) in [(40, ""), (40, "a text of some length"), (30, &*"x".repeat(600_000))] {
+            let value = tangled(lists, long);
+            let written = json(value.root()).to_string();
+            assert!(written.len() < 80 << 20, "{} bytes", written.len());
+            let shown = value.to_string();
+            assert!(shown.len() <= value.most_shown() + 3, "{} of {} bytes", shown.len(), value.most_shown());
+        }
     }
 
     #[test]

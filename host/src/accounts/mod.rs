@@ -382,7 +382,7 @@ impl Accounts {
     ) -> Result<(), AccountError> {
         let kind = proof.kind();
         check_label(label)?;
-        self.change(name, event, |identity| {
+        let added = self.change(name, event, |identity| {
             if let Some(same) = identity.credentials.iter().find(|credential| credential.proof.is_same(&proof)) {
                 return Err(AccountError::SameKey(name.to_owned(), same.label.clone()));
             }
@@ -391,7 +391,12 @@ impl Accounts {
             }
             identity.add(proof.clone(), label, now(), expires);
             Ok(())
-        })
+        });
+        match added {
+            // It is added, and nothing was taken away that a connection could still have.
+            Err(AccountError::StillConnected(_)) => Ok(()),
+            added => added,
+        }
     }
 
     /// Removes a credential, by its kind ("password", "pubkey", "token") and its label or number. Sessions that logged

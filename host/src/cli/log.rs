@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use credhost::{health, nearest, show};
+use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
@@ -62,10 +63,7 @@ impl Log {
             health::LOG_LINES_LOST.fetch_add(now - dropped, Ordering::Relaxed);
             dropped = now;
             let lost = health::LOG_LINES_LOST.load(Ordering::Relaxed);
-            for LeftOut { example, count } in LIMIT.report() {
-                let lines = show::many(usize::try_from(count).unwrap_or(usize::MAX), "more line", "more lines");
-                tracing::warn!("{lines} like this left out: {example}");
-            }
+            report_left_out();
             if lost > told {
                 let lines = usize::try_from(lost - told).unwrap_or(usize::MAX);
                 let lines = show::many(lines, "line of the log was", "lines of the log were");
@@ -73,6 +71,26 @@ impl Log {
                 told = lost;
             }
         }
+    }
+}
+
+/// Says how many lines of each kind were left out, at their own level.
+fn report_left_out() {
+    for LeftOut { level, service, example, count } in LIMIT.report() {
+        let lines = show::many(usize::try_from(count).unwrap_or(usize::MAX), "more line", "more lines");
+        let of = service.map(|service| format!(" of {service}")).unwrap_or_default();
+        match level {
+            Level::ERROR => tracing::error!("{lines} like this left out{of}: {example}"),
+            Level::WARN => tracing::warn!("{lines} like this left out{of}: {example}"),
+            _ => tracing::info!("{lines} like this left out{of}: {example}"),
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        // What waits is written after this.
+        report_left_out();
     }
 }
 

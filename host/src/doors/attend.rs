@@ -226,6 +226,8 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     }
     doors.offer(held);
     let (mut deadlines, mut greeting) = (Deadlines::new(held), None::<Greeting<'_>>);
+    // Who waits for the greeting.
+    let mut greets = None;
     loop {
         let due = deadlines.next(held, doors.limits.read().arriving.1);
         if due.is_some_and(|due| due <= Instant::now()) {
@@ -259,11 +261,12 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
                     break;
                 }
                 if let Some(asker) = held.wants_tls() {
+                    greets = Some(asker.clone());
                     greeting = Some(Box::pin(async move { (asker, secure(doors, held).await) }));
                 }
             }
             Step::Greeted(asker, secured) => {
-                greeting = None;
+                (greeting, greets) = (None, None);
                 relay = doors.greeted(held, &asker, secured).or(relay);
             }
             Step::Relayed => {
@@ -276,6 +279,8 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
         }
     }
     drop((relay, greeting));
+    // Nobody waits for what does not come any more.
+    doors.greets_no_more(greets);
     if held.is_cut() && doors.notices(held) {
         doors.after_the_cut(held).await;
     }
@@ -283,8 +288,10 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     // host's descriptor by its number, which must not be reused until then.
     let began = Instant::now();
     while !held.is_closing() && held.is_taken() && began.elapsed() < LAST || !held.ends() {
+        doors.greets_no_more(held.wants_tls());
         doors.while_hearing(held, tokio::time::timeout(LAST, held.told.notified())).await;
     }
+    doors.greets_no_more(held.wants_tls());
 }
 
 /// Whether a notice ends a stream: its login's access was revoked, or it is to be cut.
@@ -400,6 +407,13 @@ impl Doors {
                 self.answer(asker, &ToLibrary::NotLoggedIn { request, message: &message, wait: 0 });
                 None
             }
+        }
+    }
+
+    /// A stream has ended for which a service waits to speak TLS.
+    fn greets_no_more(&self, asker: Option<Asker>) {
+        if let Some(asker) = asker {
+            self.not_logged_in(&asker, "TLS has not come about: the connection has ended", 0);
         }
     }
 

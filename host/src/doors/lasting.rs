@@ -171,6 +171,8 @@ impl Lasting {
         let taken = at.map(|at| state.lent.remove(at));
         drop(state);
         drop(taken);
+        // Its end waits for this.
+        self.told.notify_one();
     }
 
     /// A frame was not delivered.
@@ -180,6 +182,7 @@ impl Lasting {
         let unread = at.map(|at| state.lent.remove(at));
         drop(state);
         drop(unread);
+        self.told.notify_one();
     }
 
     pub(super) fn heard(&self) {

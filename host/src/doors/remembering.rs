@@ -9,6 +9,8 @@ use tokio::time::Instant;
 
 use super::Doors;
 use super::lasting::{Lasting, Over, State};
+use plugin_api::abi::frame::ToLibrary;
+
 use super::logins::{Denied, still};
 use super::words::{Asker, LoggedIn, Via};
 use crate::cred::{AuthorizerError, Identity, LoginChange, LoginChanged, Token};
@@ -191,7 +193,7 @@ impl Doors {
         let account = around.memory.account(AccountKey::Source(network(from.address.ip())));
         let meter = Arc::new(Meter::new(account, usize::MAX));
         if !meter.admits(COST) {
-            return Err("the host is busy; try again".into());
+            return Err(Denied { message: "the host is busy; try again".to_owned(), wait: 1 });
         }
         let (number, credential) = (self.next_login(), proven.credential);
         let (connection, mailbox) = around.router.connect(meter, self.limits.read().most_unread());
@@ -372,12 +374,19 @@ impl Doors {
             let kept = crate::cred::Remembered { token: digest, service, by, idle, until };
             let begins = LoginChange::Begins { login: kept, label };
             match me.around.login.remember(&login.identity, &begins, now).await {
-                Ok(Some(LoginChanged { made_room, .. })) => {
+                Ok(Some(LoginChanged { made_room, number })) => {
                     for credential in made_room {
                         let live = me.live(&(login.identity.clone(), credential));
                         me.has_ended(live).await;
                     }
-                    me.tell(&asker, token.reveal().as_bytes());
+                    let told = ToLibrary::Told { request: asker.request, bytes: token.reveal().as_bytes() };
+                    if !me.answer(&asker, &told) {
+                        // The generation has ended: nobody has the token.
+                        let key = (login.identity.clone(), number);
+                        if let Err(error) = me.forget_remembered(&key, "nobody has its token").await {
+                            tracing::error!(%error, "a login cannot be forgotten");
+                        }
+                    }
                 }
                 Ok(None) => me.not_logged_in(&asker, "logins are not remembered here", 0),
                 Err(error) => {

@@ -89,6 +89,28 @@ impl Folder {
         }
         Ok(done)
     }
+
+    /// The services whose own section has changed since they were made, as warnings.
+    pub fn made_of_other_sections(&self) -> Vec<String> {
+        let sections = Arc::clone(&self.sections.lock());
+        let slots: Vec<Arc<Slot>> = {
+            let entries = self.entries.lock();
+            let loaded = entries.values().filter_map(|entry| match &entry.library {
+                Library::Loaded { slot, .. } => Some(Arc::clone(slot)),
+                _ => None,
+            });
+            loaded.collect()
+        };
+        let differs = |slot: &Arc<Slot>| {
+            let section = sections.get(slot.name().as_str()).map(|section| section.0.as_slice()).unwrap_or_default();
+            slot.config().is_some_and(|config| config != section)
+        };
+        let warning = |slot: &Arc<Slot>| {
+            let name = slot.name();
+            format!("[service.{name}] has changed: `credhost service reload {name}` applies it")
+        };
+        slots.iter().filter(|slot| differs(slot)).map(warning).collect()
+    }
 }
 
 /// Whether it runs in a process of its own.

@@ -83,6 +83,8 @@ struct Queue {
     known_next: bool,
     /// The memory of running jobs, in KiB.
     taken: u32,
+    /// So much of the budget strangers leave to known sources, in KiB.
+    reserved: u32,
     ended: bool,
 }
 
@@ -121,11 +123,19 @@ impl Hashing {
             most: AtomicUsize::new(WAITING),
             most_of_source: AtomicUsize::new(PER_SOURCE),
         });
+        let mut all = false;
         for (index, of) in threads.iter().copied().enumerate() {
-            let shared = Arc::clone(&shared);
-            let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&shared, of));
-            if let Err(error) = started {
-                tracing::error!(%error, "a thread that checks passwords cannot start");
+            // Without a thread for known sources, the others serve them, too.
+            let of = if all { Serves::All } else { of };
+            let pool = Arc::clone(&shared);
+            let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&pool, of));
+            match started {
+                Ok(_) if of == Serves::Known => shared.queue.lock().reserved += kept,
+                Ok(_) => {}
+                Err(error) => {
+                    all |= of == Serves::Known;
+                    tracing::error!(%error, "a thread that checks passwords cannot start");
+                }
             }
         }
         Self { shared }
@@ -215,6 +225,7 @@ impl Queue {
 
     /// Takes the next job for a thread of this kind, if there is room for it now.
     fn next(&mut self, budget: u32, of: Serves) -> Option<Work> {
+        let budget = if of == Serves::Strangers { budget.saturating_sub(self.reserved) } else { budget };
         let room = if self.taken == 0 { u32::MAX } else { budget.saturating_sub(self.taken) };
         let known = match of {
             Serves::Known => true,
@@ -327,6 +338,31 @@ mod tests {
         assert_eq!(order.iter().take(7).filter(|known| **known).count(), 3, "{order:?}");
         // And those who belong here do not keep strangers out.
         assert!(order.iter().filter(|known| !**known).count() >= 3, "{order:?}");
+    }
+
+    #[test]
+    fn strangers_leave_memory_to_known_sources() {
+        let hashing = Hashing::with_threads(&[Serves::Known, Serves::Strangers].repeat(2), 100, 10);
+        let (go, wait) = channel::<()>();
+        let (wait, here) = (Arc::new(Mutex::new(wait)), IpAddr::from([127, 0, 0, 1]));
+        let (told, heard) = channel();
+        // Two at once would take all; 20 are for the two threads of known sources.
+        for _ in 0..2 {
+            let (wait, told) = (Arc::clone(&wait), told.clone());
+            let work = move || {
+                told.send("stranger").unwrap();
+                let _ = wait.lock().recv();
+            };
+            hashing.submit((here, false), 50, work).unwrap();
+        }
+        assert_eq!(heard.recv(), Ok("stranger"));
+        for _ in 0..5 {
+            let told = told.clone();
+            hashing.submit((here, true), 50, move || told.send("known").unwrap()).unwrap();
+        }
+        assert_eq!(heard.iter().take(5).collect::<Vec<_>>(), ["known"; 5]);
+        drop(go);
+        assert_eq!(heard.recv(), Ok("stranger"));
     }
 
     #[test]

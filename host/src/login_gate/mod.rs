@@ -212,6 +212,28 @@ impl LoginGate {
         Ok(())
     }
 
+    /// Reads forgotten sources again, if more may be remembered now.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn remember_more(&self) -> Result<(), StoreError> {
+        let most = {
+            let known = self.known.lock();
+            if known.complete || known.order.len() >= known.most {
+                return Ok(());
+            }
+            known.most
+        };
+        let sources = ask(|done| self.store.sources(most, done)).await?;
+        let mut known = self.known.lock();
+        // Those of this host's life are the latest.
+        let since: Vec<Digest> = known.order.drain(..).collect();
+        known.all.clear();
+        known.complete = sources.len() < most;
+        sources.into_iter().rev().chain(since).for_each(|source| known.insert(source));
+        Ok(())
+    }
+
     /// Whether anybody has logged in from this source before.
     #[must_use]
     pub fn is_known(&self, source: IpAddr) -> bool {

@@ -335,6 +335,12 @@ impl Slot {
             .unwrap_or_default()
     }
 
+    /// The section of the configuration that the serving code was made with, in Jelly. `None`: nothing serves.
+    #[must_use]
+    pub fn config(&self) -> Option<Vec<u8>> {
+        self.current.get().map(|instance| instance.config.clone())
+    }
+
     /// Counts calls, for the operator.
     pub fn count_calls(&self, calls: u64) {
         self.calls.fetch_add(calls, Ordering::Relaxed);

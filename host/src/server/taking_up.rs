@@ -27,9 +27,13 @@ impl Host {
 
     async fn reload_and_move(&self, taken: &mut TakenUp) -> Result<(), ControlFailure> {
         let ended = self.reload(taken)?;
+        if let Err(error) = self.gate.remember_more().await {
+            tracing::warn!(%error, "known sources cannot be read again");
+        }
         match self.folder.move_services().await {
             Ok(moved) => {
                 taken.changed.extend(moved);
+                taken.warnings.extend(self.folder.made_of_other_sections());
                 ended
             }
             Err(error) => {

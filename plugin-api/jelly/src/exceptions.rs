@@ -90,7 +90,15 @@ const TWISTED: &[(&str, &[&str])] = &[
     ("twisted.cred.error.DuplicateIdentity", &["KeyError", "LookupError", "Exception"]),
     ("twisted.spread.flavors.NoSuchMethod", &["AttributeError", "Exception"]),
     ("twisted.spread.jelly.InsecureJelly", &["Exception"]),
+    ("twisted.spread.pb.ProtocolError", &["Exception"]),
+    ("twisted.spread.pb.DeadReferenceError", &["twisted.spread.pb.ProtocolError", "Exception"]),
+    ("twisted.spread.pb.PBConnectionLost", &["Exception"]),
+    ("twisted.spread.pb.RemoteError", &["Exception"]),
     ("twisted.python.failure.DefaultException", &["Exception"]),
+    (
+        "twisted.internet.error.TimeoutError",
+        &["twisted.internet.error.UserError", "twisted.internet.error.ConnectError", "Exception"],
+    ),
 ];
 
 /// The bases of a builtin exception, the nearest first, up to `BaseException`; `None` if there is no such builtin. The name may
@@ -107,6 +115,11 @@ pub fn bases(name: &str) -> Option<&'static [&'static str]> {
     let name = bare(name);
     let at = BUILTINS.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
     BUILTINS.get(at).map(|(_, bases)| *bases)
+}
+
+/// All of these classes of Twisted's, with their bases.
+pub fn all_of_twisted() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+    TWISTED.iter().copied()
 }
 
 /// The bases of one of Twisted's own classes that do not derive from `twisted.spread.pb.Error`; `None` for any other name.

@@ -122,6 +122,10 @@ impl Table {
 
     /// From now on, `taker` serves the streams of this listener.
     pub(super) fn listen(&self, core: &Core, listener: &str, public: bool, taker: Taker) {
+        // Other code listens.
+        if core.retired.get() {
+            return;
+        }
         self.takers.borrow_mut().insert(listener.to_owned(), taker);
         core.push(&ToHost::Listen { listener, public });
     }

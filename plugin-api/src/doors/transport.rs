@@ -116,9 +116,7 @@ impl Transport {
             return;
         }
         let (Some(core), before) = (self.0.core.upgrade(), self.0.output.borrow().len()) else { return };
-        let limits = core.limits.get();
-        let most = if core.doors.unread() > limits.unread { LITTLE } else { limits.output };
-        let most = most.min(self.0.most);
+        let most = if core.doors.unread() > core.limits.get().unread { LITTLE.min(self.0.most) } else { self.0.most };
         if before.saturating_add(bytes.len()) > most {
             tracing::debug!(peer = self.0.peer.borrow().address(), "a client does not read what it is sent: let go");
             return self.end();

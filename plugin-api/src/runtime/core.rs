@@ -381,6 +381,8 @@ impl Core {
         let objects = std::mem::take(&mut *self.objects.borrow_mut());
         self.places.borrow_mut().clear();
         self.attached.borrow_mut().clear();
+        // Here, all clients are gone.
+        self.left.notify_waiters();
         let avatars = std::mem::take(&mut *self.avatars.borrow_mut());
         drop((objects, avatars));
         self.doors.retire();

@@ -86,10 +86,19 @@ impl Shared {
 }
 
 fn shown(service: &str, method: &str, arguments: &Value, keywords: &Value) -> String {
-    let positional = arguments.root().items().map(|item| item.to_value().to_string());
-    let named = keywords.root().pairs();
-    let named = named.map(|(name, value)| format!("{}={}", name.as_text().unwrap_or_default(), value.to_value()));
-    let all: Vec<String> = positional.chain(named).collect();
+    let mut left = arguments.most_shown().saturating_add(keywords.most_shown());
+    let mut all: Vec<String> = Vec::new();
+    let positional = arguments.root().items().map(|value| (None, value));
+    for (name, value) in positional.chain(keywords.root().pairs().map(|(name, value)| (Some(name), value))) {
+        let name = name.map_or_else(String::new, |name| format!("{}=", name.as_text().unwrap_or_default()));
+        let one = format!("{name}{}", value.within(left));
+        left = left.saturating_sub(one.len() + 2);
+        all.push(one);
+        if left == 0 {
+            all.push("…".to_owned());
+            break;
+        }
+    }
     let call = format!("{method}({})", all.join(", ")).replace('\n', "\\n");
     format!("{service}: {}\n", show::escaped(&call))
 }

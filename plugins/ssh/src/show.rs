@@ -40,9 +40,19 @@ pub(crate) fn answer(value: &Value) -> String {
         Node::None => return String::new(),
         // One line each, whatever is in it.
         Node::List | Node::Tuple | Node::Set | Node::FrozenSet => {
-            root.items().map(|one| item(one).replace('\n', "\\n")).collect::<Vec<_>>()
+            let (mut lines, mut left) = (Vec::new(), value.most_shown());
+            for one in root.items() {
+                let line = item(one, left).replace('\n', "\\n");
+                left = left.saturating_sub(line.len() + 1);
+                lines.push(line);
+                if left == 0 {
+                    lines.push("…".to_owned());
+                    break;
+                }
+            }
+            lines
         }
-        _ => vec![item(root)],
+        _ => vec![item(root, value.most_shown())],
     };
     let mut shown = lines.join("\n");
     if !shown.is_empty() {
@@ -51,11 +61,11 @@ pub(crate) fn answer(value: &Value) -> String {
     shown
 }
 
-/// One value, on a line of its own.
-fn item(value: ValueRef<'_>) -> String {
+/// One value, on a line of its own, of this many bytes at most. A text is shown whole: it is no longer than what was sent.
+fn item(value: ValueRef<'_>, most: usize) -> String {
     match value.as_text() {
         Some(text) => escaped(text),
-        None => escaped(&value.to_value().to_string()),
+        None => escaped(&value.within(most).to_string()),
     }
 }
 

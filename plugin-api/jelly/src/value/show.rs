@@ -1,24 +1,105 @@
 //! A value for a person to read.
 
-use super::{Node, Value, ValueRef};
+use std::fmt::{self, Write as _};
 
-/// As Python would show it, near enough for a person to read.
-impl std::fmt::Display for Value {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+use super::{Node, Stored, Value, ValueRef};
+
+/// The deepest nesting that is shown.
+const DEPTH: usize = 256;
+/// What is written when there is more than may be shown.
+const MORE: &str = "…";
+
+/// Shows a value as Python would, closely enough for a person to read. A value that shares much can be far longer to show than to
+/// hold: behind 64 KiB and six times its [size](Value::size) comes `…`.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.root().within(self.most_shown()).fmt(f)
+    }
+}
+
+impl Value {
+    /// How many bytes its texts, and how many values it has, both together. A shared one counts once.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let of = |node: &Stored| match node {
+            Stored::Bytes(bytes) => bytes.len(),
+            Stored::Text(text) => text.len(),
+            Stored::Instance { tag, .. } => tag.len(),
+            _ => 0,
+        };
+        self.nodes.iter().map(of).sum::<usize>() + self.nodes.len()
+    }
+
+    /// How many bytes of it are shown. Each byte of a text takes six at most, and each value a few.
+    #[must_use]
+    pub fn most_shown(&self) -> usize {
+        self.size().saturating_mul(6).saturating_add(64 << 10)
+    }
+}
+
+impl<'a> ValueRef<'a> {
+    /// The value as [`Value`]'s `Display` shows it, in this many bytes at most, and `…` if there are more.
+    ///
+    /// ```
+    /// let value = jelly::Value::list(["milk", "eggs"].map(jelly::Value::from));
+    /// assert_eq!(value.root().within(100).to_string(), "[\"milk\", \"eggs\"]");
+    /// assert_eq!(value.root().within(7).to_string(), "[\"milk\"…");
+    /// ```
+    #[must_use]
+    pub fn within(self, most: usize) -> impl fmt::Display + use<'a> {
+        Within { value: self, most }
+    }
+}
+
+struct Within<'a> {
+    value: ValueRef<'a>,
+    most: usize,
+}
+
+impl fmt::Display for Within<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut short = Short { f, left: self.most, over: false };
+        match self.value.show(&mut short) {
+            // The error is its own.
+            Err(_) if short.over => short.f.write_str(MORE),
+            shown => shown,
+        }
+    }
+}
+
+/// Writes so many bytes, and then fails.
+struct Short<'f, 'g> {
+    f: &'f mut fmt::Formatter<'g>,
+    left: usize,
+    over: bool,
+}
+
+impl fmt::Write for Short<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let whole = text.len() <= self.left;
+        let mut end = text.len().min(self.left);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.left -= end;
+        self.f.write_str(&text[..end])?;
+        self.over = !whole;
+        if whole { Ok(()) } else { Err(fmt::Error) }
+    }
+}
+
+impl ValueRef<'_> {
+    fn show(self, f: &mut Short<'_, '_>) -> fmt::Result {
         enum Step<'a> {
             Node(u32),
             Word(&'a str),
         }
-        let mut open = vec![false; self.nodes.len()];
-        let mut stack = vec![Step::Node(self.root)];
-        // A value that shares much could be far longer to show than to hold.
-        let mut budget = 10_000;
-        let mut closing: Vec<(usize, u32)> = Vec::new();
+        let mut stack = vec![Step::Node(self.index)];
+        // The lists and such that are open, and how many steps there were before each.
+        let mut open: Vec<(usize, u32)> = Vec::new();
         while let Some(step) = stack.pop() {
-            while closing.last().is_some_and(|(depth, _)| stack.len() < *depth) {
-                if let Some((_, at)) = closing.pop() {
-                    open[at as usize] = false;
-                }
+            while open.last().is_some_and(|(depth, _)| stack.len() < *depth) {
+                open.pop();
             }
             let at = match step {
                 Step::Word(word) => {
@@ -27,11 +108,7 @@ impl std::fmt::Display for Value {
                 }
                 Step::Node(at) => at,
             };
-            budget -= 1;
-            if budget == 0 {
-                return f.write_str("…");
-            }
-            let node = ValueRef { value: self, index: at };
+            let node = ValueRef { value: self.value, index: at };
             let (before, after) = match node.node() {
                 Node::None => ("None", ""),
                 Node::Bool(true) => ("True", ""),
@@ -92,20 +169,23 @@ impl std::fmt::Display for Value {
                     ("(", ")")
                 }
             };
-            if std::mem::replace(&mut open[at as usize], true) && node.items().len() + node.pairs().len() > 0 {
-                f.write_str("…")?;
+            let many = node.items().len() + node.pairs().len();
+            if many > 0 && (open.len() >= DEPTH || open.iter().any(|(_, outer)| *outer == at)) {
+                f.write_str(MORE)?;
                 continue;
             }
             f.write_str(before)?;
-            closing.push((stack.len(), at));
+            // Each takes a byte at least.
+            let most = f.left.saturating_add(1);
+            open.push((stack.len(), at));
             stack.push(Step::Word(after));
-            for (place, (key, value)) in node.pairs().enumerate().collect::<Vec<_>>().into_iter().rev() {
+            for (place, (key, value)) in node.pairs().take(most).enumerate().collect::<Vec<_>>().into_iter().rev() {
                 stack.extend([Step::Node(value.index), Step::Word(": "), Step::Node(key.index)]);
                 if place > 0 {
                     stack.push(Step::Word(", "));
                 }
             }
-            for (place, item) in node.items().enumerate().collect::<Vec<_>>().into_iter().rev() {
+            for (place, item) in node.items().take(most).enumerate().collect::<Vec<_>>().into_iter().rev() {
                 stack.push(Step::Node(item.index));
                 if place > 0 {
                     stack.push(Step::Word(", "));
