@@ -91,7 +91,7 @@ fn many(count: usize, of: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
 type Make = (&'static str, fn(usize) -> Vec<u8>);
 
 /// Every kind of value, and every way in which parts of one can name each other.
-const VALUES: [Make; 22] = [
+const VALUES: [Make; 24] = [
     ("integers", |n| many(n, int)),
     ("texts", |n| many(n, |i| text(&format!("text {i}")))),
     ("one text", |n| text(&"x".repeat(n.min(600_000)))),
@@ -135,6 +135,20 @@ const VALUES: [Make; 22] = [
     ("lists that hold what holds them", |n| {
         reference(1, many(n, |i| reference(i + 2, list("list", [dereference(1), int(i)]))))
     }),
+    ("a long text used often before it is defined", |n| {
+        let half = n.min(500_000);
+        many(half, |i| if i + 1 == half { reference(1, text(&"x".repeat(half))) } else { dereference(1) })
+    }),
+    // With the same number of lists: more ways through them than can be counted.
+    ("lists that are within each other, each with all around it", |n| {
+        fn one(number: usize, filling: usize) -> Vec<u8> {
+            let around = (1..=number).map(dereference);
+            let within = (number < 60).then(|| one(number + 1, filling));
+            let all: Vec<Vec<u8>> = around.chain(within).chain((0..filling).map(int)).collect();
+            reference(number, many(all.len(), |i| all[i].clone()))
+        }
+        many(61, |i| if i == 0 { one(1, n / 60) } else { dereference(i) })
+    }),
     ("keys and values that are shared", |n| {
         list(
             "dictionary",
@@ -161,7 +175,7 @@ fn typed<T: serde::de::DeserializeOwned>(bytes: &[u8]) {
 }
 
 /// What the host, a service and a client do with a value.
-const WORKS: [Work; 14] = [
+const WORKS: [Work; 17] = [
     ("scan", |bytes| {
         let mut scanner = Scanner::new(Shape::Value, Limits::default());
         let _ = black_box(scanner.scan(bytes).map(|found| found.map(|found| found.end)));
@@ -178,6 +192,23 @@ const WORKS: [Work; 14] = [
             drop(black_box(value.to_string()));
         }
     }),
+    ("Value, its items shown one by one", |bytes| {
+        if let Ok(value) = Value::decode(bytes) {
+            let mut left = value.most_shown();
+            for item in value.root().items() {
+                left = left.saturating_sub(black_box(item.within(left).to_string()).len() + 1);
+                if left == 0 {
+                    break;
+                }
+            }
+        }
+    }),
+    ("Value, as JSON", |bytes| {
+        if let Ok(value) = Value::decode(bytes) {
+            drop(black_box(pb::shell::json(value.root()).to_string()));
+        }
+    }),
+    ("what is no failure", |bytes| drop(black_box(Failure::read(bytes).map_err(|error| error.to_string())))),
     ("Value, and back", |bytes| {
         if let Ok(value) = Value::decode(bytes) {
             drop(black_box(value.encode()));

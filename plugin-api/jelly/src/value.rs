@@ -209,7 +209,7 @@ impl Value {
         let mut stack = vec![root];
         while let Some(at) = stack.pop() {
             let node = &self.nodes[at as usize];
-            if !matches!(node, Stored::Items(..) | Stored::Dictionary(_) | Stored::Instance { .. }) {
+            if !node.is_shared() {
                 continue;
             }
             let mark = &mut marks.0[at as usize];
@@ -317,6 +317,20 @@ impl Marks {
 }
 
 impl Stored {
+    /// Whether it is written once, however often it is used. Twisted shares what has parts. A long text is used again only if the
+    /// sender has said so, and would be longer than what has come if each use were a copy.
+    fn is_shared(&self) -> bool {
+        const LONG: usize = 32;
+        match self {
+            Self::Items(..) | Self::Dictionary(_) | Self::Instance { .. } => true,
+            Self::Bytes(bytes) => bytes.len() > LONG,
+            Self::Text(text) => text.len() > LONG,
+            Self::Big(_) => true,
+            Self::Decimal(_) => true,
+            _ => false,
+        }
+    }
+
     fn write(&self, out: &mut Vec<u8>) {
         let text = |out: &mut Vec<u8>, tag: &str, text: &str| {
             tagged(out, tag, 1);
