@@ -225,25 +225,52 @@ fn fields(state: ValueRef<'_>, wanted: impl Fn(&str) -> bool) -> Box<[u8]> {
     /// The largest number of fields that are read, and of values in all of them.
     const MOST: usize = 64;
     const VALUES: usize = 4096;
-    let mut left = VALUES;
+    /// The most bytes of names and texts: no more is sent on.
+    const BYTES: usize = 64 << 10;
+    /// The deepest nesting.
+    const DEPTH: usize = 128;
+    let mut left = Left { values: VALUES, bytes: BYTES };
     let pairs: Vec<(Value, Value)> = state
         .pairs()
         .take(MOST)
         .filter_map(|(name, value)| {
             let name = name.as_text().filter(|name| wanted(name))?;
-            is_plain(value, &mut left).then(|| (Value::from(name), value.to_value()))
+            let plain = left.bytes(name.len()) && left.is_plain(value, DEPTH);
+            plain.then(|| (Value::from(name), value.to_value()))
         })
         .collect();
     if pairs.is_empty() { Box::default() } else { Value::dictionary(pairs).encode().into() }
 }
 
-/// Whether a value contains no reference and no instance. `left` limits the number of values that are examined.
-fn is_plain(value: ValueRef<'_>, left: &mut usize) -> bool {
-    *left = left.saturating_sub(1);
-    *left > 0
-        && !matches!(value.node(), Node::Reference(..) | Node::Refused(_) | Node::Instance(_))
-        && value.items().all(|item| is_plain(item, left))
-        && value.pairs().all(|(key, value)| is_plain(key, left) && is_plain(value, left))
+/// How much of a failure's fields is still examined, each shared value as often as it is used.
+struct Left {
+    values: usize,
+    bytes: usize,
+}
+
+impl Left {
+    /// Whether there is room for this many bytes more.
+    fn bytes(&mut self, count: usize) -> bool {
+        let left = self.bytes.checked_sub(count);
+        self.bytes = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// Whether a value contains no reference and no instance, and is not too large or too deep.
+    fn is_plain(&mut self, value: ValueRef<'_>, depth: usize) -> bool {
+        self.values = self.values.saturating_sub(1);
+        let text = match value.node() {
+            Node::Text(text) => text.len(),
+            Node::Bytes(bytes) => bytes.len(),
+            _ => 0,
+        };
+        self.values > 0
+            && depth > 0
+            && self.bytes(text)
+            && !matches!(value.node(), Node::Reference(..) | Node::Refused(_) | Node::Instance(_))
+            && value.items().all(|item| self.is_plain(item, depth - 1))
+            && value.pairs().all(|(key, value)| self.is_plain(key, depth - 1) && self.is_plain(value, depth - 1))
+    }
 }
 
 /// Adds a class with its bases. A builtin is added under its names in both eras.

@@ -151,6 +151,10 @@ impl<'v> Writing<'v> {
             Node::Text(text) => text.len(),
             Node::Bytes(bytes) => bytes.len(),
             Node::Instance(class) => class.len(),
+            // Its names are written without being values.
+            Node::Dictionary if count <= self.left => {
+                value.pairs().map(|(key, _)| key.as_text().map_or(0, str::len)).fold(0, usize::saturating_add)
+            }
             _ => 0,
         };
         let (Some(left), Some(bytes)) = (self.left.checked_sub(count), self.bytes.checked_sub(bytes)) else {
@@ -219,18 +223,29 @@ mod tests {
 
     /// Lists that are defined within each other, each with all of those around it in it, and all of them once more behind: the ways
     /// through them are more than can be counted.
-    fn tangled(lists: u64, long: &str) -> Value {
+    fn tangled(lists: u64, long: &str, named: bool) -> Value {
         use jelly::token;
-        fn one(out: &mut Vec<u8>, number: u64, lists: u64, long: &str) {
+        fn one(out: &mut Vec<u8>, number: u64, lists: u64, (long, named): (&str, bool)) {
             token::list(out, 3);
             token::bytes(out, b"reference");
             token::int(out, number.cast_signed());
             token::list(out, usize::try_from(number).unwrap() + if number < lists { 3 } else { 2 });
             token::bytes(out, b"list");
-            token::bytes(out, long.as_bytes());
+            if named {
+                // A dictionary with this one name.
+                token::list(out, 2);
+                token::bytes(out, b"dictionary");
+                token::list(out, 2);
+                token::list(out, 2);
+                token::bytes(out, b"unicode");
+                token::bytes(out, long.as_bytes());
+                token::int(out, 1);
+            } else {
+                token::bytes(out, long.as_bytes());
+            }
             (1..=number).for_each(|outer| again(out, outer));
             if number < lists {
-                one(out, number + 1, lists, if number.is_multiple_of(8) { long } else { "" });
+                one(out, number + 1, lists, (if number.is_multiple_of(8) { long } else { "" }, named));
             }
         }
         fn again(out: &mut Vec<u8>, number: u64) {
@@ -241,18 +256,21 @@ mod tests {
         let mut bytes = Vec::new();
         token::list(&mut bytes, usize::try_from(lists).unwrap() + 2);
         token::bytes(&mut bytes, b"list");
-        one(&mut bytes, 1, lists, long);
+        one(&mut bytes, 1, lists, (long, named));
         (1..=lists).for_each(|number| again(&mut bytes, number));
         Value::decode(&bytes).unwrap()
     }
 
     #[test]
     fn a_value_within_itself_is_written_once() {
-        let written = json(tangled(1, "a").root()).to_string();
+        let written = json(tangled(1, "a", false).root()).to_string();
         assert_eq!(written, r#"[[{"$bytes":"YQ=="},{"$cycle":true}],[{"$bytes":"YQ=="},{"$cycle":true}]]"#);
         // It ends; and with no more values, or bytes, than a message has.
-        for (lists, long) in [(40, ""), (40, "a text of some length"), (30, &*"x".repeat(600_000))] {
-            let value = tangled(lists, long);
+        let texts = [(40, ""), (40, "a text of some length"), (30, &*"x".repeat(600_000))];
+        for (lists, long, named) in
+            texts.map(|(lists, long)| [(lists, long, false), (lists, long, true)]).as_flattened()
+        {
+            let value = tangled(*lists, long, *named);
             let written = json(value.root()).to_string();
             assert!(written.len() < 80 << 20, "{} bytes", written.len());
             let shown = value.to_string();

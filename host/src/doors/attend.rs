@@ -261,7 +261,7 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
                     break;
                 }
                 if let Some(asker) = held.wants_tls() {
-                    greets = Some(asker.clone());
+                    doors.greets_no_more(greets.replace(asker.clone()));
                     greeting = Some(Box::pin(async move { (asker, secure(doors, held).await) }));
                 }
             }

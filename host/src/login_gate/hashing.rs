@@ -83,6 +83,8 @@ struct Queue {
     known_next: bool,
     /// The memory of running jobs, in KiB.
     taken: u32,
+    /// The part of that for strangers, on threads of their own.
+    taken_by_strangers: u32,
     /// So much of the budget strangers leave to known sources, in KiB.
     reserved: u32,
     ended: bool,
@@ -225,8 +227,13 @@ impl Queue {
 
     /// Takes the next job for a thread of this kind, if there is room for it now.
     fn next(&mut self, budget: u32, of: Serves) -> Option<Work> {
-        let budget = if of == Serves::Strangers { budget.saturating_sub(self.reserved) } else { budget };
-        let room = if self.taken == 0 { u32::MAX } else { budget.saturating_sub(self.taken) };
+        let mut room = budget.saturating_sub(self.taken);
+        if of == Serves::Strangers {
+            room = room.min(budget.saturating_sub(self.reserved).saturating_sub(self.taken_by_strangers));
+        }
+        if self.taken == 0 {
+            room = u32::MAX;
+        }
         let known = match of {
             Serves::Known => true,
             Serves::Strangers => false,
@@ -236,6 +243,9 @@ impl Queue {
         let work = line.next(room)?;
         self.known_next = !known;
         self.taken = self.taken.saturating_add(work.memory);
+        if of == Serves::Strangers {
+            self.taken_by_strangers = self.taken_by_strangers.saturating_add(work.memory);
+        }
         Some(work)
     }
 }
@@ -264,7 +274,13 @@ fn work(shared: &Pool, of: Serves) {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work.run)).is_err() {
             tracing::error!("a fault while a password was checked; please report it");
         }
-        shared.queue.lock().taken -= work.memory;
+        {
+            let mut queue = shared.queue.lock();
+            queue.taken -= work.memory;
+            if of == Serves::Strangers {
+                queue.taken_by_strangers -= work.memory;
+            }
+        }
         // Another job may be waiting for this memory.
         shared.come.notify_all();
         if of == Serves::Strangers {

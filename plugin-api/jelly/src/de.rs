@@ -146,6 +146,17 @@ impl<'de> Deserializer<'de> {
         Self { bytes, at: 0, index: None, following: Vec::new(), parts: None, again, classes: Classes::Any }
     }
 
+    /// Where the next value starts: see [`Deserializer::go_to`].
+    #[must_use]
+    pub fn place(&self) -> usize {
+        self.at
+    }
+
+    /// Continues at a value's start, which [`Deserializer::place`] has returned.
+    pub fn go_to(&mut self, place: usize) {
+        self.at = place;
+    }
+
     /// Another deserializer at the same position in the same bytes, to read the value later.
     #[must_use]
     pub fn here(&self) -> Self {

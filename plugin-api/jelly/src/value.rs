@@ -415,7 +415,7 @@ impl<'a> ValueRef<'a> {
         let mut bytes = Vec::new();
         self.value.write_part(self.index, &mut bytes, &mut 0, &mut Marks::of(self.value));
         // It was written from a value, so it is one.
-        Value::decode(&bytes).unwrap_or_else(|_| Value::none())
+        build::Builder::default().read(&bytes).unwrap_or_else(|_| Value::none())
     }
 
     /// The elements of a list, tuple or set; the state of an instance; empty for others.

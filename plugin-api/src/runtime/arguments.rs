@@ -15,7 +15,9 @@ pub struct Arguments<'a> {
     positional: Deserializer<'a>,
     left: usize,
     /// Where each keyword's value starts, and whether it was taken.
-    keywords: Vec<(&'a str, Deserializer<'a>, bool)>,
+    keywords: Vec<(&'a str, usize, bool)>,
+    /// Reads all of them: what they share is looked for once, and counts for all together.
+    named: Deserializer<'a>,
     index: usize,
 }
 
@@ -31,7 +33,7 @@ impl<'a> Arguments<'a> {
         let mut keywords = Vec::new();
         for _ in 0..count {
             let name = named.key().map_err(broken)?;
-            let value = named.here();
+            let value = named.place();
             named.skip().map_err(broken)?;
             keywords.push((name, value, false));
         }
@@ -40,7 +42,7 @@ impl<'a> Arguments<'a> {
         if left > fixed && !takes_more {
             return Err(Fault::arguments(format!("{shown} takes {}, not {left}", count_of(fixed))));
         }
-        Ok(Self { method, positional, left, keywords, index: 0 })
+        Ok(Self { method, positional, left, keywords, named, index: 0 })
     }
 
     /// Returns the next parameter: the next positional argument; without one, the keyword argument of its name; without either,
@@ -63,9 +65,10 @@ impl<'a> Arguments<'a> {
             return T::deserialize(&mut self.positional).map_err(wrong);
         }
         match keyword {
-            Some((_, value, taken)) => {
+            Some((_, place, taken)) => {
                 *taken = true;
-                T::deserialize(value).map_err(wrong)
+                self.named.go_to(*place);
+                T::deserialize(&mut self.named).map_err(wrong)
             }
             None => T::deserialize(&mut Deserializer::new(NONE))
                 .map_err(|_| Fault::arguments(format!("{method}: argument {name} is missing"))),
@@ -155,10 +158,11 @@ impl<'de> MapAccess<'de> for Named<'_, 'de> {
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> jelly::Result<V::Value> {
-        let (_, value, taken) = &mut self.arguments.keywords[self.at];
+        let (_, place, taken) = &mut self.arguments.keywords[self.at];
         *taken = true;
         self.at += 1;
-        seed.deserialize(value)
+        self.arguments.named.go_to(*place);
+        seed.deserialize(&mut self.arguments.named)
     }
 }
 

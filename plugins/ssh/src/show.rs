@@ -80,6 +80,11 @@ mod tests {
         assert_eq!(answer(&value), "x\\u{7}\\ny\n5\n");
         let json = serde_json::json!(["a\u{9b}b\u{202e}c\u{7}\nd\u{e9}"]);
         assert_eq!(as_json(&json), "[\"a\\u009bb\\u202ec\\u0007\\nd\u{e9}\"]\n");
+        // All of a long list is shown, whatever is in it.
+        let moments = Value::list((0..10_000).map(|at| Value::from(1_700_000_000_000_i64 + at)));
+        assert_eq!(answer(&moments).lines().count(), 10_000);
+        let numbers = Value::list((0..10_000).map(|at| Value::from(1.0 / (f64::from(at) + 3.0))));
+        assert_eq!(answer(&numbers).lines().count(), 10_000);
         assert_eq!(answer(&Value::none()), "");
         assert_eq!(answer(&Value::from("milk")), "milk\n");
     }

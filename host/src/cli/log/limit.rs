@@ -69,10 +69,16 @@ enum Verdict {
 }
 
 impl<K: std::hash::Hash + Eq> Limiter<K> {
+    /// A service that comes when there are many kinds already has none of its own.
+    fn key(&self, of: K, service: Option<&str>) -> (K, Option<Box<str>>) {
+        let key = (of, service.map(Box::from));
+        if self.kinds.len() < KINDS || self.kinds.contains_key(&key) { key } else { (key.0, None) }
+    }
+
     /// Decides about one more line of this kind.
     fn decide(&mut self, (of, service): (K, Option<&str>), level: Level, now: Instant) -> Verdict {
-        let service = service.filter(|_| self.kinds.len() < KINDS).map(Box::from);
-        let kind = self.kinds.entry((of, service)).or_insert_with(|| Kind {
+        let key = self.key(of, service);
+        let kind = self.kinds.entry(key).or_insert_with(|| Kind {
             level,
             left: REFILL,
             at: now,
@@ -91,7 +97,8 @@ impl<K: std::hash::Hash + Eq> Limiter<K> {
 
     /// What the first line of this kind says that was left out.
     fn says(&mut self, (of, service): (K, Option<&str>), example: String) {
-        if let Some(kind) = self.kinds.get_mut(&(of, service.map(Box::from))) {
+        let key = self.key(of, service);
+        if let Some(kind) = self.kinds.get_mut(&key) {
             kind.example = example;
         }
     }

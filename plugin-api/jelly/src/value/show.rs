@@ -10,7 +10,7 @@ const DEPTH: usize = 256;
 const MORE: &str = "…";
 
 /// Shows a value as Python would, closely enough for a person to read. A value that shares much can be far longer to show than to
-/// hold: behind 64 KiB and six times its [size](Value::size) comes `…`.
+/// hold: behind [`Value::most_shown`] comes `…`.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.root().within(self.most_shown()).fmt(f)
@@ -25,15 +25,18 @@ impl Value {
             Stored::Bytes(bytes) => bytes.len(),
             Stored::Text(text) => text.len(),
             Stored::Instance { tag, .. } => tag.len(),
+            // Below 2^448: that has 135 digits.
+            Stored::Big(_) | Stored::Decimal(_) => 160,
             _ => 0,
         };
         self.nodes.iter().map(of).sum::<usize>() + self.nodes.len()
     }
 
-    /// How many bytes of it are shown. Each byte of a text takes six at most, and each value a few.
+    /// How many bytes of it are shown. Each byte of a text takes six at most, and each value 64.
     #[must_use]
     pub fn most_shown(&self) -> usize {
-        self.size().saturating_mul(6).saturating_add(64 << 10)
+        let values = self.nodes.len().saturating_mul(64);
+        self.size().saturating_mul(6).saturating_add(values).saturating_add(64 << 10)
     }
 }
 
