@@ -8,7 +8,6 @@ import threading
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -50,9 +49,9 @@ def field(of):
 
 
 def comes(heading):
-    """Waits for a page: the one before may be there for a moment."""
-    wait = WebDriverWait(driver, 20, ignored_exceptions=[StaleElementReferenceException])
-    wait.until(lambda _: driver.find_element(By.TAG_NAME, "h1").text.startswith(heading), heading)
+    """Waits for a page: the one before may be there for a moment. Its heading is read in one step, so that it is of one document."""
+    read = "const first = document.querySelector('h1'); return first ? first.innerText : ''"
+    WebDriverWait(driver, 20).until(lambda _: driver.execute_script(read).startswith(heading), heading)
 
 
 def contrast(element):

@@ -68,7 +68,7 @@ fn openssh_calls_every_service() {
     assert!(help.contains("todo  A to-do list for everyone.") && help.contains("todo/work"), "{help}");
     assert!(!help.contains("scores"), "there is no key for it: {help}");
     assert!(said(&["todo"]).contains("add(text: String) -> usize"), "a service alone shows what it has");
-    assert!(said(&["help", "todo", "add"]).contains("answers with its number"));
+    assert!(said(&["help", "todo", "add"]).contains("Returns its number"));
     // Lines by a pipe, in one connection.
     let piped = alice.run_with(&[], &[], "todo add bread\n--json todo add jam\nexit\ntodo add never\n");
     assert_eq!((piped.status, piped.said.as_str()), (Some(0), "2\n3\n"));

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_worker_may_send_grows_with_what_it_may_save_and_hand_over() {
+    fn a_worker_may_send_what_it_may_save_and_hand_over() {
         let limits = LimitsInForce::default();
         let set = |state: usize, change: usize, copies: usize, data_answer: usize| {
             let services = ServiceLimits { state, change, copies, ..ServiceLimits::default() };
