@@ -6,7 +6,7 @@
 //!
 //! The operator permits this: `[service.ssh] may = ["attach", "vouch"]`, and gives it an address:
 //! `[service.ssh.listen] ssh = { address = "0.0.0.0:22", encrypted = true, grace = "8 hours" }`. The limits of one connection
-//! are in [`limits`]: `[service.ssh] channels = 20`.
+//! are in `limits.rs`: `[service.ssh] channels = 20`.
 
 mod called;
 mod command;
