@@ -96,7 +96,7 @@ settings! {
     "identity.objects" Count 1..=100_000_000, [identity_objects], "objects of services' that all clients of one identity hold";
     "identity.unanswered" Count 1..=100_000_000, [identity_unanswered], "calls by services that all clients of one identity have not answered";
     "unread" Bytes 1_024..=GIB, [after.unread], "unread answers, beyond which calls of a connection wait";
-    "backlog" Bytes 65_536..=GIB, [backlog], "unread answers, beyond which a client is disconnected; at least as many as unread";
+    "backlog" Bytes 65_536..=GIB, [backlog], "unread answers, beyond which a client is disconnected; twice unread, at least";
     "copied" Bytes 1_024..=GIB, [copied], "states of a client's cached objects that services keep";
     "copied_changes" Bytes 0..=GIB, [slots.services.changes], "changes to a client's cached objects that no service has asked for yet";
     "copied_handed_over" Bytes 0..=GIB, [slots.services.copies], "copies of clients' cached objects that a reload hands over";

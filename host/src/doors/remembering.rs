@@ -4,13 +4,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use plugin_api::abi::frame::ToLibrary;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Doors;
 use super::lasting::{Lasting, Over, State};
-use plugin_api::abi::frame::ToLibrary;
-
 use super::logins::{Denied, still};
 use super::words::{Asker, LoggedIn, Via};
 use crate::cred::{AuthorizerError, Identity, LoginChange, LoginChanged, Token};

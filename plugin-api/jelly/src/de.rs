@@ -157,12 +157,6 @@ impl<'de> Deserializer<'de> {
         self.at = place;
     }
 
-    /// Another deserializer at the same position in the same bytes, to read the value later.
-    #[must_use]
-    pub fn here(&self) -> Self {
-        Self { at: self.at, ..Self::new(self.bytes) }.with_classes(self.classes)
-    }
-
     /// Restricts untyped values to instances of these classes.
     #[must_use]
     pub fn with_classes(self, classes: Classes) -> Self {
