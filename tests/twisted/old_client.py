@@ -107,6 +107,16 @@ def shared():
 
 
 @step
+def shared_twice():
+    # What the arguments share is numbered from 1, and what the keyword arguments share from 1 again.
+    one, two = [1], [2]
+    def check(answer):
+        if answer != ([[1], [1]], [[2], [2]]) or answer[0][0] is not answer[0][1] or answer[1][0] is not answer[1][1]:
+            problems.append("%r" % (answer,))
+    return mine.callRemote("both", [one, one], other=[two, two]).addCallback(check)
+
+
+@step
 def cached():
     boards = []
     def played(_):

@@ -57,6 +57,10 @@ async def seed(reactor, port):
     shared = [1]
     answer = await mine.callRemote("echo", [shared, shared])
     assert answer[0] is answer[1], answer
+    # Twisted numbers what the arguments share from 1, and what the keyword arguments share from 1 again.
+    answer = await mine.callRemote("both", [shared, shared], other=[[2], shared, shared])
+    assert answer == ([[1], [1]], [[2], [1], [1]]), answer
+    assert answer[0][0] is answer[0][1] and answer[1][1] is answer[1][2], answer
     cycle = [1]
     cycle.append(cycle)
     answer = await mine.callRemote("echo", cycle)

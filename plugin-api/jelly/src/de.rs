@@ -316,7 +316,7 @@ impl<'de> Deserializer<'de> {
         }
         let definition = self.definition(id)?;
         if definition > back {
-            // Twisted defines a value at its first use. The scanner has not counted one that is used before its definition.
+            // The scanner refuses a use before the definition. Bytes that were not scanned must not differ.
             return Err(Error::Dangling(id));
         }
         self.at = definition;

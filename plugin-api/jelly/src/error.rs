@@ -33,8 +33,8 @@ pub enum Error {
     /// A value that contains itself, where a plain type was expected.
     #[error("the value contains itself; only an untyped value can hold a cycle")]
     Cycle,
-    /// A `(dereference n)` without its `(reference n …)`.
-    #[error("dereference of {0}, which is not defined")]
+    /// A `(dereference n)` without a `(reference n …)` before it.
+    #[error("dereference of {0}, which is not defined before it")]
     Dangling(u64),
     /// An error of a type's own `Serialize` or `Deserialize`.
     #[error("{0}")]

@@ -101,8 +101,8 @@ pub enum Defect {
     /// Two `(reference n …)` with the same number.
     #[error("reference {0} is defined twice")]
     DuplicateReference(u64),
-    /// A `(dereference n)` without its `(reference n …)`.
-    #[error("dereference of {0}, which is not defined")]
+    /// A `(dereference n)` without a `(reference n …)` before it in the same value. Jelly defines a value where it occurs first.
+    #[error("dereference of {0}, which is not defined before it")]
     Dangling(u64),
     /// A type that a stock Twisted refuses, and ends its connection over: `class`, `module`, `function`, `method`, `instance`,
     /// `persistent`, and every other name without a module.
@@ -258,8 +258,9 @@ pub struct Scanner {
     elements: Vec<usize>,
     count: usize,
     references: Vec<Reference>,
+    /// The values that the current scope defines: the whole expression, or one element of a message. Twisted numbers the
+    /// shared values of each argument list from 1.
     shared: BTreeMap<u64, SharedValue>,
-    forward: Vec<u64>,
     defect: Option<Defect>,
     done: bool,
 }
@@ -282,7 +283,6 @@ impl Scanner {
             count: 0,
             references: Vec::new(),
             shared: BTreeMap::new(),
-            forward: Vec::new(),
             defect: None,
             done: false,
         }
@@ -367,23 +367,16 @@ impl Scanner {
         // The buffers of a large expression must not be kept forever.
         self.elements.clear();
         self.references.shrink_to(KEPT);
-        self.forward.shrink_to(KEPT);
         self.stack.shrink_to(KEPT);
         self.count = 0;
         self.references.clear();
         self.shared.clear();
-        self.forward.clear();
         self.defect = None;
         self.done = false;
     }
 
     fn finish(&mut self) -> Scanned<'_> {
         self.done = true;
-        if self.defect.is_none()
-            && let Some(&id) = self.forward.iter().find(|id| !self.shared.contains_key(id))
-        {
-            self.defect = Some(Defect::Dangling(id));
-        }
         self.elements.push(self.at);
         self.last()
     }
@@ -423,6 +416,7 @@ impl Scanner {
                 if self.elements.len() < 8 {
                     self.elements.push(start);
                 }
+                self.shared.clear();
                 self.value(token, start)?;
             }
             Kind::Untyped => {
@@ -496,6 +490,8 @@ impl Scanner {
             Kind::DereferenceId => {
                 let id = number(token).ok_or_else(|| malformed("dereference"))?;
                 frame.kind = Kind::Full;
+                let frames = self.stack.split_last_mut();
+                let Some((frame, around)) = frames else { return Err(malformed("dereference")) };
                 match self.shared.get(&id) {
                     Some(SharedValue { done: Some((values, bytes, levels, hashable)), .. }) => {
                         frame.hashable = *hashable;
@@ -506,10 +502,12 @@ impl Scanner {
                             return Err(Defect::TooDeep(self.limits.depth));
                         }
                     }
-                    // Inside its own definition (a cycle), or before it. Both are for untyped values only, which share the value
-                    // and never expand it.
+                    // Inside its own definition: a cycle. It is for untyped values only, which share the value and never expand it.
+                    // A value that is nothing but a use of itself has no definition.
+                    Some(SharedValue { done: None, .. }) if names_itself(around, id) => return Err(Defect::Dangling(id)),
                     Some(SharedValue { done: None, .. }) => {}
-                    None => self.forward.push(id),
+                    // Nobody could tell yet what a use before the definition expands to.
+                    None => return Err(Defect::Dangling(id)),
                 }
                 self.charge(0)?;
             }
@@ -641,6 +639,15 @@ impl Leaf {
             Self::TimeDelta => text().is_ok_and(|text| text.parse::<types::TimeDelta>().is_ok()),
         }
     }
+}
+
+/// Whether the value in these lists is the whole value of `(reference id …)`, perhaps under further names.
+fn names_itself(around: &[Frame], id: u64) -> bool {
+    let names = around.iter().rev().map_while(|frame| match frame.kind {
+        Kind::ReferenceBody(name) => Some(name),
+        _ => None,
+    });
+    names.into_iter().any(|name| name == id)
 }
 
 /// The content that follows a type's name. `rest` is the number of elements that follow.
@@ -776,6 +783,19 @@ mod tests {
         assert_eq!((one.count, one.end, one.defect), (7, bytes.len(), None));
     }
 
+    /// Twisted writes the arguments and the keyword arguments of one call as two values, each with references from 1.
+    #[test]
+    fn each_element_of_a_message_has_references_of_its_own() {
+        let defect = |text: &str| {
+            let mut scanner = Scanner::new(Shape::Message, Limits::default());
+            scanner.scan(&tokens(text)).unwrap().unwrap().defect.cloned()
+        };
+        let shared = "(reference 1 (list 1)) (dereference 1)";
+        assert_eq!(defect(&format!("(m (tuple {shared}) (dictionary (a (tuple {shared}))))")), None);
+        assert_eq!(defect(&format!("(m (tuple {shared}) (dictionary (a (dereference 1))))")), Some(Defect::Dangling(1)));
+        assert_eq!(defect(&format!("(m (tuple {shared} {shared}))")), Some(Defect::DuplicateReference(1)));
+    }
+
     #[test]
     fn a_pair_that_looks_like_a_reference_is_none() {
         let bytes = tokens("(dictionary (remote 5) (a (remote 6)))");
@@ -865,6 +885,10 @@ mod tests {
             ("(list ())", Defect::Untagged),
             ("(1 2)", Defect::Untagged),
             ("(dereference 4)", Defect::Dangling(4)),
+            ("(list (dereference 4) (reference 4 (list)))", Defect::Dangling(4)),
+            ("(reference 4 (dereference 4))", Defect::Dangling(4)),
+            ("(reference 4 (reference 5 (dereference 4)))", Defect::Dangling(4)),
+            ("(dictionary ((dereference 4) (reference 4 (tuple))))", Defect::Dangling(4)),
             ("(list (reference 1 (list)) (reference 1 (list)))", Defect::DuplicateReference(1)),
             ("(remote luid)", malformed("remote")),
             ("(remote -1)", malformed("remote")),

@@ -1,4 +1,4 @@
-//! From an expression to the arena: references are resolved as they are defined, before or after.
+//! From an expression to the arena. References are resolved as they are read: each is defined before its first use.
 
 use super::{Marks, Stored, Value, index};
 use crate::error::{Error, Result};
@@ -12,8 +12,6 @@ pub(super) struct Builder {
     stack: Vec<Open>,
     /// `(reference n …)` to its node.
     defined: std::collections::BTreeMap<u64, u32>,
-    /// `(dereference n)` before its `(reference n …)`: nodes that stand in for it.
-    forward: Vec<(u32, u64)>,
     /// Where each value starts, and its node, in order; noted down for [`Parts`] only.
     starts: Option<Vec<(usize, u32)>>,
 }
@@ -154,14 +152,7 @@ impl Builder {
                     }
                     b"dereference" => {
                         let id = number(&mut at)?;
-                        match self.defined.get(&id) {
-                            Some(node) => *node,
-                            None => {
-                                let node = self.node(Stored::None);
-                                self.forward.push((node, id));
-                                node
-                            }
-                        }
+                        *self.defined.get(&id).ok_or(Error::Dangling(id))?
                     }
                     b"dictionary" => {
                         let node = self.node(Stored::Dictionary(Vec::new()));
@@ -214,14 +205,7 @@ impl Builder {
                 break;
             }
         }
-        let mut root = root.ok_or(Error::Incomplete)?;
-        if !self.forward.is_empty() {
-            let stands_for = self.resolve_forward()?;
-            root = stands_for[root as usize];
-            for (_, node) in self.starts.iter_mut().flatten() {
-                *node = stands_for[*node as usize];
-            }
-        }
+        let root = root.ok_or(Error::Incomplete)?;
         Ok(Value { nodes: std::mem::take(&mut self.nodes), root })
     }
 
@@ -245,39 +229,5 @@ impl Builder {
             _ => {}
         }
         open.left -= 1;
-    }
-
-    /// Puts what each early `(dereference n)` stands for in its place: one pass over the nodes, however many there are.
-    fn resolve_forward(&mut self) -> Result<Vec<u32>> {
-        let mut stands_for: Vec<u32> = (0..index(self.nodes.len())).collect();
-        for (node, id) in std::mem::take(&mut self.forward) {
-            stands_for[node as usize] = *self.defined.get(&id).ok_or(Error::Dangling(id))?;
-        }
-        // `(reference 1 (dereference 2))` stands for another that stands in: each chain is walked once. One that
-        // leads back to itself stands for nothing, and stays the None that its first node is.
-        let mut chain = Vec::new();
-        let mut walked = vec![false; stands_for.len()];
-        for start in 0..stands_for.len() {
-            let mut at = start;
-            while !walked[at] && stands_for[at] as usize != at {
-                walked[at] = true;
-                chain.push(at);
-                at = stands_for[at] as usize;
-            }
-            let end = stands_for[at];
-            chain.drain(..).for_each(|node| stands_for[node] = end);
-        }
-        for node in &mut self.nodes {
-            match node {
-                Stored::Items(_, items) => items.iter_mut().for_each(|item| *item = stands_for[*item as usize]),
-                Stored::Dictionary(pairs) => pairs.iter_mut().for_each(|(key, value)| {
-                    *key = stands_for[*key as usize];
-                    *value = stands_for[*value as usize];
-                }),
-                Stored::Instance { state, .. } => *state = stands_for[*state as usize],
-                _ => {}
-            }
-        }
-        Ok(stands_for)
     }
 }
