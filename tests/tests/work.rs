@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use jelly::{Limits, Scanner, Shape, Value, token};
 use pb::{Broker, Event, Failure, Role};
+use plugin_api::prelude::*;
+use plugin_api::testing::TestHost;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 use system_tests::jelly_bytes::{self, list, pair, text};
@@ -88,10 +90,17 @@ fn many(count: usize, of: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
     list("list", (0..count).map(of))
 }
 
+/// A list that holds `value` and another list, of nothing but the first. Used beside the first, the other stands for many times
+/// what it is charged for: it is part of a cycle.
+fn beside(value: Vec<u8>, count: usize) -> Vec<u8> {
+    let other = reference(2, many(count, |_| dereference(1)));
+    list("list", [reference(1, list("list", [value, other])), dereference(2)])
+}
+
 type Make = (&'static str, fn(usize) -> Vec<u8>);
 
 /// Every kind of value, and every way in which parts of one can name each other.
-const VALUES: [Make; 24] = [
+const VALUES: [Make; 22] = [
     ("integers", |n| many(n, int)),
     ("texts", |n| many(n, |i| text(&format!("text {i}")))),
     ("one text", |n| text(&"x".repeat(n.min(600_000)))),
@@ -119,25 +128,17 @@ const VALUES: [Make; 24] = [
     ("used often before it is defined", |n| {
         many(n, |i| if i + 1 == n { reference(1, list("list", [int(7)])) } else { dereference(1) })
     }),
-    ("a large one used often before it is defined", |n| {
-        many(n, |i| if i + 1 == n { reference(1, many(n, int)) } else { dereference(1) })
-    }),
-    ("each used before it is defined", |n| {
-        many(n, |i| if i < n / 2 { dereference(i) } else { reference(i - n / 2, list("list", [])) })
-    }),
+    ("a large list, and beside it a list of nothing but what it is in", |n| beside(many(n, int), n)),
     ("a chain of names", |n| {
-        many(n, |i| if i + 1 == n { reference(i, list("list", [])) } else { reference(i, dereference(i + 1)) })
-    }),
-    ("a chain of names backwards", |n| {
         many(n, |i| if i == 0 { reference(0, list("list", [])) } else { reference(i, dereference(i - 1)) })
     }),
     ("a list that holds itself often", |n| reference(1, many(n, |_| dereference(1)))),
     ("lists that hold what holds them", |n| {
         reference(1, many(n, |i| reference(i + 2, list("list", [dereference(1), int(i)]))))
     }),
-    ("a long text used often before it is defined", |n| {
+    ("a long text, and beside it a list of nothing but what it is in", |n| {
         let half = n.min(500_000);
-        many(half, |i| if i + 1 == half { reference(1, text(&"x".repeat(half))) } else { dereference(1) })
+        beside(text(&"x".repeat(half)), half)
     }),
     // With the same number of lists: more ways through them than can be counted.
     ("lists that are within each other, each with all around it", |n| {
@@ -275,6 +276,42 @@ const MESSAGES: [Make; 5] = [
     ("a message with a defect in front", |n| message(&list("tuple", [list("class", [int(1)]), many(n, int)]))),
 ];
 
+/// Keyword arguments, as a dictionary.
+const KEYWORDS: [Make; 4] = [
+    ("integers", |n| keywords(n, int)),
+    ("texts", |n| keywords(n, |i| text(&format!("text {i}")))),
+    ("one list, shared by all", |n| keywords(n, |i| if i == 0 { reference(1, many(20, int)) } else { dereference(1) })),
+    ("each a list, shared with the next", |n| {
+        keywords(n, |i| if i % 2 == 0 { reference(i, list("list", [int(i)])) } else { dereference(i - 1) })
+    }),
+];
+
+fn keywords(count: usize, of: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
+    list("dictionary", (0..count).map(|i| pair(text(&format!("keyword {i}")), of(i))))
+}
+
+#[derive(Default)]
+struct Counter;
+
+#[service("counter", save = "never")]
+impl Service for Counter {
+    type Perspective = Counting;
+}
+
+#[derive(Default)]
+struct Counting;
+
+#[perspective]
+impl Counting {
+    fn values(&self, #[rest] named: HashMap<String, Value>) -> usize {
+        named.len()
+    }
+
+    fn lists(&self, #[rest] named: HashMap<String, Vec<i64>>) -> usize {
+        named.len()
+    }
+}
+
 struct Row {
     kind: String,
     times: f64,
@@ -364,5 +401,28 @@ fn every_message() {
             move |n| list("twisted.spread.pb.CopyableFailure", [list("dictionary", [pair(text("parents"), make(n))])]);
         rows.push(measure(format!("failure: {value}"), &failure, &|bytes| drop(black_box(Failure::read(bytes)))));
     }
+    judge(&rows);
+}
+
+#[test]
+fn all_keyword_arguments_cost_in_proportion_to_their_bytes() {
+    measured("all_keyword_arguments_cost_in_proportion_to_their_bytes", all_keywords);
+}
+
+fn all_keywords() {
+    let host = TestHost::<Counter>::start().expect("it starts");
+    let client = host.attach("alice").expect("it attaches");
+    let mut rows = Vec::new();
+    for method in ["values", "lists"] {
+        for (kind, make) in KEYWORDS {
+            let call = |bytes: &[u8]| {
+                let Ok(named) = Value::decode(bytes) else { return };
+                let _ = black_box(client.call_with::<usize>(method, (), named));
+            };
+            rows.push(measure(format!("keywords, {method}: {kind}"), &make, &call));
+        }
+    }
+    let named = Value::decode(&KEYWORDS[2].1(100)).expect("a dictionary");
+    assert_eq!(client.call_with::<usize>("lists", (), named), Ok(100), "they are read");
     judge(&rows);
 }

@@ -362,24 +362,59 @@ mod tests {
         assert_eq!(read.fields, Value::dictionary([(Value::from("left"), Value::from(4))]).encode().into());
     }
 
-    /// A list that refers to a long text again and again, before it comes: short to send, and long to show.
+    fn dereference(out: &mut Vec<u8>, number: i64) {
+        token::list(out, 2);
+        token::bytes(out, b"dereference");
+        token::int(out, number);
+    }
+
+    fn reference(out: &mut Vec<u8>, number: i64, items: usize) {
+        token::list(out, 3);
+        token::bytes(out, b"reference");
+        token::int(out, number);
+        token::list(out, 1 + items);
+        token::bytes(out, b"list");
+    }
+
+    /// 256 KiB may share one long text often enough for 16 MiB. A failure keeps as much of that as it would send.
+    #[test]
+    fn the_fields_of_a_failure_are_bounded_with_shared_values_counted_each_time() {
+        let read = |length: usize| {
+            let mut bytes = Vec::new();
+            token::list(&mut bytes, 2);
+            token::bytes(&mut bytes, b"a.C");
+            token::list(&mut bytes, 65);
+            token::bytes(&mut bytes, b"dictionary");
+            for field in 0..64 {
+                token::list(&mut bytes, 2);
+                text(&mut bytes, &format!("field {field}"));
+                if field > 0 {
+                    dereference(&mut bytes, 1);
+                } else {
+                    reference(&mut bytes, 1, 1);
+                    token::bytes(&mut bytes, &vec![1; length]);
+                }
+            }
+            let fields = Failure::read(&bytes).unwrap().fields;
+            if fields.is_empty() { 0 } else { jelly::Deserializer::new(&fields).dictionary().unwrap() }
+        };
+        assert_eq!(read(10), 64, "all of them, if they are short");
+        assert_eq!(read(10_000), 6, "64 KiB of them");
+        assert_eq!(read(200_000), 0);
+    }
+
+    /// A list within a list with a long text, and of nothing but that: short to send, and long to show.
     #[test]
     fn what_is_no_failure_is_not_shown_whole() {
         let mut bytes = Vec::new();
         let (count, text) = (2000, vec![1; 200_000]);
-        jelly::token::list(&mut bytes, count + 2);
-        jelly::token::bytes(&mut bytes, b"list");
-        for _ in 0..count {
-            jelly::token::list(&mut bytes, 2);
-            jelly::token::bytes(&mut bytes, b"dereference");
-            jelly::token::int(&mut bytes, 1);
-        }
-        jelly::token::list(&mut bytes, 3);
-        jelly::token::bytes(&mut bytes, b"reference");
-        jelly::token::int(&mut bytes, 1);
-        jelly::token::list(&mut bytes, 2);
-        jelly::token::bytes(&mut bytes, b"list");
-        jelly::token::bytes(&mut bytes, &text);
+        token::list(&mut bytes, 3);
+        token::bytes(&mut bytes, b"list");
+        reference(&mut bytes, 1, 2);
+        token::bytes(&mut bytes, &text);
+        reference(&mut bytes, 2, count);
+        (0..count).for_each(|_| dereference(&mut bytes, 1));
+        dereference(&mut bytes, 2);
         let error = Failure::read(&bytes).unwrap_err().to_string();
         assert!(error.starts_with("expected a failure, found [[b\"\\x01") && error.len() < 300, "{error}");
         let value = Value::decode(&bytes).unwrap();

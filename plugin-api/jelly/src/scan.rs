@@ -504,7 +504,9 @@ impl Scanner {
                     }
                     // Inside its own definition: a cycle. It is for untyped values only, which share the value and never expand it.
                     // A value that is nothing but a use of itself has no definition.
-                    Some(SharedValue { done: None, .. }) if names_itself(around, id) => return Err(Defect::Dangling(id)),
+                    Some(SharedValue { done: None, .. }) if names_itself(around, id) => {
+                        return Err(Defect::Dangling(id));
+                    }
                     Some(SharedValue { done: None, .. }) => {}
                     // Nobody could tell yet what a use before the definition expands to.
                     None => return Err(Defect::Dangling(id)),
@@ -792,7 +794,10 @@ mod tests {
         };
         let shared = "(reference 1 (list 1)) (dereference 1)";
         assert_eq!(defect(&format!("(m (tuple {shared}) (dictionary (a (tuple {shared}))))")), None);
-        assert_eq!(defect(&format!("(m (tuple {shared}) (dictionary (a (dereference 1))))")), Some(Defect::Dangling(1)));
+        assert_eq!(
+            defect(&format!("(m (tuple {shared}) (dictionary (a (dereference 1))))")),
+            Some(Defect::Dangling(1))
+        );
         assert_eq!(defect(&format!("(m (tuple {shared} {shared}))")), Some(Defect::DuplicateReference(1)));
     }
 
