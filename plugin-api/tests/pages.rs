@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -46,6 +46,9 @@ impl Service for Diary {
         let site = Site { here: Here::new(&context), sign_ins: SignIns::new(context.authorizer(), cookie) };
         let pages = Router::new()
             .route("/sign-in", post(sign_in))
+            .route("/sign-out", post(sign_out))
+            .route("/hasty/{turns}", post(hasty))
+            .route("/name", get(shown))
             .route("/slow", get(slow).post(slow))
             .route("/away", get(away))
             .route("/stream", get(stream))
@@ -87,6 +90,31 @@ async fn sign_in(State(site): State<Site>, visitor: Visitor, headers: HeaderMap)
         Ok((_, cookie)) => (StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie)]).into_response(),
         Err(refused) => (StatusCode::FORBIDDEN, refused.to_string()).into_response(),
     }
+}
+
+/// Drops the sign-in after this many turns of the service's thread.
+async fn hasty(site: State<Site>, Path(turns): Path<u32>, visitor: Visitor, headers: HeaderMap) -> Response {
+    let turns = async move {
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        response = sign_in(site, visitor, headers) => response,
+        () = turns => "dropped".into_response(),
+    }
+}
+
+async fn sign_out(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Response {
+    match site.sign_ins.sign_out(&visitor, &headers).await {
+        Ok(cookie) => (StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie)]).into_response(),
+        Err(refused) => (StatusCode::SERVICE_UNAVAILABLE, refused.to_string()).into_response(),
+    }
+}
+
+async fn shown(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> String {
+    name(&site, &visitor, &headers).await
 }
 
 /// Who is asking.
@@ -286,6 +314,70 @@ fn a_pipelined_page_that_lost_its_login_does_not_leave() {
             true => assert!((1..begun).contains(&shown), "{shown} of {begun} have left"),
         }
     }
+}
+
+/// The last line of the answer to this request.
+fn last(site: &Browser<'_>, head: &str) -> (String, String) {
+    let answer = site.ask(head).rest().expect("an answer");
+    let status = answer.lines().next().expect("a status").trim_start_matches("HTTP/1.1 ").to_owned();
+    (status, answer.lines().last().expect("a line").to_owned())
+}
+
+/// A visitor who is told that they signed out has done so; one who is told to try again has not.
+#[test]
+fn signing_out_of_a_busy_host_fails_and_the_visitor_stays_signed_in() {
+    // The host is asked for the login of the cookie, then to end it.
+    for answers in [0, 1] {
+        let host = host();
+        let site = signed_in(&host);
+        host.busy_after(Some(answers));
+        let (status, why) = last(&site, "POST /sign-out");
+        assert_eq!((&*status, &*why), ("503 Service Unavailable", "the host is busy; try again"), "{answers} answers");
+        host.busy_after(None);
+        assert_eq!((last(&site, "GET /name").1.as_str(), host.remembered("alice")), ("alice", 1), "{answers} answers");
+        assert_eq!(last(&site, "POST /sign-out").0, "303 See Other");
+        assert_eq!((last(&site, "GET /name").1.as_str(), host.remembered("alice")), ("a stranger", 0));
+    }
+}
+
+/// Wherever signing in fails, no login is remembered whose token nobody has.
+#[test]
+fn a_failed_sign_in_leaves_no_login_whose_token_nobody_has() {
+    for answers in 0..6 {
+        let host = host();
+        let old = signed_in(&host);
+        host.busy_after(Some(answers));
+        let (status, _) = last(&old, "POST /sign-in");
+        host.busy_after(None);
+        let is_old = last(&old, "GET /name").1 == "alice";
+        let signed_in = status == "303 See Other";
+        assert_eq!(signed_in, answers >= 4, "{answers} answers: {status}");
+        assert!(!(signed_in && is_old), "the old cookie is no longer valid");
+        assert_eq!(host.remembered("alice"), usize::from(signed_in || is_old), "{answers} answers: {status}");
+    }
+}
+
+/// A page may be dropped at any moment while the host remembers a login, as when its browser leaves.
+#[test]
+fn a_sign_in_that_is_dropped_leaves_no_remembered_login() {
+    let (mut dropped, mut turns) = (0, 0);
+    loop {
+        let host = host();
+        let site = Browser { host: &host, cookie: String::new() };
+        let (status, said) = last(&site, &format!("POST /hasty/{turns}"));
+        if said != "dropped" {
+            assert_eq!((&*status, host.remembered("alice")), ("303 See Other", 1));
+            break;
+        }
+        // Whatever the page has asked of the host was asked before this call is answered; then, what follows from the answer.
+        let bob = host.attach("bob").expect("he is let in");
+        for _ in 0..4 {
+            bob.call::<u64>("made", ()).expect("a number");
+        }
+        assert_eq!(host.remembered("alice"), 0, "after {turns} turns");
+        (dropped, turns) = (dropped + 1, turns * 11 / 10 + 1);
+    }
+    assert!(dropped > 1, "{dropped} were dropped");
 }
 
 /// The times of a message are the client's: what a page takes to be made is not counted.

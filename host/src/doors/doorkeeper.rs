@@ -47,8 +47,9 @@ impl Doorkeeper for Doors {
                 let held = self.stream_of(from, stream);
                 self.authenticate(Asker::new(from, request), held, (kind, name, secret), source);
             }
-            ToHost::Remember { request, login, idle, longest } => {
-                self.remembers(from, Asker::new(from, request), login, (idle, longest));
+            ToHost::Remember { request, login, idle, longest, source } => {
+                let source = std::str::from_utf8(source).unwrap_or_default();
+                self.remembers(from, Asker::new(from, request), login, (idle, longest), source);
             }
             ToHost::SignOut { request, login } => match self.lasting_of(from, login) {
                 Some(lasting) => self.forget_login(Asker::new(from, request), lasting),

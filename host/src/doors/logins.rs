@@ -64,6 +64,12 @@ impl Held {
         };
         Source { address, peer, door: Some(self.door().into()) }
     }
+
+    /// What a remembered login is bound to if its token is shown here.
+    pub(super) fn via(&self) -> Via {
+        let settings = &self.listening.settings;
+        Via { service: settings.service.clone(), grants: settings.grants, encrypted: self.is_tls() }
+    }
 }
 
 fn public_key(line: &[u8]) -> Result<PublicKey, String> {
@@ -117,8 +123,7 @@ impl Doors {
             4 => return self.challenge(asker, &held, name, secret),
             6 => {
                 let token = Token::received(std::str::from_utf8(secret).unwrap_or_default());
-                let (service, grants) = (asker.service.clone(), held.listening.settings.grants);
-                return self.resume(asker, Via { service, grants, encrypted: held.is_tls() }, from, token);
+                return self.resume(asker, held.via(), from, token);
             }
             _ => match held.challenged() {
                 Some(challenge) if challenge.name() == named.as_deref().unwrap_or_default() => {
@@ -186,7 +191,8 @@ impl Doors {
                 Ok(login) => {
                     let (identity, login) = (login.identity.as_str(), &login);
                     let perspectives = &*jelly::to_vec(&login.perspectives).unwrap_or_default();
-                    me.answer(&asker, &ToLibrary::LoggedIn { request, login: login.number, identity, perspectives });
+                    let (login, token) = (login.number, &[][..]);
+                    me.answer(&asker, &ToLibrary::LoggedIn { request, login, identity, perspectives, token });
                 }
                 Err(Denied { message, wait }) => me.not_logged_in(&asker, &message, wait),
             }

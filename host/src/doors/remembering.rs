@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Doors;
+use super::held::Held;
 use super::lasting::{Lasting, Over, State};
 use super::logins::{Denied, still};
 use super::words::{Asker, LoggedIn, Via};
@@ -106,24 +107,29 @@ impl Doors {
 
     /// A service asks which remembered login a token belongs to.
     pub(super) fn resume(&self, asker: Asker, via: Via, from: Source, token: Token) {
-        let (Some(me), request) = (self.me.upgrade(), asker.request) else { return };
+        let Some(me) = self.me.upgrade() else { return };
         self.spawn(async move {
             match me.resumed(&asker, via, from, &token).await {
-                Ok(lasting) => {
-                    let login = &lasting.login;
-                    let perspectives = &*jelly::to_vec(&login.perspectives).unwrap_or_default();
-                    let (login, identity) = (login.number, login.identity.as_str());
-                    let frame = plugin_api::abi::frame::ToLibrary::LoggedIn { request, login, identity, perspectives };
-                    if !me.answer(&asker, &frame) {
-                        lasting.let_go_by(asker.generation, 1);
-                    } else if lasting.is_over() {
-                        // If it ends between the two, the library is notified behind the answer.
-                        me.login_ended(&lasting.service, lasting.slot, login);
-                    }
-                }
+                Ok(lasting) => drop(me.hand_over(&asker, &lasting, &[])),
                 Err(Denied { message, wait }) => me.not_logged_in(&asker, &message, wait),
             }
         });
+    }
+
+    /// Answers with a login that the asking generation has from now on, and with its token if it is new. `false`: the generation
+    /// has ended.
+    fn hand_over(&self, asker: &Asker, lasting: &Lasting, token: &[u8]) -> bool {
+        let perspectives = &*jelly::to_vec(&lasting.login.perspectives).unwrap_or_default();
+        let (login, identity) = (lasting.login.number, lasting.login.identity.as_str());
+        let frame = ToLibrary::LoggedIn { request: asker.request, login, identity, perspectives, token };
+        let heard = self.answer(asker, &frame);
+        if !heard {
+            lasting.let_go_by(asker.generation, 1);
+        } else if lasting.is_over() {
+            // If it ends between the two, the library is notified behind the answer.
+            self.login_ended(&lasting.service, lasting.slot, login);
+        }
+        heard
     }
 
     async fn resumed(
@@ -358,42 +364,54 @@ impl Doors {
         self.lasting.lock().by_connection.contains_key(&u64::from(connection))
     }
 
-    /// Stores a remembered login, and answers with its token.
-    pub(super) fn remember(&self, asker: Asker, login: LoggedIn, label: String, lasts: (u64, u64)) {
+    /// Stores a remembered login, and answers with it and its token: a login whose token nobody has is forgotten again.
+    pub(super) fn remember(&self, asker: Asker, held: &Held, login: LoggedIn, lasts: (u64, u64), from: Source) {
         let Some(me) = self.me.upgrade() else { return };
+        let (via, label) = (held.via(), format!("{} from {}", held.door(), login.from));
         self.spawn(async move {
-            let mut random = zeroize::Zeroizing::new([0; 32]);
-            if getrandom::fill(&mut *random).is_err() {
-                return me.not_logged_in(&asker, "the machine has no randomness", 0);
-            }
-            let (token, now) = (Token::new(&random), store::now());
-            let longest = lasts.1.clamp(1, LONGEST);
-            let (digest, idle, until) = (token.digest(), lasts.0.clamp(1, longest), now + longest);
-            let (service, by) = (asker.service.clone(), login.credential);
-            let kept = crate::cred::Remembered { token: digest, service, by, idle, until };
-            let begins = LoginChange::Begins { login: kept, label };
-            match me.around.login.remember(&login.identity, &begins, now).await {
-                Ok(Some(LoginChanged { made_room, number })) => {
-                    for credential in made_room {
-                        let live = me.live(&(login.identity.clone(), credential));
-                        me.has_ended(live).await;
-                    }
-                    let told = ToLibrary::Told { request: asker.request, bytes: token.reveal().as_bytes() };
-                    if !me.answer(&asker, &told) {
-                        // The generation has ended: nobody has the token.
-                        let key = (login.identity.clone(), number);
-                        if let Err(error) = me.forget_remembered(&key, "nobody has its token").await {
-                            tracing::error!(%error, "a login cannot be forgotten");
-                        }
-                    }
+            let (token, key) = match me.stored(&asker, &login, label, lasts).await {
+                Ok(stored) => stored,
+                Err(Denied { message, wait }) => return me.not_logged_in(&asker, &message, wait),
+            };
+            let heard = match me.resumed(&asker, via, from, &token).await {
+                Ok(lasting) => me.hand_over(&asker, &lasting, token.reveal().as_bytes()),
+                Err(Denied { message, wait }) => {
+                    me.not_logged_in(&asker, &message, wait);
+                    false
                 }
-                Ok(None) => me.not_logged_in(&asker, "logins are not remembered here", 0),
-                Err(error) => {
-                    tracing::error!(%error, "a login cannot be remembered");
-                    me.not_logged_in(&asker, BROKEN, 1);
-                }
+            };
+            if !heard && let Err(error) = me.forget_remembered(&key, "nobody has its token").await {
+                tracing::error!(%error, "a login cannot be forgotten");
             }
         });
+    }
+
+    /// Stores a remembered login. Returns its token, and its key in the store.
+    async fn stored(
+        &self,
+        asker: &Asker,
+        login: &LoggedIn,
+        label: String,
+        lasts: (u64, u64),
+    ) -> Result<(Token, (String, u64)), Denied> {
+        let mut random = zeroize::Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *random).map_err(|_| Denied::from("the machine has no randomness"))?;
+        let (token, now) = (Token::new(&random), store::now());
+        let longest = lasts.1.clamp(1, LONGEST);
+        let (digest, idle, until) = (token.digest(), lasts.0.clamp(1, longest), now + longest);
+        let (service, by) = (asker.service.clone(), login.credential);
+        let kept = crate::cred::Remembered { token: digest, service, by, idle, until };
+        let begins = LoginChange::Begins { login: kept, label };
+        let begun = self.around.login.remember(&login.identity, &begins, now).await.map_err(|error| {
+            tracing::error!(%error, "a login cannot be remembered");
+            busy()
+        })?;
+        let LoginChanged { made_room, number } = begun.ok_or("logins are not remembered here")?;
+        for credential in made_room {
+            let live = self.live(&(login.identity.clone(), credential));
+            self.has_ended(live).await;
+        }
+        Ok((token, (login.identity.clone(), number)))
     }
 
     /// The service signs a login out.

@@ -113,12 +113,9 @@ impl Doors {
     }
 
     /// A service wants a stream's login to outlive the stream.
-    pub(super) fn remembers(&self, from: Speaker<'_>, asker: Asker, login: u64, lasts: (u64, u64)) {
+    pub(super) fn remembers(&self, from: Speaker<'_>, asker: Asker, login: u64, lasts: (u64, u64), source: &str) {
         match self.owner(from, login) {
-            Some((Owner::Stream(held), login)) => {
-                let label = format!("{} from {}", held.door(), login.from);
-                self.remember(asker, login, label, lasts);
-            }
+            Some((Owner::Stream(held), login)) => self.remember(asker, &held, login, lasts, held.whose(source)),
             Some(_) => self.refuse(asker, "the login is remembered already"),
             None => self.refuse(asker, "the login has ended"),
         }

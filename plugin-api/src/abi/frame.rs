@@ -357,7 +357,7 @@ frames! {
             /// How fast it must move: see `Rates`. Empty: as if nothing was set.
             rates: later,
         }
-        /// The answer to `Authenticate`: the login has succeeded.
+        /// The answer to `Authenticate` or `Remember`: the login has succeeded.
         27 LoggedIn {
             /// The library's number for it.
             request: number,
@@ -367,6 +367,8 @@ frames! {
             identity: text,
             /// The names of its perspectives on this service: a list in Jelly.
             perspectives: bytes,
+            /// The token by which it can be resumed, as the answer to `Remember`; otherwise empty.
+            token: later,
         }
         /// A refusal, as the answer to `Authenticate`, `StartTls` or another request about a login.
         28 NotLoggedIn {
@@ -400,7 +402,7 @@ frames! {
         }
         /// Everything that the previous generation had is here: input of its streams is processed from now on.
         31 Resume {}
-        /// The answer to a request for bytes: something to sign, a token, an account.
+        /// The answer to a request for bytes: something to sign, an account.
         32 Told {
             /// The library's number for it.
             request: number,
@@ -700,8 +702,8 @@ frames! {
             /// The login.
             login: number,
         }
-        /// Lets a login outlive its stream. Answered by `Told`, with the token that continues it (`Authenticate`, kind 6), or by
-        /// `NotLoggedIn`.
+        /// Lets a login outlive its stream. Answered by `LoggedIn`, with a new login and the token that resumes it (`Authenticate`,
+        /// kind 6), or by `NotLoggedIn`.
         34 Remember {
             /// A number that the answer repeats.
             request: number,
@@ -711,6 +713,8 @@ frames! {
             idle: number,
             /// How long it lasts at most, in seconds.
             longest: number,
+            /// The address of the client whose request a proxy forwards, as a text; empty: the stream's own.
+            source: later,
         }
         /// Ends a login that outlives its stream: its token becomes invalid. Answered by `Told`, or by `NotLoggedIn`.
         35 SignOut {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::{Notify, oneshot};
 use zeroize::Zeroizing;
 
+use super::remembered::Unclaimed;
 use super::stream::{StreamCell, sealed};
 use super::table::Posts;
 use crate::abi::frame::ToHost;
@@ -128,8 +129,10 @@ impl Refused {
 pub(super) struct Answered {
     pub(super) login: Option<Login>,
     pub(super) descriptor: Option<OwnedFd>,
-    /// A name, or what is to be signed.
+    /// A name, a token, or what is to be signed.
     pub(super) bytes: Vec<u8>,
+    /// The login again, if a token came with it.
+    pub(super) unclaimed: Option<Unclaimed>,
 }
 
 /// The outcome of a request to the host.
@@ -147,8 +150,10 @@ pub(super) async fn asked(posts: &Posts, ask: impl FnOnce(&Core, u64) + Send + '
         ask(core, request);
         tokio::task::spawn_local(async move {
             let answer = answer.await;
-            let answered =
-                |reply: Reply| Answered { login: reply.login, descriptor: reply.descriptor, bytes: reply.bytes };
+            let answered = |Reply { login, descriptor, bytes, .. }: Reply| {
+                let unclaimed = login.clone().filter(|_| !bytes.is_empty()).map(Unclaimed::new);
+                Answered { login, descriptor, bytes, unclaimed }
+            };
             // The caller may have given up.
             let _ =
                 done.send(answer.map(answered).map_err(|fault| {

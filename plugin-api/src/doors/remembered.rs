@@ -6,7 +6,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::Caller;
-use super::authorizer::{Authorizer, Login, Refused, asked, cell, ended};
+use super::authorizer::{Answered, Authorizer, Login, Refused, asked, cell, ended};
 use super::stream::sealed;
 use crate::abi::frame::ToHost;
 use crate::runtime::core::Core;
@@ -26,6 +26,9 @@ impl Authorizer {
     /// token for the client alone. [`Authorizer::resume`] takes the token, also after the code was replaced and after the host
     /// has restarted. The remembered login ends when what it began with is taken away: the identity, the credential, or the keys
     /// for this service.
+    ///
+    /// If this future is dropped before it returns, the host forgets the login again. If the token is then lost on its way to the
+    /// client, the login stays until it expires; its identity can end it before ([`Login::end_remembered`]).
     ///
     /// # Errors
     /// If the login has ended, or the host cannot record it.
@@ -51,14 +54,19 @@ impl Authorizer {
         lasts: Lasts,
     ) -> Result<(Login, Zeroizing<String>), Refused> {
         let (number, idle, longest) = (login.number(), lasts.idle.as_secs(), lasts.longest.as_secs());
-        let remember =
-            move |core: &Core, request| core.push(&ToHost::Remember { request, login: number, idle, longest });
+        let source = sealed::Caller::source(from).to_owned();
+        let remember = move |core: &Core, request| {
+            let source = source.as_bytes();
+            core.push(&ToHost::Remember { request, login: number, idle, longest, source });
+        };
         // From now on the stream belongs to no login, whatever comes of this: others may use it next.
         cell(from)?.forget_login();
-        let told = Zeroizing::new(asked(login.posts(), remember).await?.bytes);
+        let Answered { login: remembered, bytes, unclaimed, .. } = asked(login.posts(), remember).await?;
+        let told = Zeroizing::new(bytes);
         let token = Zeroizing::new(String::from_utf8_lossy(&told).into_owned());
-        drop(login);
-        Ok((self.resume(from, token.as_str()).await?, token))
+        let remembered = remembered.ok_or_else(ended)?;
+        unclaimed.into_iter().for_each(Unclaimed::claim);
+        Ok((remembered, token))
     }
 
     /// Returns a remembered login by its token: the same login for as long as somebody holds it. Call this again from time to
@@ -69,6 +77,32 @@ impl Authorizer {
     pub async fn resume(&self, from: &impl Caller, token: impl Into<String>) -> Result<Login, Refused> {
         let secret = Zeroizing::new(token.into().into_bytes());
         self.ask(from, 6, String::new(), secret).await?.login.ok_or_else(ended)
+    }
+}
+
+/// A remembered login whose token nobody has yet. When this is dropped, the host forgets the login.
+pub(super) struct Unclaimed(Option<Login>);
+
+impl Unclaimed {
+    pub(super) fn new(login: Login) -> Self {
+        Self(Some(login))
+    }
+
+    /// Somebody has the token: the login stays.
+    fn claim(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        let Some(login) = self.0.take() else { return };
+        let posts = login.posts().clone();
+        // If the service has ended, the host forgets the login itself.
+        let _ = posts.send(Box::new(move |core| {
+            let (request, _) = core.ask();
+            core.push(&ToHost::SignOut { request, login: login.number() });
+        }));
     }
 }
 

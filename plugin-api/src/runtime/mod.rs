@@ -377,9 +377,9 @@ impl<S: Service> Runtime<S> {
                 self.client_has_gone(call);
             }
             stream @ ToLibrary::Stream { .. } => core.doors.arrived(core, &stream),
-            ToLibrary::LoggedIn { request, login, identity, perspectives } => {
+            ToLibrary::LoggedIn { request, login, identity, perspectives, token } => {
                 let login = Some(core.doors.logged_in(login, identity, perspectives));
-                core.answered(request, Ok(Reply { login, ..Reply::default() }));
+                core.answered(request, Ok(Reply { login, bytes: token.to_vec(), ..Reply::default() }));
             }
             ToLibrary::NotLoggedIn { request, message, wait } => {
                 let fault = Fault::new("twisted.cred.error.Unauthorized", message);

@@ -24,6 +24,8 @@ pub(super) struct Doors {
     identities: HashMap<String, Account>,
     /// Remembered logins, by their tokens: the identity, and the login's number while the service has the login.
     remembered: HashMap<String, (String, Option<u64>)>,
+    /// How many requests about logins are still answered. `None`: all.
+    answers: Option<u64>,
 }
 
 struct Opened {
@@ -110,6 +112,64 @@ impl<S: Service> TestHost<S> {
         ended.into_iter().for_each(|login| self.send(&ToLibrary::LoginEnded { login }));
     }
 
+    /// Lets the host answer this many more requests about logins. After these it is busy: it refuses all of them, with a time
+    /// after which to try again ([`Refused::wait`](crate::Refused::wait)). `None`: it answers all.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::testing::TestHost;
+    /// # use plugin_api::{Door, Input, Transport};
+    /// # #[derive(Default)]
+    /// # struct Vault;
+    /// # #[service("vault", save = "never")]
+    /// # impl Service for Vault {
+    /// #     type Perspective = Nobody;
+    /// #     async fn start(_me: Handle<Self>, context: Context<Self>) -> Result<()> {
+    /// #         context.serve::<Knock>("knock")
+    /// #     }
+    /// # }
+    /// # #[derive(Default)]
+    /// # struct Nobody;
+    /// # #[perspective]
+    /// # impl Nobody {}
+    /// # struct Knock;
+    /// # impl Door for Knock {
+    /// #     type Service = Vault;
+    /// #     fn opened(_: &Context<Vault>, _: &Transport) -> Result<Self> {
+    /// #         Ok(Self)
+    /// #     }
+    /// #     async fn received(&mut self, context: &Context<Vault>, transport: &Transport, input: &mut Input) -> Result<()> {
+    /// #         while let Some(name) = input.line() {
+    /// match context.authorizer().password(transport, &*name, "correct horse").await {
+    ///     Ok(login) => transport.write(format!("good day {}\n", login.identity()).as_bytes()),
+    ///     Err(refused) if refused.wait() > 0 => transport.write(b"try again soon\n"),
+    ///     Err(_) => transport.write(b"no\n"),
+    /// }
+    /// #         }
+    /// #         Ok(())
+    /// #     }
+    /// # }
+    /// let host = TestHost::<Vault>::start()?;
+    /// host.identity("alice", "correct horse", &["alice"]);
+    /// host.busy_after(Some(0));
+    /// let mut client = host.connect("knock")?;
+    /// client.send("alice\n")?;
+    /// assert_eq!(client.line()?, "try again soon");
+    /// host.busy_after(None);
+    /// client.send("alice\n")?;
+    /// assert_eq!(client.line()?, "good day alice");
+    /// # Ok::<(), Fault>(())
+    /// ```
+    pub fn busy_after(&self, requests: Option<u64>) {
+        self.state.borrow_mut().doors.answers = requests;
+    }
+
+    /// The number of remembered logins that an identity has.
+    #[must_use]
+    pub fn remembered(&self, name: &str) -> usize {
+        self.state.borrow().doors.remembered.values().filter(|(of, _)| of == name).count()
+    }
+
     /// Connects a client to one of the service's listeners.
     ///
     /// # Errors
@@ -194,6 +254,16 @@ impl<S: Service> TestHost<S> {
     /// Processes a frame if it is about doors; otherwise returns false.
     pub(super) fn serve_doors(&self, state: &mut State, from: usize, frame: &ToHost<'_>) -> bool {
         let tell = |frame: &ToLibrary<'_>| self.send_to(from, frame);
+        if let ToHost::Authenticate { request, .. } | ToHost::Remember { request, .. } | ToHost::SignOut { request, .. } =
+            *frame
+            && let Some(left) = state.doors.answers
+        {
+            state.doors.answers = Some(left.saturating_sub(1));
+            if left == 0 {
+                tell(&ToLibrary::NotLoggedIn { request, message: "the host is busy; try again", wait: 1 });
+                return true;
+            }
+        }
         match *frame {
             ToHost::Closed { stream } => drop(state.doors.streams.remove(&stream)),
             ToHost::Carry { stream, state: carried, .. } => {
@@ -218,7 +288,13 @@ impl<S: Service> TestHost<S> {
                 let next = state.next;
                 let kept = state.doors.remembered.get_mut(&*secret).filter(|_| kind == 6);
                 let login = kept.map_or(next, |(_, login)| *login.get_or_insert(next));
-                tell(&ToLibrary::LoggedIn { request, login, identity: &identity, perspectives: &perspectives });
+                tell(&ToLibrary::LoggedIn {
+                    request,
+                    login,
+                    identity: &identity,
+                    perspectives: &perspectives,
+                    token: &[],
+                });
                 state.doors.logins.insert(login, LoggedIn { identity, perspectives });
                 if let Some(opened) = state.doors.streams.get_mut(&stream).filter(|_| kind != 6) {
                     opened.login = login;
@@ -226,11 +302,18 @@ impl<S: Service> TestHost<S> {
             }
             ToHost::LogOut { login, .. } => state.doors.log_out(login),
             ToHost::Remember { request, login, .. } => {
-                let (identity, _) = state.doors.of(login);
+                let (identity, perspectives) = state.doors.of(login);
                 state.next += 1;
-                let token = format!("token-{}", state.next);
-                tell(&ToLibrary::Told { request, bytes: token.as_bytes() });
-                state.doors.remembered.insert(token, (identity, None));
+                let (login, token) = (state.next, format!("token-{}", state.next));
+                tell(&ToLibrary::LoggedIn {
+                    request,
+                    login,
+                    identity: &identity,
+                    perspectives: &perspectives,
+                    token: token.as_bytes(),
+                });
+                state.doors.remembered.insert(token, (identity.clone(), Some(login)));
+                state.doors.logins.insert(login, LoggedIn { identity, perspectives });
             }
             ToHost::SignOut { request, login } => {
                 state.doors.remembered.retain(|_, (_, of)| *of != Some(login));
