@@ -1,4 +1,5 @@
-//! Tests that load libraries into their own process export what such a program exports: see `host/build.rs`.
+//! Some tests load libraries into their own process. They export the functions that such a program must export: see
+//! `host/build.rs`.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -1,5 +1,5 @@
-//! What identities that can be trusted cost: passwords being checked while others call, a million identities, changes that
-//! are durable. Each compares with a control in the same run.
+//! The cost of trustworthy identities: password checks while other clients call, a million identities, and durable changes.
+//! Each is compared with a control in the same run.
 //!
 //! ```text
 //! cargo bench -p credhost --bench accounts [hashing] [million] [durable]
@@ -101,7 +101,8 @@ fn percentile(times: &mut [Duration], percent: usize) -> Duration {
     times.get((times.len() * percent).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// A hundred clients call, ten milliseconds apart each, with and without passwords being checked as fast as they can be.
+/// A hundred clients call, each pausing ten milliseconds between calls, with and without passwords being checked as fast as
+/// possible.
 fn hashing() {
     const CLIENTS: usize = 100;
     let folder = tempfile::tempdir().expect("a folder");
@@ -120,7 +121,7 @@ fn hashing() {
     let measure = |what: &str| {
         let flood = what == "flood";
         let stop = Arc::new(AtomicBool::new(false));
-        // The control: a thread that does nothing but take a processor, at the priority that passwords are checked at.
+        // The control: a thread that only occupies a processor, at the priority of password checks.
         let spinning = (what == "spin").then(|| {
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || {
@@ -141,7 +142,7 @@ fn hashing() {
                         floods.push(async move {
                             let client = connect(address).await;
                             while !stop.load(Ordering::Relaxed) {
-                                // The right password: the throttle has nothing against it.
+                                // The right password, so the throttle does not refuse it.
                                 let login = client.login_password("alice", "wooden giraffe sings at noon", None).await;
                                 checked.fetch_add(u64::from(login.is_ok()), Ordering::Relaxed);
                             }
@@ -198,15 +199,15 @@ fn hashing() {
 
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    // All of it: nothing of the store is mapped.
+    // All of it counts: no part of the store is memory-mapped.
     let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default();
     line.split_whitespace().nth(1).and_then(|size| size.parse().ok()).unwrap_or(0)
 }
 
-/// Looks for an identity of this name.
+/// Looks up the identity of this name.
 type Look<'a> = &'a dyn Fn(&str);
 
-/// A million identities: how long they take to come, to be found, and what they cost in memory.
+/// A million identities: the time to import them and to look one up, and the memory they take.
 fn million() {
     const COUNT: usize = 1_000_000;
     let folder = tempfile::tempdir().expect("a folder");
@@ -229,7 +230,7 @@ fn million() {
         let found = runtime.block_on(credhost::cred::Authorizer::identity(&authorizer, name));
         assert!(found.expect("the store is well").is_some());
     };
-    // What `credhost identity show` asks for.
+    // The request of `credhost identity show`.
     let show = |name: &str| {
         let request = Request::IdentityShow { name: name.to_owned() };
         assert!(perform(&request, &accounts, None, &mut |_, _| {}).is_ok());
@@ -273,7 +274,7 @@ fn million() {
     println!("  memory of its own: {before} kB before, {} kB after", resident());
 }
 
-/// Changes that are told when the disk has them, through the door, against the store alone with groups of the same size.
+/// Changes that are acknowledged once the disk has them: through the door, and by the store alone with groups of the same size.
 fn durable() {
     const SECONDS: u64 = 4;
     let folder = tempfile::tempdir().expect("a folder");
@@ -313,7 +314,7 @@ fn durable() {
     }
 }
 
-/// Commits groups of this many states, one group after the other; answers with states per second.
+/// Commits groups of this many states, one group after the other. Returns states per second.
 fn alone(path: &std::path::Path, group: usize, time: Duration) -> f64 {
     let store = SqliteStore::open(path, &credhost::cred::MasterKey::new([1; 32]), &[7; 56]).expect("a store");
     let (began, mut version) = (Instant::now(), 0u64);

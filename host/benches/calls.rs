@@ -1,9 +1,9 @@
 //! Calls per second of the server's processor time, beside Twisted 26.10's and a server that only answers canned bytes.
 //!
-//! `cargo bench -p credhost` runs all three in turn on the same bytes, in one run, and prints ratios. Clients are raw
-//! sockets that send a request prepared beforehand and count the answer's bytes, so that what they cost is the same for
-//! each server. `CREDHOST_BEFORE=PROGRAM:LIBRARY` adds another credhost, with its own build of the fixture `my-service`, to
-//! compare with in the same run.
+//! `cargo bench -p credhost` runs all three in turn on the same bytes, in one run, and prints ratios. Clients are raw sockets
+//! that send a prepared request and count the bytes of the answer, so that their cost is the same for each server.
+//! `CREDHOST_BEFORE=PROGRAM:LIBRARY` adds another credhost, with its own build of the fixture `my-service`, for comparison in
+//! the same run.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,7 +18,7 @@ use system_tests::{build, python, workspace};
 
 /// How long each measurement lasts.
 const SPAN: Duration = Duration::from_secs(2);
-/// The number under which every call is made: each answer is then as long as the other.
+/// The request number of every call, so that all answers have the same length.
 const REQUEST: u64 = 200;
 
 struct Server {
@@ -37,14 +37,14 @@ impl Drop for Server {
     }
 }
 
-/// What a client sends over and over.
+/// The request that a client repeats.
 struct Load {
     name: &'static str,
     method: &'static str,
     arguments: Vec<u8>,
     connections: usize,
     in_flight: usize,
-    /// Both ends on one processor: across processors, the machine's wake-ups are what is measured.
+    /// Both ends run on one processor. Across processors, the bench would measure the machine's wake-ups.
     pinned: bool,
 }
 
@@ -59,7 +59,7 @@ fn main() {
     if let Some(lengths) = std::env::args().skip_while(|argument| argument != "--canned").nth(1) {
         return canned(&lengths);
     }
-    // `cargo test --benches` runs this, too: there is nothing to test.
+    // `cargo test --benches` runs this too, but there is nothing to test.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -93,7 +93,7 @@ fn main() {
         "{:24} {:>10} {:>13} {:>9} {:>9} {:>11} {:>10} {:>10}",
         "", "server", "calls/cpu-s", "p50 us", "p99 us", "to Twisted", "to canned", "to before"
     );
-    // `cargo bench -p credhost -- dicts` runs those that have this in their name.
+    // `cargo bench -p credhost -- dicts` runs the benches with this word in their name.
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     for load in loads.iter().filter(|load| load.name.contains(&filter)) {
         let answer = probe(&ours, load);
@@ -170,7 +170,7 @@ fn canned_server(load: &Load, answer: &[u8]) -> Server {
     let request = request(load, 1).len();
     let mut command = Command::new(std::env::current_exe().expect("a bench knows its own path"));
     let hex = data_encoding::HEXLOWER.encode(answer);
-    // A long answer does not fit into an argument: its length is what counts.
+    // A long answer does not fit into an argument, so only its length is passed.
     let answer = if answer.len() < 1000 { hex } else { format!("len{}", answer.len()) };
     command.args(["--canned", &format!("{request}:{answer}")]).stdout(Stdio::piped());
     started("canned", command, "")
@@ -184,7 +184,7 @@ fn started(name: &'static str, mut command: Command, login: &'static str) -> Ser
     Server { name, process, address: ([127, 0, 0, 1], port).into(), login, _home: None }
 }
 
-/// Answers every this many bytes with the same bytes.
+/// Answers every request, which has a fixed length, with the same bytes.
 fn canned(lengths: &str) {
     let (request, answer) = lengths.split_once(':').expect("a length, and an answer");
     let request: usize = request.parse().expect("a length");
@@ -226,7 +226,7 @@ fn request(load: &Load, luid: u64) -> Vec<u8> {
     broker.output.bytes.clone()
 }
 
-/// Logs in; answers with the connection and the perspective's luid. A server of canned bytes wants no login.
+/// Logs in. Returns the connection and the perspective's luid. The canned server needs no login.
 fn login(server: &Server) -> (TcpStream, u64) {
     let mut stream = TcpStream::connect(server.address).expect("the server listens");
     stream.set_nodelay(true).expect("it is a TCP socket");
@@ -260,7 +260,7 @@ fn login(server: &Server) -> (TcpStream, u64) {
                     let arguments = jelly::to_vec(&(proof, None::<()>)).expect("a proof");
                     let challenger = value.references()[0].luid.expect("a challenger");
                     output.call(Target::Luid(challenger), "respond", true, &arguments, &[1, 0x80, 5, 0x87]);
-                    // As Twisted's own client does, once it needs it no more.
+                    // As Twisted's own client does when it no longer needs the challenger.
                     output.release(challenger, 1);
                 }
                 Event::Answer { value, .. } => luid = value.references()[0].luid,
@@ -299,8 +299,8 @@ fn probe(server: &Server, load: &Load) -> Vec<u8> {
     }
 }
 
-/// Processor time that a process has used, in seconds: of all its threads, those that have ended included. The kernel
-/// counts in hundredths.
+/// Processor time of a process in seconds, over all its threads, including those that have ended. The kernel counts in
+/// hundredths.
 fn cpu(process: &Child) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap_or_default();
     // The second field is a name in parentheses, which may hold anything.
@@ -407,14 +407,14 @@ fn logins(server: &Server) -> Figures {
     figures
 }
 
-/// What a connection costs that is logged in and does nothing, in bytes of resident memory.
+/// Resident memory of an idle, logged-in connection, in bytes.
 fn idle(server: &Server) -> u64 {
     let memory = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", server.process.id())).unwrap_or_default();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default().to_owned();
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
     };
-    // What the allocator takes once for all is taken first.
+    // These first logins make the allocator's one-time allocations.
     let first: Vec<_> = (0..100).map(|_| login(server)).collect();
     let before = memory();
     let more: Vec<_> = (0..800).map(|_| login(server)).collect();

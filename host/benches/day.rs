@@ -1,8 +1,8 @@
-//! A day in ten minutes: people add, guessers guess, an operator works, libraries are replaced; and the disk fills up, fails
-//! or takes its time, descriptors and connections run out, nobody reads the log, and in the first half the host is killed.
-//! At the end everything that was answered is there, once, what was refused is not, and memory is flat.
+//! A day in ten minutes. People add things, guessers guess passwords, an operator gives commands, and libraries are replaced.
+//! The disk fills up, fails or stalls; descriptors and connections run out; nobody reads the log; in the first half the host is
+//! killed. At the end every acknowledged change is present exactly once, no refused change is present, and memory is flat.
 //!
-//! `CREDHOST_SECONDS=60 CREDHOST_SEED=7 cargo bench -p credhost --bench day`. Fails, if anything is lost.
+//! `CREDHOST_SECONDS=60 CREDHOST_SEED=7 cargo bench -p credhost --bench day`. Fails if anything is lost.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench")]
 
@@ -31,7 +31,7 @@ const LISTS: u64 = 40;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
-    // `cargo test --benches` runs this, too: there is nothing to test.
+    // `cargo test --benches` runs this too, but there is nothing to test.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -43,7 +43,7 @@ fn main() {
     runtime.block_on(tasks.run_until(day(Duration::from_secs(seconds), seed)));
 }
 
-/// Numbers that are the same for the same seed.
+/// Pseudo-random numbers: the same seed gives the same numbers.
 struct Dice(Cell<u64>);
 
 impl Dice {
@@ -53,16 +53,16 @@ impl Dice {
     }
 }
 
-/// What all have to do with.
+/// The state that all tasks share.
 struct World {
     host: RefCell<Option<TestHost>>,
     address: Cell<SocketAddr>,
     home: PathBuf,
     fault: PathBuf,
     library: PathBuf,
-    /// Two of one service.
+    /// Two builds of one service.
     builds: [Vec<u8>; 2],
-    /// Until then the host is killed, too.
+    /// Until then, the host is also killed.
     noon: Instant,
     until: Instant,
     counts: RefCell<BTreeMap<&'static str, u64>>,
@@ -77,7 +77,7 @@ impl World {
         *self.counts.borrow_mut().entry(what).or_default() += 1;
     }
 
-    /// A command, as an operator gives it.
+    /// Runs a command as an operator would. Returns whether it succeeded.
     async fn command(&self, arguments: &[String], input: &'static str) -> bool {
         let (home, arguments) = (self.home.clone(), arguments.to_vec());
         let done = tokio::task::spawn_blocking(move || {
@@ -126,7 +126,7 @@ struct Added {
     undone: Vec<String>,
 }
 
-/// One adds things, hangs up now and then, and comes again.
+/// A person adds things, disconnects now and then, and reconnects.
 async fn person(world: Rc<World>, who: u64, dice: Dice) -> Added {
     let (mut added, mut number) = (Added::default(), 0);
     while world.goes_on() {
@@ -153,7 +153,7 @@ async fn person(world: Rc<World>, who: u64, dice: Dice) -> Added {
                     world.count("changes that were refused");
                     added.undone.push(text);
                 }
-                // Nobody knows.
+                // The outcome is unknown.
                 Err(_) => break,
             }
             if !world.goes_on() {
@@ -167,7 +167,7 @@ async fn person(world: Rc<World>, who: u64, dice: Dice) -> Added {
 
 async fn guesser(world: Rc<World>, dice: Dice) {
     while world.goes_on() {
-        // From another network than the people.
+        // From a different network than the people.
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(([127, 9, 0, 1], 0).into()).unwrap();
         if let Ok(stream) = socket.connect(world.address.get()).await
@@ -203,7 +203,7 @@ async fn operator(world: Rc<World>, dice: Dice) {
     }
 }
 
-/// What goes wrong.
+/// Injects faults.
 async fn trouble(world: Rc<World>, dice: Dice) {
     while world.goes_on() {
         tokio::time::sleep(Duration::from_millis(2000 + dice.roll(4000))).await;
@@ -222,7 +222,7 @@ async fn trouble(world: Rc<World>, dice: Dice) {
             }
             3 => {
                 world.count("libraries replaced");
-                // Another build: what has not changed is not replaced.
+                // Another build, because an unchanged library is not replaced.
                 let builds = &world.builds;
                 let next = world.counts.borrow()["libraries replaced"] as usize % builds.len();
                 std::fs::write(world.home.join("plugins/todo.so"), &builds[next]).unwrap();
@@ -239,7 +239,7 @@ async fn trouble(world: Rc<World>, dice: Dice) {
                 world.count("times descriptors ran out");
                 let id = world.host.borrow().as_ref().unwrap().id();
                 let process = rustix::process::Pid::from_raw(id.cast_signed());
-                // Its own maximum is the one that it has from here.
+                // The host inherited its maximum from this process.
                 let none = Rlimit { current: Some(24), ..getrlimit(Resource::Nofile) };
                 let before = prlimit(process, Resource::Nofile, none).unwrap();
                 tokio::time::sleep(Duration::from_millis(1000)).await;
@@ -342,7 +342,7 @@ async fn day(span: Duration, seed: u64) {
     assert!(world.command(&["audit".to_owned(), "verify".to_owned()], "").await, "the trail fits");
     println!("{lost} changes that were answered are lost; the trail fits");
     assert_eq!(lost, 0);
-    // In MiB. Of the host that has lived since noon.
+    // In MiB, of the host that has run since noon.
     let (third, last) = (&memory[memory.len() / 2..memory.len() * 3 / 4], &memory[memory.len() * 3 / 4..]);
     let most = |part: &[u64]| part.iter().copied().max().unwrap_or(0);
     println!("the third quarter has {} MiB at most, the last {} MiB", most(third), most(last));

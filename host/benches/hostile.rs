@@ -1,8 +1,7 @@
-//! What others notice of a client that floods, and of a crowd that guesses passwords.
+//! The effect on other clients of a client that floods, and of a crowd that guesses passwords.
 //!
-//! `cargo bench -p credhost --bench hostile` runs both. `-- fairness` or `-- flood` runs one, `-- fairness Echo`
-//! one kind of call; `CREDHOST_SECONDS=10` makes the
-//! flood shorter than its minute.
+//! `cargo bench -p credhost --bench hostile` runs both. `-- fairness` or `-- flood` runs one, and `-- fairness Echo` one kind
+//! of call. `CREDHOST_SECONDS=10` shortens the flood, which lasts a minute by default.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench")]
 
@@ -20,18 +19,18 @@ use tokio::net::{TcpSocket, TcpStream};
 
 /// How long each figure of the first part is measured.
 const SPAN: Duration = Duration::from_secs(4);
-/// Sources of the crowd, and how many tries a second all of them make.
+/// The number of the crowd's sources, and the attempts per second of all of them together.
 const SOURCES: usize = 1000;
 const TRIES: usize = 10_000;
 
 fn main() {
-    // `cargo test --benches` runs this, too: there is nothing to test.
+    // `cargo test --benches` runs this too, but there is nothing to test.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
     let mut filters = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
     let (filter, kind) = (filters.next().unwrap_or_default(), filters.next().unwrap_or_default());
-    // A thousand connections at this end, too.
+    // This process also holds a thousand connections.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
@@ -88,7 +87,7 @@ async fn small_calls(who: &Remote, span: Duration) -> Times {
     Times(times)
 }
 
-/// Alone in its runtime, on a thread of its own: what it does is not on the way of what is measured, but for the machine.
+/// Floods from its own runtime on its own thread. It shares nothing but the machine with what is measured.
 fn flooding(
     address: SocketAddr,
     target: &'static str,
@@ -97,7 +96,8 @@ fn flooding(
 ) -> std::thread::JoinHandle<u64> {
     let stop = Arc::clone(stop);
     std::thread::spawn(move || {
-        // Its machine is another: here it has what the others leave, or all would wait for a processor.
+        // In reality the flood comes from another machine. Here it gets only the processor time that others leave; otherwise
+        // all would wait for a processor.
         rustix::process::nice(19).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
@@ -167,7 +167,7 @@ impl Kind {
     }
 }
 
-/// One client floods a service with calls of a kind; another makes small calls of the same service.
+/// One client floods a service with calls of one kind; another makes small calls to the same service.
 async fn fairness(filter: &str) {
     println!(
         "\nsmall calls of one client, while another floods the same service; as a control, while it floods another host's"
@@ -193,10 +193,10 @@ async fn fairness(filter: &str) {
         let carol = login(&host, "carol", kind.target()).await;
         let quiet = looks(kind, &alice).await;
         let before = one_by_one(kind, &carol).await;
-        // What the flood costs the machine, whosever host it is.
+        // The flood's cost to the machine, whichever host it targets.
         let (control, _) = flooded(kind, other.address(), &alice).await;
         let (flooded, calls) = flooded(kind, host.address(), &alice).await;
-        // What one of the flood's calls takes: its state has grown by them.
+        // The time of one of the flood's calls, now that they have made the state grow.
         let bob = login(&host, "bob", kind.target()).await;
         let after = one_by_one(kind, &bob).await;
         let one = if after.at(0.5) > before.at(0.5) { after } else { before };
@@ -216,7 +216,7 @@ async fn fairness(filter: &str) {
     }
 }
 
-/// What one client notices while another floods this address; and how many calls that made.
+/// The times of one client's calls while another floods this address, and the number of calls in the flood.
 async fn flooded(kind: Kind, address: SocketAddr, alice: &Remote) -> (Times, u64) {
     let stop = Arc::new(AtomicBool::new(false));
     let flood = flooding(address, kind.target(), kind, &stop);
@@ -257,7 +257,7 @@ async fn list_calls(who: &Remote, span: Duration) -> Times {
     Times(times)
 }
 
-/// One of the crowd: wrong passwords for names that there are and that there are not, from an address of its own.
+/// One of the crowd: it sends wrong passwords for existing and unknown names, from its own address.
 async fn guess(to: SocketAddr, number: usize, every: Duration, stop: Arc<AtomicBool>, tries: Arc<AtomicU64>) {
     let number_bytes = u16::try_from(number).unwrap().to_be_bytes();
     let from = Ipv4Addr::new(127, 1, number_bytes[0], number_bytes[1]);
@@ -296,7 +296,7 @@ async fn guess(to: SocketAddr, number: usize, every: Duration, stop: Arc<AtomicB
     }
 }
 
-/// An owner logs in by password, again and again, from an address that is known.
+/// An owner logs in by password repeatedly, from a known address.
 async fn owner(address: SocketAddr, name: &str, span: Duration) -> (Times, usize) {
     let (mut times, mut failed, until) = (Vec::new(), 0, Instant::now() + span);
     while Instant::now() < until {
@@ -322,7 +322,7 @@ fn resident(host: &TestHost) -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) >> 10
 }
 
-/// A thousand who guess, on two threads.
+/// A thousand guessing clients, on two threads.
 struct Crowd {
     stop: Arc<AtomicBool>,
     tries: Arc<AtomicU64>,
@@ -336,7 +336,7 @@ impl Crowd {
         let half = |half: usize| {
             let (stop, tries) = (Arc::clone(&stop), Arc::clone(&tries));
             std::thread::spawn(move || {
-                // It has machines of its own, elsewhere: here it has what the others leave.
+                // In reality the crowd comes from other machines. Here it gets only the processor time that others leave.
                 rustix::process::nice(19).unwrap();
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 let tasks = tokio::task::LocalSet::new();
@@ -356,7 +356,7 @@ impl Crowd {
     }
 }
 
-/// A door at which everything is read and nothing answered.
+/// A door that reads everything and answers nothing.
 fn sink() -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -385,7 +385,7 @@ async fn flood() {
     // The same work as in the flood, without the flood.
     let (quiet, (logins_before, _)) = tokio::join!(small_calls(&inside, SPAN), owner(host.address(), "carol", SPAN));
     let (trail_before, before) = (trail(&host), resident(&host));
-    // As a control: the same crowd, at somebody else's door on this machine.
+    // The control: the same crowd, at another door on this machine.
     let elsewhere = Crowd::at(sink());
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (beside, _) = tokio::join!(small_calls(&inside, SPAN), owner(host.address(), "carol", SPAN));
@@ -427,7 +427,7 @@ async fn flood() {
     println!("the trail has grown by {} kB", (trail(&host) - trail_before) / 1000);
 }
 
-/// How large the audit trail is, as it is shown.
+/// The size of the audit trail as `audit show` prints it.
 fn trail(host: &TestHost) -> usize {
     host.home.run(&["audit", "show"], "").len()
 }

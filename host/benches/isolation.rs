@@ -1,6 +1,7 @@
-//! What a process of its own costs: calls one at a time and 100 in flight, a start, a replacement, and memory, of the same service in
-//! the host's process, in one of its own, and in a sandbox; all in one run, in turns, with ratios to the first. Then what callers
-//! notice when its process is killed, and callers of another service while it dies in all ways there are.
+//! The cost of a process per service: calls one at a time and 100 in flight, a start, a replacement, and memory, of the same
+//! service in the host's process, in its own process, and in a sandbox; all in one run, in turns, with ratios to the first.
+//! Then the effect on its callers when its process is killed, and on callers of another service while it dies in every known
+//! way.
 //!
 //! `cargo bench -p credhost --bench isolation`.
 
@@ -142,7 +143,7 @@ async fn large_calls(confined: &Remote, large: &str) -> f64 {
     began.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES)
 }
 
-/// What callers of another service notice while one dies in all ways there are, in a process of its own: the p99 of calls one
+/// The effect on another service's callers while one service dies, in its own process, in every known way: the p99 of calls one
 /// at a time, beside that of a quiet host before and after.
 async fn beside(place: &Place) {
     const WAYS: [&str; 14] = [
@@ -174,13 +175,13 @@ async fn beside(place: &Place) {
     for how in WAYS {
         let dying = tokio::spawn({
             let confined = place.confined.clone();
-            // It is an error, or an end of the connection to its process, that is heard of as one.
+            // The call fails, or the connection to the process ends, which is reported as an error too.
             async move { drop(confined.call("die", &(how,)).await) }
         });
         while !dying.is_finished() {
             during.extend(latencies(&place.account, 20).await);
         }
-        // And while it is started again.
+        // And during the restart.
         during.extend(latencies(&place.account, 500).await);
         let _ = reload();
     }
@@ -203,7 +204,7 @@ async fn latencies(account: &Remote, calls: usize) -> Vec<f64> {
     times
 }
 
-/// A call waits, its service's process is killed: when its caller hears of it, and when the next is answered.
+/// Kills the service's process while a call waits. Measures when the caller learns of it, and when the next call is answered.
 async fn deaths(isolation: &str, place: &Place) {
     let (mut heard, mut gone, mut served) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..DEATHS {
@@ -215,11 +216,11 @@ async fn deaths(isolation: &str, place: &Place) {
             }
         });
         tokio::task::yield_now().await;
-        // It comes after the one that waits.
+        // This call arrives after the one that waits.
         place.account.call("total", &()).await.expect("it answers");
         let pid = status(&place.host).process.expect("it has one").pid;
         let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process");
-        // The control: when the system says that the process is gone, of which it frees the memory first.
+        // The control: when the system reports the end of the process, after it has freed the process's memory.
         let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("it runs");
         let ends = std::thread::spawn(move || {
             let mut ready = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
@@ -234,7 +235,7 @@ async fn deaths(isolation: &str, place: &Place) {
         gone.push(ends.join().expect("it ends").duration_since(killed).as_secs_f64() * 1e3);
         while place.account.call("total", &()).await.is_err() {}
         served.push(killed.elapsed().as_secs_f64() * 1e3);
-        // Code that was loaded by somebody has not crashed yet.
+        // A reload resets the count of crashes.
         let request = Request::ServiceReload { name: "ledger".to_owned() };
         send(&place.host.home.path().join("control.sock"), &request, &mut |_, _| {})
             .expect("the host answers")
@@ -263,7 +264,7 @@ fn status(host: &TestHost) -> LibraryStatus {
     serde_json::from_value(answer["library"].clone()).expect("a status")
 }
 
-/// All of them at once, each polled whenever one may have come on.
+/// Runs all futures at once; each wake-up polls all that are unfinished.
 mod futures_like {
     use std::pin::Pin;
     use std::task::Poll;

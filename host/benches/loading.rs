@@ -1,4 +1,4 @@
-//! From a library in place to its first answer, by part, in milliseconds.
+//! The time from a library's arrival to its first answer, by part, in milliseconds.
 //!
 //! `cargo bench -p credhost --bench loading`. The parts are measured inside this process, on libraries as the sample
 //! services are built; the whole, on a running host, from the file's arrival to the answer of a client's first call.
@@ -38,7 +38,7 @@ fn main() {
                 let start = Instant::now();
                 let copy = private.copy(library).expect("it is a library");
                 parts[0].push(start.elapsed());
-                // A verdict is remembered: each time by another that remembers nothing.
+                // A `Vet` remembers its verdicts, so each round uses a new one.
                 let vet = Vet::new(build::credhost(), Duration::from_secs(10));
                 let start = Instant::now();
                 vet.vet(&copy, &Sections::new(), &Allowed::new()).expect("it is good");
@@ -77,7 +77,7 @@ fn print(name: &str, mut times: Vec<Duration>, size: u64) {
     println!("{name:44} {:>9.2} {:>9.2} {:>9.1}", at(50), at(99), size as f64 / 1e6);
 }
 
-/// On a running host: each round one of its own.
+/// Measures the whole on a running host. Each round starts its own host.
 fn whole(library: &std::path::Path) -> Vec<Duration> {
     let mut times = Vec::new();
     for _ in 0..WHOLE_ROUNDS {

@@ -1,4 +1,4 @@
-//! From a new library in place to the first answer by it, on a client that was attached before, in milliseconds; on a
+//! The time from a new library's arrival to its first answer, for a client that was attached before, in milliseconds; on a
 //! running host, by part.
 //!
 //! `cargo bench -p credhost --bench reloading`. Under load, with every call counted:

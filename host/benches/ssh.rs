@@ -1,5 +1,6 @@
-//! Logins by SSH with a key: what they cost the sample service's host, and OpenSSH's sshd, in processor time of the server alone.
-//! The client is Twisted's conch, the same for both, in turns. `cargo bench -p credhost --bench ssh`; `-- 2000` for more logins.
+//! SSH logins with a key: their cost to the sample service's host and to OpenSSH's sshd, in processor time of the server alone.
+//! Both are called by the same client, Twisted's conch, in turns. `cargo bench -p credhost --bench ssh`; `-- 2000` for more
+//! logins.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench")]
 
@@ -15,13 +16,13 @@ use system_tests::{debian, python};
 /// Processor time of a process and of its children that have ended, in seconds.
 fn spent(process: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    // Behind the name, which may have anything in it: from the third field on.
+    // The fields from the third one on, after the name, which may contain anything.
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u64 = fields[11..15].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
     ticks as f64 / 100.0
 }
 
-/// OpenSSH's server, with this key for whoever is root here.
+/// OpenSSH's server, which accepts one key for root.
 struct Sshd {
     child: Child,
     port: u16,
@@ -54,7 +55,7 @@ impl Sshd {
             writeln!(config, "{line}").unwrap();
         }
         std::fs::write(path("config"), config).unwrap();
-        // It is separated from its privileges there.
+        // sshd needs this folder for privilege separation.
         std::fs::create_dir_all("/run/sshd").unwrap();
         let child = Command::new(sshd).args(["-D", "-f", &path("config")]).stdin(Stdio::null()).spawn().unwrap();
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -96,11 +97,11 @@ fn main() {
     let (host, alice) = credhost();
     let sshd = Sshd::start(&alice.public());
     let key = alice.private().display().to_string();
-    // A turn: seconds of the server's processor for so many logins, and how long they took.
+    // One turn: the server's processor time for this many logins, and their duration, both in seconds.
     let turn = |process: u32, port: u16, name: &str, logins: u32| {
         let before = spent(process);
         let took = python::twisted("ssh_logins.py", &[&port.to_string(), name, &key, &logins.to_string()]);
-        // Whoever was let go of is gone.
+        // Leaves time for the disconnected clients to be gone.
         std::thread::sleep(Duration::from_millis(300));
         (spent(process) - before, took.trim().parse::<f64>().unwrap())
     };

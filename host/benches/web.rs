@@ -1,5 +1,5 @@
-//! Who somebody is, asked by a proxy: the sample service web's answer beside an answer of nginx's own that asks nobody. One client, on
-//! one connection, in turns. `cargo bench -p credhost --bench web`; `-- 50000` for more requests.
+//! A proxy's question who a visitor is: the answer of the sample service web, beside nginx's own answer without asking anybody.
+//! One client, on one connection, in turns. `cargo bench -p credhost --bench web`; `-- 50000` for more requests.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench")]
 
@@ -60,7 +60,7 @@ fn nginx() -> Nginx {
     Nginx(child, address, folder)
 }
 
-/// How long each of so many requests took, in microseconds.
+/// The duration of each request, in microseconds.
 fn turn(browser: &mut Browser, path: &str, requests: usize) -> Vec<f64> {
     let each = |_| {
         let began = Instant::now();
@@ -77,7 +77,7 @@ fn main() {
     alice.sign_in("alice", PASSWORD);
     let mut plain = alice.again(nginx.1);
     let mut all = [Vec::new(), Vec::new(), Vec::new()];
-    // Warm.
+    // Warm-up.
     turn(&mut alice, "/auth", 500);
     turn(&mut alice, "/auth/todo", 500);
     turn(&mut plain, "/", 500);

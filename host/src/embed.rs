@@ -306,7 +306,7 @@ mod tests {
     impl Guest {}
 
     #[tokio::test]
-    async fn what_cannot_be_is_said_and_nothing_serves() {
+    async fn an_invalid_builder_returns_an_error_and_does_not_serve() {
         let password = Password::new("x");
         let said = async |builder: Builder| builder.serve("127.0.0.1:0").await.unwrap_err().to_string();
         assert!(said(Builder::new().service::<Room>().service::<Room>()).await.contains("room"));

@@ -58,7 +58,7 @@ mod tests {
 
     use super::*;
 
-    /// Each kind of change, as people and programs make it.
+    /// Each kind of change that people and programs make.
     #[test]
     fn no_kind_of_change_goes_unnoticed() {
         let folder = tempfile::tempdir().unwrap();
@@ -91,7 +91,7 @@ mod tests {
         for (kind, change) in kinds {
             let before = Fingerprint::of(&path);
             assert_eq!(before, Fingerprint::of(&path), "to look changes nothing");
-            // The kernel counts times in ticks of some milliseconds: within one of them nothing can be told.
+            // The kernel counts times in ticks of a few milliseconds. Two changes within one tick cannot be told apart.
             let tick = folder.path().join("tick");
             let probe = || fs::metadata(&tick).unwrap().ctime_nsec();
             fs::write(&tick, "").unwrap();

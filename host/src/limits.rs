@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_said_in_the_operators_terms() {
+    fn invalid_limits_are_explained_in_the_operators_terms() {
         for (name, value, said) in [
             ("per_sauce", text("5"), "[limits] per_sauce: there is no such limit; is per_source meant?"),
             ("zebra", text("5"), "[limits] zebra: there is no such limit"),
@@ -414,7 +414,7 @@ mod tests {
         }
     }
 
-    /// In TOML a name is written as it is shown, and all of them can stand in one section.
+    /// In TOML, a limit has the name that is shown, and all limits fit into one section.
     #[test]
     fn names_are_written_in_toml_as_they_are_shown() {
         let default = Limits::default();
@@ -430,7 +430,7 @@ mod tests {
         assert_eq!(with(default, &settings.limits), Ok(default));
     }
 
-    /// ARCHITECTURE.md lists every limit, and says of each how it is set.
+    /// ARCHITECTURE.md lists every limit and how to set it.
     #[test]
     fn every_row_of_the_table_says_how_it_is_set() {
         let text = include_str!("../../ARCHITECTURE.md");

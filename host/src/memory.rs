@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn one_has_a_quarter_and_many_have_equal_shares() {
+    fn one_identity_gets_a_quarter_and_many_get_equal_shares() {
         let budget = Budget::new(64 << 20);
         let one = Meter::new(budget.account(identity("alice")), usize::MAX);
         assert!(one.admits(16 << 20) && !one.admits((16 << 20) + 1));
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_goes_with_the_connection_to_whom_it_belongs() {
+    fn a_connections_memory_moves_to_the_identity_that_logs_in() {
         let budget = Budget::new(64 << 20);
         let source = budget.account(AccountKey::Source(IpAddr::from([10, 0, 0, 1])));
         let meter = Meter::new(Arc::clone(&source), 10);
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_told_when_enough_is_taken() {
+    fn a_paused_connection_resumes_once_enough_is_released() {
         let meter = Meter::new(Budget::new(1 << 30).account(identity("alice")), 100);
         let queue = Arc::new(Queue::default());
         let waiting: Weak<dyn Resume> = Arc::downgrade(&(Arc::clone(&queue) as Arc<dyn Resume>));

@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slips_are_found_and_other_names_are_not() {
+    fn typos_find_the_nearest_name_and_other_words_find_none() {
         let names = ["alice", "bob", "scores", "guestbook"];
         for (typed, meant) in [
             ("alcie", Some("alice")),

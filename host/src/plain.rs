@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_type_of_rusts_is_named_to_who_wrote_a_file() {
+    fn messages_to_a_files_author_name_no_rust_types() {
         #[derive(Debug, serde::Deserialize)]
         #[expect(dead_code, reason = "only what does not fit is looked at")]
         struct All {

@@ -97,12 +97,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_as_it_is_is_not_copied() {
+    fn a_line_shown_unchanged_is_not_copied() {
         assert!(matches!(line("grüße, 世界 👍"), Cow::Borrowed(_)));
     }
 
     #[test]
-    fn json_says_the_same_when_it_is_read_again() {
+    fn escaped_json_reads_back_as_the_same_value() {
         let all: String = (0..0x11_0000).filter_map(char::from_u32).collect();
         let value = serde_json::json!({ "all": all });
         let text = json(&value);

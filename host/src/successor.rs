@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_had_once_by_its_name_or_else_by_where_it_listens() {
+    fn a_socket_is_taken_once_by_its_name_or_else_by_its_address() {
         let ((first, at_first), (second, at_second)) = (listener(), listener());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_wants_is_closed_but_what_systemd_has_given() {
+    fn unwanted_sockets_are_closed_except_those_from_systemd() {
         let ((old, at_old), (kept, at_kept), (given, at_given)) = (listener(), listener(), listener());
         let all =
             inherited(vec![("old", Open::Tcp(old)), ("kept", Open::Tcp(kept)), ("systemd:web", Open::Tcp(given))]);

@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_nothing_reads_are_known_by_their_path() {
+    fn settings_that_nothing_reads_are_named_by_their_path() {
         let inner = BTreeMap::from([("size", 3), ("sise", 4)]);
         let bytes = jelly::to_vec(&BTreeMap::from([("inner", inner)])).unwrap();
         let section: Section<Settings> = jelly::from_slice(&bytes).unwrap();

@@ -457,7 +457,7 @@ async fn fetch(core: &Rc<Core>, select: &Select) -> Result<(Selected, u64)> {
 mod tests {
     use super::*;
 
-    /// Page by page, every entry comes once, whatever the order and however many a page has.
+    /// Page by page, every entry comes once, whatever the order and the size of a page.
     #[test]
     fn pages_follow_each_other_in_both_orders() {
         let keys: Vec<&[u8]> = vec![b"a", b"a/", b"a/1", b"a/1\0", b"a/2", b"a/\xff", b"a0", b"b"];

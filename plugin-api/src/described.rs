@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_methods_name_is_told_once_by_its_name_on_the_wire() {
+    fn types_in_methods_are_described_once_by_their_wire_name() {
         let told = Manifest::of::<Shop>();
         let types: Vec<_> = told.types.iter().map(|of| (of.name.as_str(), of.class.as_str())).collect();
         assert_eq!(types, [("Item", ""), ("Part", ""), ("Size", ""), ("Card", "shop.Card")]);
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_give_is_called_by_its_methods() {
+    fn a_clients_mind_is_called_by_its_methods() {
         let host = crate::testing::TestHost::<Shop>::start().unwrap();
         let called = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
         let calls = std::rc::Rc::clone(&called);
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_as_serde_writes_them() {
+    fn names_are_described_as_serde_writes_them() {
         as_written!("lowercase" "UPPERCASE" "PascalCase" "camelCase" "snake_case" "SCREAMING_SNAKE_CASE" "kebab-case" "SCREAMING-KEBAB-CASE");
     }
 

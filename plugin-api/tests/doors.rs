@@ -1,4 +1,4 @@
-//! What a door's clients can do to it, and to each other.
+//! The effects of a door's clients on the door, and on each other.
 #![allow(missing_docs)]
 
 use std::time::Duration;
@@ -27,8 +27,9 @@ struct Worker;
 #[perspective]
 impl Worker {}
 
-/// Answers lines: `login NAME`; `work MILLISECONDS`, with how many have been done; `much BYTES`, with so many, and waits for room;
-/// `part BYTES`, without waiting.
+/// Answers lines: `login NAME`; `work MILLISECONDS`, with the number of pieces of work that were done; `rest SECONDS`, then
+/// sleeps;
+/// `much BYTES`, with that many bytes, then waits for room; `part BYTES`, the same without waiting.
 struct Lines;
 
 impl Door for Lines {
@@ -93,7 +94,7 @@ fn logged_in<'h>(host: &'h TestHost<Workshop>, name: &str) -> TestStream<'h, Wor
 }
 
 #[test]
-fn many_connections_with_dear_lines_hold_nobody_up_for_long() {
+fn many_connections_with_costly_lines_delay_nobody_for_long() {
     let host = host(false);
     let mut floods: Vec<_> = (0..20).map(|_| logged_in(&host, "flood")).collect();
     let mut bob = logged_in(&host, "bob");
@@ -111,18 +112,18 @@ fn many_connections_with_dear_lines_hold_nobody_up_for_long() {
             now - std::mem::replace(&mut before, now)
         })
         .collect();
-    // By turns of arrival there would be twenty clients' lines between two of bob's. Half of them, for a test's thread may have to
-    // wait for its machine.
+    // In order of arrival, there would be twenty clients' lines between two of bob's. The median counts, because a test's
+    // thread may have to wait for its machine.
     between.sort_unstable();
     assert!(between[15] <= 60, "lines of others between two of bob's: {between:?}");
     assert!(between.iter().sum::<u32>() > 31, "there was a flood: {between:?}");
 }
 
 #[test]
-fn who_reads_late_is_not_read_meanwhile_and_loses_nothing() {
+fn a_client_that_reads_late_is_not_read_but_loses_nothing() {
     let host = host(false);
     let mut client = logged_in(&host, "bob");
-    // 3.2 MB of answers, where 256 KiB may wait, for questions that are short.
+    // 3.2 MB of answers to short questions, where 256 KiB may wait.
     for _ in 0..100 {
         client.send("much 32000\n").expect("it goes on");
     }
@@ -135,10 +136,10 @@ fn who_reads_late_is_not_read_meanwhile_and_loses_nothing() {
 }
 
 #[test]
-fn who_does_not_read_is_not_read_though_its_door_does_not_wait() {
+fn a_client_that_does_not_read_is_not_read_by_any_door() {
     let host = host(false);
     let mut client = logged_in(&host, "bob");
-    // 4 MB of answers, where 256 KiB may wait; each question is as long as what is read at once.
+    // 4 MB of answers, where 256 KiB may wait. Each question is as long as one read.
     for _ in 0..40 {
         client.send(format!("{:2000}\n", "part 100000")).expect("it goes on");
     }
@@ -148,7 +149,7 @@ fn who_does_not_read_is_not_read_though_its_door_does_not_wait() {
 }
 
 #[test]
-fn a_message_that_has_begun_comes_on_or_its_client_is_let_go() {
+fn a_client_whose_message_stalls_is_disconnected() {
     let host = host(true);
     let (mut slow, mut silent) = (logged_in(&host, "bob"), logged_in(&host, "bob"));
     let mut steady = logged_in(&host, "bob");
@@ -159,7 +160,7 @@ fn a_message_that_has_begun_comes_on_or_its_client_is_let_go() {
             steady.send("work 0").expect("it goes on");
         }
         host.advance(Duration::from_secs(1)).expect("it goes on");
-        // It has been looked at.
+        // Once this is answered, the input has been seen.
         silent.send("much 1\n").expect("it goes on");
         assert_eq!(silent.line().expect("it goes on"), "x");
     }
@@ -174,10 +175,10 @@ fn a_message_that_has_begun_comes_on_or_its_client_is_let_go() {
 }
 
 #[test]
-fn who_reads_too_little_of_what_waits_is_let_go() {
+fn a_client_that_reads_too_little_is_disconnected() {
     let host = host(true);
     let mut client = logged_in(&host, "bob");
-    // More than a socket takes.
+    // More than a socket buffers.
     client.send("much 200000\n".repeat(100)).expect("it goes on");
     let mut other = logged_in(&host, "flood");
     for _ in 0..4 {
@@ -185,11 +186,11 @@ fn who_reads_too_little_of_what_waits_is_let_go() {
         other.send("much 1\n").expect("it goes on");
         assert_eq!(other.line().expect("it goes on"), "x");
     }
-    // Reset, perhaps: it has asked for more.
+    // The connection may be reset, because the client has asked for more.
     assert!(client.rest().map_or(0, |text| text.len()) < 20_000_000, "it was let go");
 }
 
-/// What has begun goes on to its end; what had come and had not begun is as if it had never come.
+/// Work that has begun continues to its end. Input that had arrived but not begun is discarded.
 #[test]
 fn input_not_yet_processed_is_dropped_when_the_login_ends() {
     for revoked in [true, false] {
@@ -199,7 +200,7 @@ fn input_not_yet_processed_is_dropped_when_the_login_ends() {
         assert_eq!(alice.line().unwrap(), "resting");
         if revoked {
             host.revoke("alice");
-            // Whoever comes next is served behind that.
+            // The next client is served after the revocation.
             drop(logged_in(&host, "flood"));
         }
         host.advance(Duration::from_secs(6)).unwrap();

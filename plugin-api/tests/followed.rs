@@ -8,7 +8,7 @@ use plugin_api::{Follow, Followed};
 
 #[derive(Default)]
 struct Race {
-    /// What was seen of a boat that is watched.
+    /// What was seen of a watched boat.
     seen: Vec<u8>,
 }
 
@@ -32,13 +32,13 @@ impl Service for Race {
     }
 }
 
-/// An object of the service's own, which a boat may be at.
+/// One of the service's own objects, which a boat may be at.
 struct Pier;
 
 #[perspective]
 impl Pier {}
 
-/// What clients have; with every kind of reference.
+/// A cached object of a client's, with every kind of reference.
 #[derive(Serialize, Deserialize)]
 struct Boat {
     knots: u32,
@@ -193,7 +193,7 @@ fn unclaimed_copies_are_released_and_can_be_sent_again() {
     bob.call::<()>("enter", (&yacht,)).unwrap();
     bob.tell(&yacht, "speed", (7,)).unwrap();
     host.reload().unwrap();
-    // Until the code before has ended, and the client has ended its object for that, it is the copy of before.
+    // Until the old code has ended, and the client has ended its object because of that, the old copy is used.
     let came = std::iter::repeat_with(|| {
         bob.call::<()>("enter", (&yacht,)).unwrap();
         let came = knots(&bob);
@@ -204,7 +204,7 @@ fn unclaimed_copies_are_released_and_can_be_sent_again() {
     assert_eq!(came.next().unwrap(), [5], "its state came with it");
 }
 
-/// The code before is still there, by a call that waits: so the client has not ended its object.
+/// A waiting call keeps the old code, so the client has not ended its object.
 #[test]
 fn a_copy_may_come_without_state_until_its_client_ended_it() {
     let host = TestHost::<Race>::start().unwrap();
@@ -225,7 +225,7 @@ fn a_copy_may_come_without_state_until_its_client_ended_it() {
 }
 
 #[test]
-fn what_is_told_of_one_that_nobody_asks_for_is_bounded() {
+fn changes_of_an_unclaimed_copy_are_bounded() {
     let host = TestHost::<Race>::start().unwrap();
     let carol = host.attach("carol").unwrap();
     let yacht = boat(&carol, 5);
@@ -238,7 +238,7 @@ fn what_is_told_of_one_that_nobody_asks_for_is_bounded() {
     assert!(fault.message().contains("changes were lost"), "{fault}");
 }
 
-/// What is lost of a mind is given back to the client, which can send it again; and is never read as it was at first.
+/// The lost part of a mind is given back to the client, which can send it again. It is never read in its first state.
 #[test]
 fn a_mind_read_too_late_fails_and_its_objects_can_come_again() {
     let host = TestHost::<Race>::start().unwrap();
@@ -267,7 +267,7 @@ fn states_in_a_mind_may_have_objects_of_their_own() {
             let tender = erin.give_cached("race.Tender", &HashMap::from([("seats", 4)])).expect("it can be written");
             kept = Some(tender);
             let tender = kept.as_ref().expect("just now");
-            // Its own state goes with the first that it is written in.
+            // Its own state is sent with the first value that contains it.
             let yacht = Written { class: "race.Boat", state: State { knots: 3, tender } };
             (yacht.given(erin),)
         })
@@ -317,7 +317,7 @@ fn copies_in_a_mind_follow_from_the_start_however_often_read() {
 }
 
 #[test]
-fn references_in_a_state_go_with_it() {
+fn references_in_a_state_are_handed_over_with_it() {
     let host = TestHost::<Race>::start().unwrap();
     let alice = host.attach("alice").unwrap();
     let captain = alice.give(|_, _| Ok(Value::from("ahab")));
@@ -348,7 +348,7 @@ fn references_in_a_state_go_with_it() {
     }
     assert!(!host.was_let_go(&captain).unwrap());
     alice.call::<()>("forget", ()).unwrap();
-    // The code before ends on threads of its own.
+    // The old code ends on its own threads.
     let mut looks = (0..1_000_000).map(|_| host.was_let_go(&captain).unwrap());
     assert!(looks.any(|gone| gone), "each generation gave back what it was given");
 }
@@ -373,7 +373,7 @@ fn a_copy_lost_in_a_reload_does_not_return_to_its_first_state() {
     host.reload().unwrap();
     let fault = carol.call::<()>("read_mind", ()).unwrap_err();
     assert!(fault.message().contains("lost with the code before"), "{fault}");
-    // It was given back; until the client knows that, it is not there.
+    // The copy was given back. Until the client knows that, it is not available.
     let mut tries = (0..100_000).map(|_| carol.call::<()>("enter", (kept.as_ref().unwrap(),)));
     assert!(tries.any(|entered| entered.is_ok()), "it comes again with its state");
 }
@@ -401,7 +401,7 @@ fn a_watched_copy_changes_until_its_client_leaves() {
     let (alice, dave) = (host.attach("alice").unwrap(), host.attach("dave").unwrap());
     let watched = boat(&alice, 1);
     alice.call::<()>("watch", (&watched,)).unwrap();
-    // The task waits by then.
+    // By then, the task waits.
     host.settle().unwrap();
     for count in 1..=2 {
         alice.tell(&watched, "speed", (count,)).unwrap();

@@ -1,6 +1,7 @@
-//! The mistakes that authors make first, and what the compiler tells them. `TRYBUILD=overwrite` writes what it says now.
+//! The first mistakes that authors make, and the compiler's messages for them. `TRYBUILD=overwrite` records the current
+//! messages.
 
 #[test]
-fn each_mistake_is_told_in_the_authors_words() {
+fn each_mistake_is_explained_in_the_authors_words() {
     trybuild::TestCases::new().compile_fail("tests/mistakes/*.rs");
 }

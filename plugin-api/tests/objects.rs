@@ -1,4 +1,4 @@
-//! What clients hold and give, and what becomes of it: references, views, copies, faults with fields.
+//! Objects that clients hold and give, and their fate: references, views, copies, faults with fields.
 
 use std::collections::HashMap;
 
@@ -91,7 +91,7 @@ impl Seat {
 }
 
 #[test]
-fn a_view_ends_with_whose_it_is_wherever_it_went() {
+fn a_view_ends_with_its_owner_wherever_it_went() {
     let host = TestHost::<Desk>::start().unwrap();
     let (alice, bob) = (host.attach("alice").unwrap(), host.attach("bob").unwrap());
     let own = alice.reference("ticket", ()).unwrap();
@@ -104,13 +104,13 @@ fn a_view_ends_with_whose_it_is_wherever_it_went() {
 }
 
 #[test]
-fn a_reference_is_no_field_of_a_fault_and_counts_for_nothing() {
+fn a_reference_in_a_fault_is_neither_sent_nor_counted() {
     let host = TestHost::<Desk>::start().unwrap();
     let alice = host.attach("alice").unwrap();
     let fault = alice.call::<()>("odd", ()).unwrap_err();
     assert_eq!((fault.class(), fault.message()), ("desk.Odd", "odd"));
     assert!(fault.fields::<HashMap<String, Value>>().unwrap().is_empty());
-    // The next object has the number that this one had: it was not kept.
+    // The next object gets the number that this one had, because this one was not kept.
     let ticket = alice.reference("ticket", ()).unwrap();
     assert_eq!(ticket.call::<String>("whose", ()).unwrap(), "alice");
     assert_eq!(host.handed_out().unwrap(), 1);

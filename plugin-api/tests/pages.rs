@@ -1,4 +1,4 @@
-//! What a page shows is for whoever has signed in, as long as they are.
+//! A page's content is for the visitor who has signed in, for as long as the login lasts.
 #![allow(missing_docs)]
 
 use std::convert::Infallible;
@@ -19,14 +19,14 @@ use plugin_api::prelude::*;
 use plugin_api::testing::{TestHost, TestStream};
 use plugin_api::web::{self, Cookie, Here, SignIns, Visitor, axum};
 
-/// How many bytes the large page has: more than sockets keep.
+/// The size of the large page: more than sockets buffer.
 const LARGE: usize = 32 << 20;
 
 #[derive(Default)]
 struct Diary {
-    /// How many pages wait.
+    /// The number of pages that have begun.
     waiting: u64,
-    /// Whether they may go on.
+    /// Whether they may continue.
     open: bool,
 }
 
@@ -117,13 +117,13 @@ async fn shown(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -
     name(&site, &visitor, &headers).await
 }
 
-/// Who is asking.
+/// The visitor's name.
 async fn name(site: &Site, visitor: &Visitor, headers: &HeaderMap) -> String {
     let login = site.sign_ins.login(visitor, headers).await;
     login.map_or_else(|| "a stranger".to_owned(), |login| login.identity().to_owned())
 }
 
-/// A page that takes its time.
+/// A page that waits until the test lets it continue.
 async fn slow(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Result<String, web::Failed> {
     let name = name(&site, &visitor, &headers).await;
     site.here.write(|diary| diary.waiting += 1)?;
@@ -133,7 +133,7 @@ async fn slow(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) ->
     Ok(format!("the diary of {name}"))
 }
 
-/// The same, which leads elsewhere in the end.
+/// Like `slow`, but redirects at the end.
 async fn away(site: State<Site>, visitor: Visitor, headers: HeaderMap) -> Result<Redirect, web::Failed> {
     slow(site, visitor, headers).await?;
     Ok(Redirect::to("/elsewhere"))
@@ -164,7 +164,7 @@ async fn large(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -
     vec![b'x'; LARGE]
 }
 
-/// Longer than most.
+/// A page that is longer than most.
 async fn long(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Result<String, web::Failed> {
     let name = name(&site, &visitor, &headers).await;
     site.here.write(|diary| diary.waiting += 1)?;
@@ -201,7 +201,7 @@ fn signed_in(host: &TestHost<Diary>) -> Browser<'_> {
     site
 }
 
-/// What the answer to this is, when the login is taken away while its page is made; and when it is not.
+/// The answer to this request. `taken_away`: the login is revoked while the page is made.
 fn made(head: &str, taken_away: bool) -> String {
     let host = host();
     let site = signed_in(&host);
@@ -216,27 +216,27 @@ fn made(head: &str, taken_away: bool) -> String {
 }
 
 #[test]
-fn what_is_taken_away_while_its_page_is_made_is_not_shown() {
+fn a_page_whose_login_ends_while_it_is_made_is_not_shown() {
     for (head, taken_away, status, shown) in [
         ("GET /slow", false, "200 OK", "the diary of alice"),
         ("GET /slow", true, "401 Unauthorized", "You are not signed in any more."),
         ("HEAD /slow", true, "401 Unauthorized", ""),
-        // It shows nothing.
+        // The page shows nothing.
         ("GET /away", true, "303 See Other", "/elsewhere"),
-        // It is done: whoever asked for it hears so.
+        // The request has taken effect, and its client is told so.
         ("POST /slow", true, "200 OK", "the diary of alice"),
     ] {
         let answer = made(head, taken_away);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{head} {taken_away}: {answer}");
         assert!(answer.contains(shown), "{head} {taken_away}: {answer}");
         assert_eq!(answer.contains("alice"), shown.contains("alice"), "{head} {taken_away}: {answer}");
-        // Whatever the answer is, it is kept by nobody.
+        // No answer may be cached.
         assert!(answer.contains("cache-control: no-store"), "{answer}");
     }
 }
 
 #[test]
-fn a_stranger_is_shown_the_same_whoever_is_taken_away() {
+fn a_revocation_does_not_change_a_strangers_page() {
     let host = host();
     signed_in(&host);
     let mut answer = Browser { host: &host, cookie: String::new() }.ask("GET /slow");
@@ -248,9 +248,9 @@ fn a_stranger_is_shown_the_same_whoever_is_taken_away() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("the diary of a stranger"), "{answer}");
 }
 
-/// By a proxy's connections many come, one after the other.
+/// A proxy uses one connection for many visitors, one after the other.
 #[test]
-fn who_comes_next_by_the_same_connection_is_not_cut() {
+fn the_next_visitor_on_the_same_connection_is_not_cut_off() {
     let host = host();
     let cookie = signed_in(&host).cookie;
     let bob = host.attach("bob").expect("he is let in");
@@ -260,7 +260,7 @@ fn who_comes_next_by_the_same_connection_is_not_cut() {
     assert_eq!(shared.line().expect("an answer"), "HTTP/1.1 200 OK");
     while !shared.line().expect("a line").is_empty() {}
     host.revoke("alice");
-    // What is written for this one begins before its page does.
+    // The response to this request begins before its page does.
     let head =
         "POST /slow HTTP/1.1\r\nHost: h\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok";
     shared.send(head).expect("it is sent");
@@ -269,7 +269,7 @@ fn who_comes_next_by_the_same_connection_is_not_cut() {
 }
 
 #[test]
-fn what_is_taken_away_while_a_page_leaves_ends_it_there() {
+fn a_page_whose_login_ends_while_it_is_sent_ends_there() {
     let host = host();
     let site = signed_in(&host);
     let mut page = site.ask("GET /stream");
@@ -286,19 +286,19 @@ fn what_is_taken_away_while_a_page_leaves_ends_it_there() {
     assert!(rest.len() < LARGE, "{} bytes", rest.len());
 }
 
-/// What was asked for behind other pages is made while these leave, and leaves behind them.
+/// A page that was requested after others is made while those are sent, and is sent after them.
 #[test]
-fn a_pipelined_page_that_lost_its_login_does_not_leave() {
+fn a_pipelined_page_that_lost_its_login_is_not_sent() {
     for taken_away in [false, true] {
         let host = host();
         let cookie = signed_in(&host).cookie;
         let bob = host.attach("bob").expect("he is let in");
         let mut browser = host.connect("http").expect("a connection");
-        // More than the socket, and what is behind it, keep.
+        // More than the socket, and what is behind it, can buffer.
         let head = format!("GET /long HTTP/1.1\r\nHost: h\r\nCookie: {cookie}\r\n");
         let all = format!("{}{head}Connection: close\r\n\r\n", format!("{head}\r\n").repeat(63));
         browser.send(all).expect("it is sent");
-        // As many are made as find room; nothing is read.
+        // As many pages are made as there is room for; the client reads nothing.
         let (mut before, mut begun) = (0, 1);
         while begun > before || begun == 0 {
             host.settle().expect("it does what it can");
@@ -316,7 +316,7 @@ fn a_pipelined_page_that_lost_its_login_does_not_leave() {
     }
 }
 
-/// The last line of the answer to this request.
+/// The status and the last line of the answer to this request.
 fn last(site: &Browser<'_>, head: &str) -> (String, String) {
     let answer = site.ask(head).rest().expect("an answer");
     let status = answer.lines().next().expect("a status").trim_start_matches("HTTP/1.1 ").to_owned();
@@ -325,7 +325,7 @@ fn last(site: &Browser<'_>, head: &str) -> (String, String) {
 
 /// A visitor who is told that they signed out has done so; one who is told to try again has not.
 #[test]
-fn signing_out_of_a_busy_host_fails_and_the_visitor_stays_signed_in() {
+fn a_failed_sign_out_leaves_the_visitor_signed_in() {
     // The host is asked for the login of the cookie, then to end it.
     for answers in [0, 1] {
         let host = host();
@@ -340,7 +340,7 @@ fn signing_out_of_a_busy_host_fails_and_the_visitor_stays_signed_in() {
     }
 }
 
-/// Wherever signing in fails, no login is remembered whose token nobody has.
+/// Wherever signing in fails, the host remembers no login whose token nobody has.
 #[test]
 fn a_failed_sign_in_leaves_no_login_whose_token_nobody_has() {
     for answers in 0..6 {
@@ -380,10 +380,10 @@ fn a_sign_in_that_is_dropped_leaves_no_remembered_login() {
     assert!(dropped > 1, "{dropped} were dropped");
 }
 
-/// The times of a message are the client's: what a page takes to be made is not counted.
+/// The time limits of a message are for the client: the time in which a page is made does not count.
 #[test]
-fn a_page_may_work_longer_than_a_message_may_come() {
-    // Longer than any message may come, shorter than a request may take; and longer than both.
+fn a_page_may_take_longer_than_a_message_may() {
+    // Longer than a message may take to arrive, and shorter than a request may take; then longer than both.
     for (head, body, seconds, status) in [
         ("GET", "", 40, "200 OK"),
         ("POST", "a body that the page does not read", 40, "200 OK"),

@@ -24,7 +24,7 @@ impl Service for Library {
     type Perspective = Reader;
 
     fn init(_: &Context<Self>, _: &Config) -> Result<Self> {
-        // A clock that was set back since: the next change is later all the same.
+        // The clock was set back since then: the next change is later nevertheless.
         let ahead = SystemTime::now() + std::time::Duration::from_secs(3600);
         Ok(Self { catalogue: Published::changed_at("books", ahead, Catalogue { entries: 0 }) })
     }
@@ -47,7 +47,7 @@ impl Reader {
     }
 }
 
-/// What goes to a client: where it gets the state, and its time.
+/// The value that a client receives: the source of the state, and the state's timestamp.
 fn announced(sent: &Value) -> (u64, f64) {
     let (Node::Instance("library.Catalogue"), Some(state)) = (sent.root().node(), sent.root().items().next()) else {
         panic!("{sent:?}")

@@ -1,4 +1,5 @@
-//! Builds by cargo, each in an invocation of its own: built with the host, its features would become the services', too.
+//! Builds with cargo. Services are built in an invocation of their own: in one invocation with the host, cargo would unify
+//! features, and the services would get the host's, too.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -33,10 +34,10 @@ const LIBRARIES: [&str; 24] = [
     "web",
 ];
 
-/// What is built is built as this program was.
+/// Whether this program is optimised: it builds the libraries and the command likewise.
 const OPTIMISED: bool = !cfg!(debug_assertions);
 
-/// The library of a sample service or of one for tests.
+/// Returns the library of a sample service, or of a service for tests.
 ///
 /// # Panics
 /// When it does not build.
@@ -55,19 +56,19 @@ pub fn library(package: &str) -> PathBuf {
     built.get(package).unwrap_or_else(|| panic!("{package} is not among the libraries that are built")).clone()
 }
 
-/// A library of `ledger` or `ledger-next` that behaves like this: see their MODE.
+/// Returns the library `ledger` or `ledger-next`, set to this mode: see their MODE.
 ///
 /// # Panics
-/// When it is not one of them.
+/// When the library has no mode.
 #[must_use]
 pub fn mode(package: &str, mode: &str) -> Vec<u8> {
     mode_of(&library(package), mode)
 }
 
-/// The same of a library in this file.
+/// As [`mode`], for the library in this file.
 ///
 /// # Panics
-/// When it is not one of them.
+/// When the library has no mode.
 #[must_use]
 pub fn mode_of(library: &Path, mode: &str) -> Vec<u8> {
     const MARK: &[u8] = b"credhost-mode=";
@@ -79,7 +80,7 @@ pub fn mode_of(library: &Path, mode: &str) -> Vec<u8> {
     bytes
 }
 
-/// The library `hostile`, told to do this: `init-panic`, `call-abort` and so on.
+/// Returns the library `hostile`, set to this mode: `init-panic`, `call-abort` and so on.
 ///
 /// # Panics
 /// When it does not build.
@@ -92,7 +93,7 @@ pub fn told(mode: &str) -> Vec<u8> {
     bytes
 }
 
-/// One library, optimised: for benches.
+/// Builds one library, optimised: for benches.
 ///
 /// # Panics
 /// When it does not build.
@@ -101,7 +102,7 @@ pub fn release(package: &str) -> PathBuf {
     one(&["build", "--release", "--package", package], package)
 }
 
-/// One library, as it is while it is being written.
+/// Builds one library in the debug profile, as its author does during development.
 ///
 /// # Panics
 /// When it does not build.
@@ -116,10 +117,11 @@ fn one(arguments: &[&str], package: &str) -> PathBuf {
     libraries.find(|(name, _)| name.replace('_', "-") == package).expect("it is built").1
 }
 
-/// A sample service whose author has changed this of its source, each the first for the second: built beside the others.
+/// Builds a sample service after changes to its source: each first text is replaced by the second. The result is separate from
+/// the unchanged library.
 ///
 /// # Panics
-/// When something is not there to be changed, or it does not build.
+/// When the source does not contain a text that is to be replaced, or the service does not build.
 #[must_use]
 pub fn changed(package: &str, changes: &[(&str, &str)]) -> PathBuf {
     let (folder, workspace) = (crate::target().join("changed").join(package), crate::workspace());
@@ -137,10 +139,10 @@ pub fn changed(package: &str, changes: &[(&str, &str)]) -> PathBuf {
         write_if_changed(&sources.join(file.file_name()), &text);
     }
     assert!(left.is_empty(), "nothing to change: {left:?}");
-    // A workspace of its own, with the versions of ours.
+    // The copy is its own workspace, with the dependency versions of this one.
     let ours = std::fs::read_to_string(workspace.join("Cargo.toml")).expect("it is there");
     let own = std::fs::read_to_string(source.join("Cargo.toml")).expect("it is there");
-    // By another name, so that it is not put in the other's place.
+    // The package gets another name, so that its library does not replace the original's.
     let name = format!("{package}-changed");
     let own = own.replacen(&format!("name = \"{package}\""), &format!("name = \"{name}\""), 1);
     let from = |mark: &str| ours.find(mark).map(|at| &ours[at..]).expect("it has a section");
@@ -151,7 +153,7 @@ pub fn changed(package: &str, changes: &[(&str, &str)]) -> PathBuf {
     one(&["build", "--manifest-path", &manifest], &name)
 }
 
-/// So that nothing is built again for nothing.
+/// Leaves an unchanged file alone, so that cargo does not rebuild it.
 fn write_if_changed(path: &Path, text: &str) {
     if std::fs::read_to_string(path).is_ok_and(|kept| kept == text) {
         return;
@@ -159,7 +161,7 @@ fn write_if_changed(path: &Path, text: &str) {
     std::fs::write(path, text).expect("it can be written");
 }
 
-/// The command `credhost`.
+/// Builds the command `credhost`.
 ///
 /// # Panics
 /// When it does not build.
@@ -179,29 +181,29 @@ pub fn credhost() -> PathBuf {
         .clone()
 }
 
-/// An example of the package `credhost`, or of `pb`.
+/// Builds an example of the package `credhost` or `pb`.
 ///
 /// # Panics
 /// When it does not build.
 #[must_use]
 pub fn example(name: &str) -> PathBuf {
-    // As `cargo test --workspace` has built it already: with the features of all.
+    // `--workspace` enables the features of all packages, as in `cargo test --workspace`, which has built it already.
     let artifacts = cargo(&["build", "--workspace", "--example", name], &crate::target());
     let found = artifacts.into_iter().find(|(found, path)| found == name && path.extension().is_none());
     found.expect("the example is built").1
 }
 
-/// Runs cargo; answers with the names of targets and the files they were built to.
+/// Runs cargo. Returns the names of the targets, each with a file that was built.
 fn cargo(arguments: &[&str], target: &Path) -> Vec<(String, PathBuf)> {
-    // One at a time in this process; cargo itself sees to other processes.
+    // One build at a time in this process. Cargo's own lock covers other processes.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(crate::workspace()).args(arguments).arg("--target-dir").arg(target);
     cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
-    // What this test was built with is no matter of what it builds.
+    // The flags of this test's build do not apply to the builds that it starts.
     cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
-    // Nor whose test this is: what a build script has looked at would be built again each time.
+    // Nor do the variables of its package: cargo would rebuild everything whose build script reads one of them.
     let own = |name: &str| name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in std::env::vars().filter(|(name, _)| own(name)) {
         cargo.env_remove(name);

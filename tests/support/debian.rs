@@ -1,4 +1,4 @@
-//! Programs of Debian's, which these tests are judged by.
+//! Programs from Debian that the tests check the host against.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -6,17 +6,17 @@ use std::process::Command;
 
 use rustix::fs::{FlockOperation, flock};
 
-/// Where a program is, which this package has. It is installed, where it is not there.
+/// Returns the path of a program from this Debian package. Installs the package if the program is missing.
 ///
 /// # Panics
-/// When it is not there, and cannot be installed: by who is not root, or without apt.
+/// When the program is missing and cannot be installed: the user is not root, or there is no apt.
 #[must_use]
 pub fn program(name: &str, package: &str) -> PathBuf {
     let found = || {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file())
     };
-    // Several test programs may want it at once, and apt takes one.
+    // Several test programs may install it at the same time; apt allows only one at once.
     let lock = File::create(crate::target().join("apt.lock")).expect("the lock can be made");
     flock(&lock, FlockOperation::LockExclusive).expect("the lock can be taken");
     found().unwrap_or_else(|| {

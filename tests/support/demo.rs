@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use crate::host::TestHome;
 use crate::workspace;
 
-/// It runs, and has printed all that it prints before somebody comes.
+/// A running demo that has printed everything that it prints before the first client connects.
 pub struct Demo {
     child: Child,
     pub printed: Vec<String>,
@@ -19,7 +19,7 @@ impl Drop for Demo {
     }
 }
 
-/// Runs it in this home.
+/// Runs the demo in this home, until it has printed its introduction.
 ///
 /// # Panics
 /// When it ends.
@@ -27,7 +27,7 @@ impl Drop for Demo {
 pub fn demo(home: &TestHome) -> Demo {
     let mut command = home.command();
     command.args(["demo", "--listen", "127.0.0.1:0", "--workspace"]).arg(workspace());
-    // Built where the demo builds them, whatever this test's own target directory is.
+    // The demo builds its services in this test's own target directory, whichever that is.
     command.env("CARGO_TARGET_DIR", crate::target());
     let child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the demo runs");
     let mut demo = Demo { child, printed: Vec::new() };
@@ -42,7 +42,7 @@ pub fn demo(home: &TestHome) -> Demo {
 }
 
 impl Demo {
-    /// The line with this text.
+    /// Returns the line that contains this text.
     ///
     /// # Panics
     /// When it was not printed.
@@ -52,10 +52,10 @@ impl Demo {
         found.unwrap_or_else(|| panic!("{text:?} was not printed: {:#?}", self.printed))
     }
 
-    /// The Python that it prints.
+    /// Returns the Python code that it prints.
     ///
     /// # Panics
-    /// When it prints none.
+    /// When it prints no Python.
     #[must_use]
     pub fn python(&self) -> String {
         let start = self.printed.iter().position(|line| line.contains("from getpass")).expect("Python is printed");

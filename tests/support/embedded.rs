@@ -1,4 +1,4 @@
-//! A host inside the test's own process, with a service that is linked in: for limits, which a test sets low.
+//! A host inside the test's own process, with a service linked in: for tests of limits, which they set low.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,11 +28,11 @@ use plugin_api::{Door, Input, Lasts, Transport};
 
 use crate::wire::{Wire, call};
 
-/// Methods that limits can be tried on.
+/// A service with methods for tests of limits.
 #[derive(Default)]
 struct Trial;
 
-/// Limits are tried on it.
+/// Tests try limits on it.
 #[service("trial", save = "never")]
 impl Service for Trial {
     type Perspective = Trier;
@@ -57,7 +57,7 @@ impl Service for Trial {
 
     fn detached(_: &Context<Self>, trier: Handle<Trier>, by: &Attachment) {
         let name = by.perspective().to_owned();
-        // Nobody writes to it further up.
+        // No caller further up is writing to it.
         let _ = trier.write(|trier| trier.log.push(format!("detached {name}")));
     }
 }
@@ -71,8 +71,8 @@ async fn sign_in(State(sign_ins): State<Arc<SignIns>>, visitor: Visitor, headers
     }
 }
 
-/// A door of its own: each line is a name and a password, or a key that the service vouches for, or `EXTERNAL` for the client's
-/// certificate; the answer says whether they are right.
+/// A door of the service. Each line is a name and a password, or a name and a key that the service vouches for, or a name and
+/// `EXTERNAL` for the client's certificate. The answer is the identity, or why the login is refused.
 struct Knock;
 
 impl Door for Knock {
@@ -101,15 +101,15 @@ impl Door for Knock {
     }
 }
 
-/// How many calls of `never` wait just now.
+/// The number of calls of `never`, and of calls to a mind by `nag`, that are waiting.
 pub static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-/// Held by a test: `hold` keeps the service's thread until it is let go of.
+/// A test locks it: `hold` blocks the service's thread until the test unlocks it.
 pub static HOLD: std::sync::Mutex<()> = std::sync::Mutex::new(());
-/// How often `mark` was called.
+/// The number of calls of `mark` and of `hold`.
 pub static MARKED: AtomicUsize = AtomicUsize::new(0);
 
-/// One of them, until it is dropped.
+/// Counts as one in [`WAITING`] until it is dropped.
 struct Counted;
 
 impl Counted {
@@ -130,60 +130,60 @@ struct Trier {
     log: Vec<String>,
 }
 
-/// An object, of which there can be many.
+/// An object for answers that contain many of them.
 #[derive(Default)]
 struct Pebble;
 
 #[perspective]
 impl Pebble {
-    /// Answers.
+    /// Does nothing, and answers.
     fn touch(&self) {}
 }
 
 #[perspective]
 impl Trier {
-    /// Answers with what it is given.
+    /// Returns its argument.
     fn echo(&self, value: Value) -> Value {
         value
     }
 
-    /// Answers with the integer it is given.
+    /// Returns its argument, an integer.
     fn echo_int(&self, value: i64) -> i64 {
         value
     }
 
-    /// So many times 600 kB.
+    /// Returns this many blobs of 600 kB each.
     fn blobs(&self, count: usize) -> Vec<plugin_api::Bytes> {
         (0..count).map(|_| plugin_api::Bytes(vec![b'x'; 600_000])).collect()
     }
 
-    /// How many there are; each is read for itself.
+    /// Returns the number of values. Each is decoded separately.
     fn count(&self, values: Vec<Value>) -> usize {
         values.len()
     }
 
-    /// This many numbers.
+    /// Returns this many numbers.
     fn row(&self, count: u64) -> Vec<u64> {
         (0..count).collect()
     }
 
-    /// This many bytes.
+    /// Returns this many bytes.
     fn blob(&self, size: usize) -> plugin_api::Bytes {
         plugin_api::Bytes(vec![b'x'; size])
     }
 
-    /// This many objects.
+    /// Returns this many objects.
     fn pebbles(&self, count: usize) -> Vec<Handle<Pebble>> {
         (0..count).map(|_| Handle::new(Pebble)).collect()
     }
 
-    /// Keeps the service's thread for as long as a test holds [`HOLD`].
+    /// Blocks the service's thread while a test holds [`HOLD`]. Counts in [`MARKED`] first.
     fn hold(&self) {
         MARKED.fetch_add(1, Ordering::SeqCst);
         drop(HOLD.lock());
     }
 
-    /// Counts.
+    /// Counts in [`MARKED`].
     fn mark(&self) {
         MARKED.fetch_add(1, Ordering::SeqCst);
     }
@@ -194,12 +194,12 @@ impl Trier {
         std::future::pending().await
     }
 
-    /// Answers when the mind has.
+    /// Calls the mind, and returns its answer.
     async fn ask(_me: Handle<Self>, call: Call) -> Result<Value> {
         call.mind()?.call("ask", ()).await
     }
 
-    /// Calls the mind so often, each time in a task of its own, which waits for the answer.
+    /// Calls the mind this many times. A separate task waits for each answer.
     async fn nag(_me: Handle<Self>, context: Context<Trial>, call: Call, count: usize) -> Result<()> {
         for _ in 0..count {
             let mind = call.mind()?.clone();
@@ -211,7 +211,7 @@ impl Trier {
         Ok(())
     }
 
-    /// What has happened to this perspective.
+    /// Returns the attachments to and detachments from this perspective.
     fn log(&self) -> &[String] {
         &self.log
     }
@@ -227,7 +227,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Starts it; alice (password "alice-pw") has the keys to "trial/alice" and "trial/other"; bob has the like.
+    /// Starts a host. Alice (password "alice-pw") has the keys to "trial/alice" and "trial/other". Bob (password "bob-pw") has
+    /// those to "trial/bob" and "trial/other".
     ///
     /// # Panics
     /// When it does not start.
@@ -247,7 +248,7 @@ impl Embedded {
         Self::with(limits, authorizer, &key)
     }
 
-    /// Starts it for those whom this authorizer knows.
+    /// Starts a host with this authorizer.
     ///
     /// # Panics
     /// When it does not start.
@@ -256,7 +257,7 @@ impl Embedded {
         Self::over(limits, authorizer, key, None)
     }
 
-    /// The same. With certificates of its own, the service's door is over TLS, and asks its clients for theirs.
+    /// As [`Embedded::with`]. With certificates, the service's door "knock" uses TLS and asks clients for a certificate.
     ///
     /// # Panics
     /// When it does not start.
@@ -303,10 +304,10 @@ impl Embedded {
         Self { memory, listener, root, doors, services }
     }
 
-    /// Where the service's own door of this name is: "knock" or "page".
+    /// Returns the address of the service's door of this name: "knock" or "page".
     ///
     /// # Panics
-    /// When there is none.
+    /// When there is no such door.
     #[must_use]
     pub fn door(&self, name: &str) -> SocketAddr {
         let door = self.doors.status().into_iter().find(|door| door.name == name);
@@ -314,27 +315,27 @@ impl Embedded {
         address.parse().expect("an address")
     }
 
-    /// What stands before its logins.
+    /// Returns the gate that every login passes.
     #[must_use]
     pub fn gate(&self) -> &LoginGate {
         self.root.gate()
     }
 
-    /// Connections from this address come by a proxy.
+    /// Trusts this network as a proxy's.
     ///
     /// # Panics
-    /// When it is none.
+    /// When the network cannot be parsed.
     pub fn set_proxy(&self, address: &str) {
         self.root.set_proxies(vec![address.parse().expect("an address, and how much of it counts")]);
     }
 
-    /// What is kept for its clients.
+    /// Returns the memory that the host keeps for clients.
     #[must_use]
     pub fn memory(&self) -> &Budget {
         &self.memory
     }
 
-    /// Who is logged in.
+    /// Returns the sessions.
     #[must_use]
     pub fn sessions(&self) -> &Sessions {
         self.root.sessions()
@@ -345,40 +346,40 @@ impl Embedded {
         self.listener.address()
     }
 
-    /// Opens a listener more, which has one thread for all who are inside.
+    /// Opens a further listener, which serves all of its connections on one thread.
     ///
     /// # Panics
-    /// When there is no port, or no thread.
+    /// When the host cannot listen, or the thread cannot be started.
     #[must_use]
     pub fn listen_with_one_thread(&self) -> Listener {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         self.root.listen_on(socket, 1, None).expect("a thread")
     }
 
-    /// Stops the service, behind all that it was given.
+    /// Stops the service after everything that is already queued for it.
     ///
     /// # Panics
-    /// When there is none.
+    /// When there is no such service.
     pub fn stop_service(&self) {
         let trial = self.services.service("trial").expect("the service");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(trial.stop());
     }
 
-    /// Closes the door, and lets calls in flight end first.
+    /// Closes the listener. Calls in flight end first.
     pub fn close(&self) {
         self.listener.close();
     }
 }
 
-/// A client of raw bytes that has logged in.
+/// A logged-in client that works on raw bytes.
 pub struct RawClient {
     pub wire: Wire,
     pub perspective: u64,
     request: u64,
 }
 
-/// One message, taken apart: the command, its number, and the Jelly in it.
+/// A decoded message. `method` is empty unless it is a call, `value` (Jelly) unless it is an answer or an error.
 #[derive(Debug)]
 pub struct Message {
     pub command: String,
@@ -388,28 +389,28 @@ pub struct Message {
 }
 
 impl RawClient {
-    /// Logs in as alice, with the words of today, and attaches to "trial/PERSPECTIVE"; its mind is its object 1.
+    /// Logs in as alice, as today's Twisted does, and attaches to "trial/PERSPECTIVE". Its mind is its object 1.
     ///
     /// # Panics
-    /// When it is refused.
+    /// When the login is refused.
     #[must_use]
     pub fn login(address: SocketAddr, perspective: &str) -> Self {
         Self::login_as(address, "alice", perspective)
     }
 
-    /// The same, as whoever has this name.
+    /// As [`RawClient::login`], with this name.
     ///
     /// # Panics
-    /// When it is refused.
+    /// When the login is refused.
     #[must_use]
     pub fn login_as(address: SocketAddr, name: &str, perspective: &str) -> Self {
         Self::login_on(Wire::connect(address), name, perspective)
     }
 
-    /// The same, on a connection that has said nothing yet.
+    /// As [`RawClient::login_as`], on a connection that has not sent a request yet.
     ///
     /// # Panics
-    /// When it is refused.
+    /// When the login is refused.
     #[must_use]
     pub fn login_on(wire: Wire, name: &str, perspective: &str) -> Self {
         let password = Password::new(&format!("{name}-pw"));
@@ -438,7 +439,7 @@ impl RawClient {
         client
     }
 
-    /// Sends a call of an object or the root; answers with its number.
+    /// Calls an object or the root. Returns the number of the request.
     pub fn send(&mut self, target: Result<u64, &str>, method: &str, arguments: &[u8]) -> u64 {
         self.request += 1;
         let bytes = call(self.request, target, method, arguments);
@@ -446,14 +447,14 @@ impl RawClient {
         self.request
     }
 
-    /// Sends a call of the perspective.
+    /// Calls the perspective. Returns the number of the request.
     pub fn begin<A: Serialize>(&mut self, method: &str, arguments: &A) -> u64 {
         let arguments = jelly::to_vec(arguments).expect("arguments can be written");
         let arguments = if arguments == [1, 0x80, 1, 0x87] { vec![1, 0x80, 11, 0x87] } else { arguments };
         self.send(Ok(self.perspective), method, &arguments)
     }
 
-    /// The next message; `None` when the other side has closed.
+    /// Returns the next message, or `None` if the host has closed the connection.
     pub fn message(&mut self) -> Option<Message> {
         let mut scanner = Scanner::new(Shape::Message, JellyLimits::default());
         loop {
@@ -480,20 +481,20 @@ impl RawClient {
         }
     }
 
-    /// The answer to a call, whatever else comes before it.
+    /// Returns the answer to a call. Skips messages before it.
     ///
     /// # Panics
-    /// When there is an error, or none.
+    /// When the call fails, or the connection ends first.
     pub fn answer(&mut self, request: u64) -> Value {
         let message = self.reply(request);
         assert_eq!(message.command, "answer", "{:?}", pb::Failure::read(&message.value));
         Value::decode(&message.value).expect("the answer is Jelly")
     }
 
-    /// The error to a call: its class.
+    /// Returns the class of a call's error. Skips messages before it.
     ///
     /// # Panics
-    /// When there is an answer, or nothing.
+    /// When the call succeeds, or the connection ends first.
     pub fn error(&mut self, request: u64) -> String {
         let message = self.reply(request);
         assert_eq!(message.command, "error");

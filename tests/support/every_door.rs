@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use crate::host::{TestHome, TestHost};
 
-/// It runs: alice has the keys to all of its services, a password and a token; bob may come into the chat.
+/// A running host. Alice has a password, a token, and the keys to all of its services; bob has the key to the chat.
 pub struct EveryDoor {
     pub host: TestHost,
     pub irc: SocketAddr,
@@ -14,7 +14,7 @@ pub struct EveryDoor {
 }
 
 impl EveryDoor {
-    /// Starts it, with these services: chat, scores and ssh among them. Thousands may come from one address.
+    /// Starts a host with these services, which must include chat, scores and ssh. It allows 20,000 connections from one address.
     ///
     /// # Panics
     /// When it does not start.

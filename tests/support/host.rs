@@ -1,4 +1,4 @@
-//! A host that runs, in a home of its own.
+//! A running host, in a home of its own.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A home folder for one test.
 pub struct TestHome {
     folder: TempDir,
-    /// Below the folder.
+    /// The home's path below the folder.
     name: PathBuf,
 }
 
@@ -47,7 +47,7 @@ impl TestHome {
         Self::below("home")
     }
 
-    /// One whose own folder has this name.
+    /// Creates a home whose folder has this name.
     #[must_use]
     pub fn below(name: &str) -> Self {
         Self { folder: tempfile::tempdir().expect("a folder for the test"), name: name.into() }
@@ -63,7 +63,7 @@ impl TestHome {
         self.path().join("plugins")
     }
 
-    /// The command, with this home.
+    /// Returns the command `credhost` for this home.
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new(crate::build::credhost());
@@ -72,7 +72,7 @@ impl TestHome {
         command
     }
 
-    /// Runs a command, with this on its standard input.
+    /// Runs a command with this standard input.
     #[must_use]
     pub fn run_with(&self, arguments: &[&str], input: &str) -> Output {
         let mut command = self.command();
@@ -82,7 +82,7 @@ impl TestHome {
         child.wait_with_output().expect("credhost ends")
     }
 
-    /// Runs a command that must succeed; answers with what it prints.
+    /// Runs a command that must succeed. Returns its output.
     pub fn run(&self, arguments: &[&str], input: &str) -> String {
         let output = self.run_with(arguments, input);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -90,7 +90,7 @@ impl TestHome {
         String::from_utf8(output.stdout).expect("it prints text").trim_end().to_owned()
     }
 
-    /// Runs a command that must fail; answers with what it says.
+    /// Runs a command that must fail. Returns its error.
     #[must_use]
     pub fn refused(&self, arguments: &[&str], input: &str) -> String {
         let output = self.run_with(arguments, input);
@@ -99,7 +99,7 @@ impl TestHome {
         error
     }
 
-    /// Adds an identity with keys, "service" or "service/perspective" each.
+    /// Adds an identity with keys. Each key is "service" or "service/perspective".
     pub fn identity(&self, name: &str, password: &str, keys: &[&str]) {
         let mut config = self.path();
         self.run(&["identity", "list"], "");
@@ -111,16 +111,16 @@ impl TestHome {
         }
     }
 
-    /// Makes the home with short passwords allowed: Twisted's captures have such.
+    /// Creates the home, and allows short passwords, which Twisted's captures use.
     pub fn make(&self) {
         self.run(&["identity", "add", "nobody", "--no-password"], "");
         self.configure(|text| text.replace("shortest = 15", "shortest = 1").replace("guesses = 10", "guesses = 0"));
     }
 
-    /// Changes `credhost.toml`, which is there once the home was made.
+    /// Changes `credhost.toml`, which exists once the home has been created.
     ///
     /// # Panics
-    /// When that changes nothing: what was to be replaced is written otherwise now.
+    /// When the text stays the same: then the configuration no longer contains what `change` replaces.
     pub fn configure(&self, change: impl FnOnce(&str) -> String) {
         let config = self.path().join("credhost.toml");
         let text = std::fs::read_to_string(&config).expect("the configuration is there");
@@ -129,10 +129,10 @@ impl TestHome {
         std::fs::write(&config, changed).expect("it can be written");
     }
 
-    /// Services run there, if nothing else is said of one: "none", "process" or "sandbox".
+    /// Sets the default isolation of services: "none", "process" or "sandbox".
     ///
     /// # Panics
-    /// When the configuration does not speak of that.
+    /// When the configuration does not mention isolation.
     pub fn isolate(&self, isolation: &str) {
         self.configure(|text| {
             let place = text.lines().find(|line| line.trim_start_matches("# ").starts_with("isolation = "));
@@ -141,15 +141,15 @@ impl TestHome {
         });
     }
 
-    /// Services run in the host's own process, whatever `CREDHOST_ISOLATION` says: for what holds there alone.
+    /// Runs services in the host's own process, regardless of `CREDHOST_ISOLATION`: for behaviour that only exists there.
     ///
     /// # Panics
-    /// When the configuration does not speak of that.
+    /// When the configuration does not mention isolation.
     pub fn in_its_own_process(&self) {
         self.isolate("none");
     }
 
-    /// Copies a library into the folder.
+    /// Copies a library into the folder of libraries.
     pub fn install(&self, package: &str) {
         let library = crate::build::library(package);
         put(&library, &self.plugins().join(library.file_name().expect("it has a name")));
@@ -161,10 +161,10 @@ impl TestHome {
         self.start_with(&[], &[])
     }
 
-    /// Starts a host here, with more arguments and variables of the environment.
+    /// Starts a host here, with further arguments and environment variables.
     #[must_use]
     pub fn start_with(self, arguments: &[&str], environment: &[(&str, &str)]) -> TestHost {
-        // `CREDHOST_ISOLATION=process cargo test …`: tests of services are tests of them in processes of their own, too.
+        // `CREDHOST_ISOLATION=process cargo test …` runs the same tests with each service in a process of its own.
         if let Ok(isolation) = std::env::var("CREDHOST_ISOLATION") {
             let config = std::fs::read_to_string(self.path().join("credhost.toml")).unwrap_or_default();
             if config.contains("\n# isolation = \"process\"\n") {
@@ -197,7 +197,7 @@ impl TestHome {
     }
 }
 
-/// Copies a file as a person does it.
+/// Copies a file, as an operator would.
 ///
 /// # Panics
 /// When it cannot be copied.
@@ -206,7 +206,7 @@ pub fn put(from: &Path, to: &Path) {
 }
 
 impl TestHost {
-    /// A host with these libraries in its folder, and alice and bob, whose passwords are those of the captures.
+    /// Starts a host with these libraries in its folder. Alice and bob have the passwords of the captures, and keys to all.
     #[must_use]
     pub fn with(libraries: &[&str]) -> Self {
         let home = TestHome::new();
@@ -226,10 +226,10 @@ impl TestHost {
         self.address
     }
 
-    /// The most memory that the host has had resident, in bytes.
+    /// Returns the host's peak resident memory, in bytes.
     ///
     /// # Panics
-    /// When it does not run.
+    /// When the host is not running.
     #[must_use]
     pub fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
@@ -243,23 +243,23 @@ impl TestHost {
         self.address.port().to_string()
     }
 
-    /// Where it is served over TLS.
+    /// Returns the port of the TLS listener.
     #[must_use]
     pub fn tls_port(&mut self) -> String {
         let line = self.wait_for("serving also over TLS on ");
         line.rsplit(':').next().expect("the line ends with the address").to_owned()
     }
 
-    /// Ends it as a power cut does.
+    /// Kills the host without a shutdown, as a power cut would.
     pub fn kill(&mut self) {
         self.child.kill().expect("it can be killed");
         self.child.wait().expect("it can be waited for");
     }
 
-    /// Waits until a line of the log has this in it.
+    /// Waits for a log line that contains this text, and returns it.
     ///
     /// # Panics
-    /// When it does not come.
+    /// When no such line is logged in time, or the host ends.
     pub fn wait_for(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut lines = self.log.lines.lock().expect("no test panics with it");
@@ -275,34 +275,34 @@ impl TestHost {
         }
     }
 
-    /// Closes the other end of the log, at its next line.
+    /// Closes the reading end of the log, as soon as the host writes its next line.
     pub fn close_log(&self) {
         self.log.closed.store(true, Ordering::Relaxed);
     }
 
-    /// The log so far.
+    /// Returns the log so far.
     #[must_use]
     pub fn log(&self) -> String {
-        // A test may have panicked that waited for a line.
+        // A test that waited for a line may have panicked.
         self.log.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner).join("\n")
     }
 
-    /// The home of a host that has ended, to start another in.
+    /// Returns the home, to start another host in. Kills this host if it is still running.
     #[must_use]
     pub fn into_home(mut self) -> TestHome {
         std::mem::take(&mut self.home)
     }
 
-    /// The process.
+    /// Returns the process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM, and waits for the host to end. Returns its exit code.
     ///
     /// # Panics
-    /// When it does not end.
+    /// When it does not end in time.
     pub fn terminate(&mut self) -> Option<i32> {
         let process = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a process has a number");
         rustix::process::kill_process(process, rustix::process::Signal::TERM).expect("it can be told");

@@ -1,4 +1,4 @@
-//! Clients of chats that others have written: ii, irssi, weechat, and Twisted's own.
+//! Chat clients written by others: ii, irssi, weechat, and Twisted's own.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -12,17 +12,17 @@ use crate::{debian, python};
 /// A guard against hanging, not a measure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A program that is in the room.
+/// A client program that is in the chat's room.
 pub struct Client {
     child: Child,
     input: Input,
     heard: Heard,
-    /// Its files are there as long as it is.
+    /// The folder of its files, deleted when the client is dropped.
     _folder: tempfile::TempDir,
 }
 
 enum Input {
-    /// Its standard input, and what stands before what it is to say.
+    /// Its standard input, and the prefix of each message.
     Lines(ChildStdin, &'static str),
     /// A pipe in the file system.
     Pipe(PathBuf),
@@ -30,7 +30,7 @@ enum Input {
 
 enum Heard {
     Lines(Receiver<String>),
-    /// A file that it writes.
+    /// A log file that it writes.
     File(PathBuf),
 }
 
@@ -56,10 +56,10 @@ impl Client {
         said.expect("it can be told");
     }
 
-    /// Waits until it has heard this.
+    /// Waits until the client has received this text.
     ///
     /// # Panics
-    /// When it does not.
+    /// When it does not receive it in time.
     pub fn hears(&self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         match &self.heard {
@@ -74,7 +74,7 @@ impl Client {
     }
 }
 
-/// Waits for what only shows in files.
+/// Polls for something that is only visible in files.
 fn until(done: impl Fn() -> bool, what: &str) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
@@ -83,7 +83,7 @@ fn until(done: impl Fn() -> bool, what: &str) {
     }
 }
 
-/// suckless' ii: its windows are folders.
+/// Starts suckless' ii, whose windows are folders.
 ///
 /// # Panics
 /// When it does not run.
@@ -111,7 +111,7 @@ pub fn ii(address: SocketAddr, name: &str, password: &str) -> Client {
     Client { child, input: Input::Pipe(room.join("in")), heard: Heard::File(room.join("out")), _folder: folder }
 }
 
-/// irssi, on a terminal that `script` makes.
+/// Starts irssi, on a terminal from `script`.
 ///
 /// # Panics
 /// When it does not run.
@@ -120,7 +120,7 @@ pub fn irssi(address: SocketAddr, name: &str, password: &str) -> Client {
     irssi_with(address, name, &format!("password = \"{password}\";"), "")
 }
 
-/// The same over TLS, with a certificate and its key, both in this file: it logs in by SASL's EXTERNAL.
+/// Starts irssi over TLS, with the certificate and the key from this file. It logs in with SASL EXTERNAL.
 ///
 /// # Panics
 /// When it does not run.
@@ -151,7 +151,7 @@ fn irssi_with(address: SocketAddr, name: &str, server: &str, network: &str) -> C
     Client { child, input, heard: Heard::File(log.join("#chat")), _folder: folder }
 }
 
-/// weechat, on a terminal that `script` makes. It logs in by SASL.
+/// Starts weechat, on a terminal from `script`. It logs in with SASL PLAIN.
 ///
 /// # Panics
 /// When it does not run.
@@ -167,7 +167,7 @@ pub fn weechat(address: SocketAddr, name: &str, password: &str) -> Client {
     let commands = [
         "/set weechat.look.paste_max_lines -1",
         "/set logger.file.flush_delay 0",
-        // By one of these names it is off, whichever version this is.
+        // One of these options turns TLS off; its name depends on the version.
         "/set irc.server_default.ssl off",
         "/set irc.server_default.tls off",
         &server,
@@ -182,7 +182,7 @@ pub fn weechat(address: SocketAddr, name: &str, password: &str) -> Client {
     Client { child, input, heard, _folder: folder }
 }
 
-/// A Twisted client of today, by Perspective Broker.
+/// Starts a chat client on today's Twisted that uses Perspective Broker.
 ///
 /// # Panics
 /// When it does not run.
@@ -191,7 +191,7 @@ pub fn window(address: SocketAddr, name: &str, password: &str) -> Client {
     by_twisted("window.py", address, name, password)
 }
 
-/// Twisted's own, of today.
+/// Starts an IRC client on today's Twisted, with Twisted's own IRC implementation.
 ///
 /// # Panics
 /// When it does not run.

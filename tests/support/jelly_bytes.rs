@@ -1,8 +1,8 @@
-//! Values of Jelly in bytes, also such as no well-behaved client writes.
+//! Jelly values as bytes, including values that no well-behaved client writes.
 
 use jelly::token;
 
-/// A list whose first item is its kind: `["dictionary", ..]`.
+/// Encodes a list whose first item is its kind: `["dictionary", ..]`.
 pub fn list(tag: &str, items: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
     let items: Vec<Vec<u8>> = items.into_iter().collect();
     let mut out = Vec::new();
@@ -19,7 +19,7 @@ pub fn int(value: u64) -> Vec<u8> {
     out
 }
 
-/// A string of characters.
+/// Encodes a string of characters.
 #[must_use]
 pub fn text(value: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -27,7 +27,7 @@ pub fn text(value: &str) -> Vec<u8> {
     list("unicode", [bytes])
 }
 
-/// An item of a dictionary.
+/// Encodes an item of a dictionary.
 #[must_use]
 pub fn pair(key: Vec<u8>, value: Vec<u8>) -> Vec<u8> {
     let mut out = Vec::new();

@@ -1,4 +1,4 @@
-//! What system tests share: libraries built as their authors would build them, a host in a home of its own, real
+//! Helpers of the system tests: libraries built as their authors would build them, a host in a home of its own, real
 //! Twisted.
 
 #![allow(missing_docs, reason = "helpers of tests, named for what they do")]
@@ -21,14 +21,14 @@ pub mod wire;
 
 use std::path::PathBuf;
 
-/// The checkout.
+/// Returns the root of the checkout.
 #[must_use]
 pub fn workspace() -> PathBuf {
     let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     tests.parent().map_or_else(|| tests.clone(), PathBuf::from)
 }
 
-/// The target directory that this very test was built in.
+/// Returns the target directory that this test was built in.
 ///
 /// # Panics
 /// When the test does not know its own path.
@@ -39,9 +39,9 @@ pub fn target() -> PathBuf {
     own.ancestors().nth(3).expect("a test stands in target/PROFILE/deps").to_owned()
 }
 
-/// Says that a test does not run here, and why: past the capture of what tests print, so that it is always seen.
+/// Reports that a test does not run here, and why. Bypasses the capture of test output, so that it is always visible.
 pub fn skipped(why: &str) {
     use std::io::Write;
-    // There is nowhere else to say it.
+    // If standard error is closed, there is no other place to report it.
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }

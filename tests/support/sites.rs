@@ -1,4 +1,4 @@
-//! Sites behind a proxy that asks who somebody is.
+//! Sites behind a proxy that asks the host who a visitor is.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::debian;
 
-/// A site that shows what it is told by who passes a request on.
+/// Starts a site that answers with the request line and the headers that it receives from the proxy.
 ///
 /// # Panics
-/// When there is no port.
+/// When it cannot listen.
 #[must_use]
 pub fn site() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
@@ -23,7 +23,7 @@ pub fn site() -> SocketAddr {
                 let told: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
                 let told = told.join("\n");
                 let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{told}", told.len());
-                // The proxy may have gone.
+                // The proxy may have closed the connection.
                 let _ = (&stream).write_all(answer.as_bytes());
             });
         }
@@ -31,7 +31,7 @@ pub fn site() -> SocketAddr {
     address
 }
 
-/// A proxy that runs.
+/// A running proxy.
 pub struct Proxy {
     child: Child,
     pub address: SocketAddr,
@@ -44,8 +44,8 @@ impl Drop for Proxy {
     }
 }
 
-/// Starts a proxy at a port that is free: neither of them can say which it has been given, so it is chosen beforehand, and another
-/// if somebody else was quicker.
+/// Starts a proxy on a free port. No proxy can report which port the system has given it, so the port is chosen beforehand. If
+/// the proxy ends because another program has taken the port meanwhile, another port is tried.
 fn proxy(start: impl Fn(SocketAddr) -> Command) -> Proxy {
     for _ in 0..5 {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
@@ -61,7 +61,7 @@ fn proxy(start: impl Fn(SocketAddr) -> Command) -> Proxy {
     panic!("the proxy does not start");
 }
 
-/// nginx, as the guide has it, in front of this site.
+/// Starts nginx, configured as in the guide, in front of this site.
 ///
 /// # Panics
 /// When it does not start.
@@ -135,7 +135,7 @@ pub fn nginx(folder: &Path, site: SocketAddr) -> Proxy {
     })
 }
 
-/// Caddy, in front of this site.
+/// Starts Caddy in front of this site.
 ///
 /// # Panics
 /// When it does not start.
@@ -169,7 +169,7 @@ pub fn caddy(folder: &Path, site: SocketAddr) -> Proxy {
     })
 }
 
-/// Traefik, in front of this site; the host's pages are at `web`, for it speaks to no Unix sockets.
+/// Starts Traefik in front of this site. The host's pages are at the address `web`: Traefik does not support Unix sockets.
 ///
 /// # Panics
 /// When it does not start.
@@ -201,7 +201,7 @@ pub fn traefik(folder: &Path, site: SocketAddr, web: SocketAddr) -> Proxy {
         command.args(["--global.checknewversion=false", "--global.sendanonymoususage=false"]);
         command
     });
-    // It listens before it has read where things go.
+    // It listens before it has read its routes.
     while answers_404(proxy.address) {
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -12,14 +12,14 @@ use crate::debian;
 /// A guard against hanging, not a measure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Somebody who comes by SSH, with a key of their own.
+/// An SSH user with a key pair.
 pub struct Ssh {
     folder: tempfile::TempDir,
     name: String,
     address: SocketAddr,
 }
 
-/// What a command has come to.
+/// The outcome of a command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Came {
     pub status: Option<i32>,
@@ -28,10 +28,10 @@ pub struct Came {
 }
 
 impl Ssh {
-    /// Makes a key with `ssh-keygen`, of this type.
+    /// Generates a key of this type with `ssh-keygen`.
     ///
     /// # Panics
-    /// When OpenSSH cannot be had.
+    /// When OpenSSH is missing and cannot be installed.
     #[must_use]
     pub fn new(address: SocketAddr, name: &str, key: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -46,25 +46,25 @@ impl Ssh {
         self.folder.path().join(name)
     }
 
-    /// The public half of the key.
+    /// Returns the file of the public key.
     #[must_use]
     pub fn public(&self) -> PathBuf {
         self.file("id.pub")
     }
 
-    /// The other.
+    /// Returns the file of the private key.
     #[must_use]
     pub fn private(&self) -> PathBuf {
         self.file("id")
     }
 
-    /// The hosts that are trusted, as OpenSSH keeps them.
+    /// Returns OpenSSH's file of trusted hosts.
     #[must_use]
     pub fn known(&self) -> PathBuf {
         self.file("known")
     }
 
-    /// Where it goes.
+    /// Returns the address that it connects to.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -79,12 +79,12 @@ impl Ssh {
         std::fs::write(self.file("known"), line).expect("it can be written");
     }
 
-    /// The same key, elsewhere.
+    /// Connects to this address from now on, with the same key.
     pub fn moves(&mut self, address: SocketAddr) {
         self.address = address;
     }
 
-    /// `ssh`, with these options and what is behind the host's name.
+    /// Returns an `ssh` command with these options, and these words after the host's name.
     #[must_use]
     pub fn command(&self, options: &[&str], words: &[&str]) -> Command {
         let mut ssh = Command::new(debian::program("ssh", "openssh-client"));
@@ -98,7 +98,7 @@ impl Ssh {
         ssh
     }
 
-    /// Runs a command there, with this on its standard input.
+    /// Runs a command there, with this standard input.
     ///
     /// # Panics
     /// When ssh does not run.
@@ -107,7 +107,7 @@ impl Ssh {
         let mut ssh = self.command(options, words);
         let mut child =
             ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("ssh runs");
-        // It may have ended.
+        // The command may have ended already.
         let _ = child.stdin.take().expect("it has an input").write_all(input.as_bytes());
         let Output { status, stdout, stderr } = child.wait_with_output().expect("it ends");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -120,13 +120,13 @@ impl Ssh {
         self.run_with(&[], words, "")
     }
 
-    /// The same with a password, which ssh asks for.
+    /// As [`Ssh::run`], with a password, which ssh asks for.
     #[must_use]
     pub fn by_password(&self, password: &str, words: &[&str]) -> Came {
         self.by_passwords(&[password], words)
     }
 
-    /// The same with one after the other, until one is taken.
+    /// As [`Ssh::run`], with these passwords in turn, until one is accepted.
     ///
     /// # Panics
     /// When ssh does not run.
@@ -145,13 +145,13 @@ impl Ssh {
         Came { status: status.code(), said: text(stdout), errors: text(stderr) }
     }
 
-    /// Sits down at a terminal there.
+    /// Opens a session with a terminal there.
     #[must_use]
     pub fn terminal(&self) -> Terminal {
         Terminal::new(self.command(&["-tt"], &[]))
     }
 
-    /// Runs a command that does not end by itself.
+    /// Runs a command that does not end by itself, without a terminal.
     #[must_use]
     pub fn follow(&self, words: &[&str]) -> Terminal {
         Terminal::new(self.command(&[], words))
@@ -164,7 +164,7 @@ fn write_program(path: &Path, text: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).expect("it can be run");
 }
 
-/// A session that goes on.
+/// A running session.
 pub struct Terminal {
     child: Child,
     input: Option<ChildStdin>,
@@ -173,7 +173,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Any program that is typed to, and shows something.
+    /// Runs any program that reads keys and shows output.
     ///
     /// # Panics
     /// When it does not run.
@@ -205,10 +205,10 @@ impl Terminal {
         input.write_all(keys.as_bytes()).and_then(|()| input.flush()).expect("it is open");
     }
 
-    /// Waits until this is shown; answers with what was shown before it.
+    /// Waits until this text is shown. Returns the text before it.
     ///
     /// # Panics
-    /// When it is not.
+    /// When it is not shown in time.
     pub fn until(&mut self, wanted: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -225,10 +225,10 @@ impl Terminal {
         }
     }
 
-    /// Waits for its end: its status, and what was shown last.
+    /// Closes the input, and waits for the session's end. Returns its exit status and the output that has not been read.
     ///
     /// # Panics
-    /// When it does not end.
+    /// When it does not end in time.
     pub fn ends(mut self) -> (Option<i32>, String) {
         drop(self.input.take());
         let deadline = Instant::now() + PATIENCE;

@@ -1,4 +1,4 @@
-//! TLS with a host, as a client.
+//! A TLS client.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::debian;
 
-/// Starts TLS over a socket as a client that trusts this authority (PEM), asks for the host `name`, and offers these protocols.
+/// Starts TLS over a socket, as a client that trusts this authority (PEM), asks for the host `name`, and offers these protocols.
 ///
 /// # Panics
 /// When the authority is not PEM, or the name is not a host name.
@@ -21,10 +21,10 @@ pub fn client(authority: &[u8], name: &str, alpn: &[&str], socket: TcpStream) ->
     with(authority, name, alpn, None, socket)
 }
 
-/// The same by a client that shows a certificate, which stands in this file with its key (PEM).
+/// As [`client`], for the host `localhost` and without protocols, with the client certificate and the key from this file (PEM).
 ///
 /// # Panics
-/// When they are none.
+/// When the authority is not PEM, or the file does not contain a certificate and a key.
 pub fn certified(authority: &[u8], file: &Path, socket: TcpStream) -> impl Read + Write + Send + 'static {
     with(authority, "localhost", &[], Some(file), socket)
 }
@@ -41,10 +41,11 @@ fn with(
     StreamOwned::new(connection.expect("it begins"), socket)
 }
 
-/// What a client trusts, offers, and shows, if it has a certificate in this file with its key (PEM).
+/// Returns the configuration of a client that trusts this authority (PEM) and offers these protocols. With a file, the client
+/// has the certificate and the key from it (PEM).
 ///
 /// # Panics
-/// When these are not what they are to be.
+/// When the authority is not PEM, or the file does not contain a certificate and a key.
 #[must_use]
 pub fn config(authority: &[u8], alpn: &[&str], file: Option<&Path>) -> ClientConfig {
     let mut roots = RootCertStore::empty();
@@ -58,7 +59,7 @@ pub fn config(authority: &[u8], alpn: &[&str], file: Option<&Path>) -> ClientCon
             let own = vec![CertificateDer::from_pem_file(file).expect("a certificate")];
             let key = PrivateKeyDer::from_pem_file(file).expect("its key");
             let key = rustls::crypto::ring::sign::any_supported_type(&key).expect("a key that can sign");
-            // Whether they belong together is the server's to find out.
+            // It is left to the server to find out whether they belong together.
             config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(own, key))))
         }
     };
@@ -66,11 +67,11 @@ pub fn config(authority: &[u8], alpn: &[&str], file: Option<&Path>) -> ClientCon
     config
 }
 
-/// A certificate and its key in one file in this folder, as OpenSSL makes them: of this kind of key, for this subject. Beside it
-/// each stands alone: `FILE.crt`, `FILE.key`.
+/// Has OpenSSL make a certificate for this subject, with this kind of key. Returns the file with both, `FILE.pem` in this folder.
+/// `FILE.crt` has the certificate alone, `FILE.key` the key.
 ///
 /// # Panics
-/// When OpenSSL does not make them.
+/// When OpenSSL fails.
 #[must_use]
 pub fn made(folder: &Path, file: &str, kind: &[&str], subject: &str) -> PathBuf {
     let path = |end: &str| folder.join(format!("{file}.{end}"));
@@ -85,5 +86,5 @@ pub fn made(folder: &Path, file: &str, kind: &[&str], subject: &str) -> PathBuf 
     both
 }
 
-/// The kind of a key on the curve P-256.
+/// OpenSSL's arguments for a key on the curve P-256.
 pub const P256: [&str; 3] = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];

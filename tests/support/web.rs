@@ -1,4 +1,4 @@
-//! A browser's side of HTTP, byte by byte: one connection, and cookies.
+//! A simple HTTP client in place of a browser: one connection, and cookies.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,15 +9,15 @@ use std::time::Duration;
 /// A guard against hanging, not a measure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Somebody with a browser. All requests go by one connection, which must last.
+/// A user's browser. It sends all requests over one connection, which must last.
 pub struct Browser {
     address: SocketAddr,
     stream: BufReader<TcpStream>,
-    /// What it was told to say each time.
+    /// The cookies that the server has set. It sends them with each request.
     pub cookies: BTreeMap<String, String>,
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub struct Page {
     pub status: u16,
@@ -26,7 +26,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// A header's value; empty: it is not there.
+    /// Returns a header's value. It is empty if the header is missing.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(of, _)| of.eq_ignore_ascii_case(name));
@@ -34,7 +34,7 @@ impl Page {
     }
 }
 
-/// A form's content.
+/// Encodes a form.
 #[must_use]
 pub fn form(fields: &[(&str, &str)]) -> String {
     let mut text = String::new();
@@ -62,13 +62,13 @@ impl Browser {
     /// Connects.
     ///
     /// # Panics
-    /// When nobody listens there.
+    /// When nothing listens there.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
         Self { address, stream: connect(address), cookies: BTreeMap::new() }
     }
 
-    /// Another connection, with the same cookies.
+    /// Opens another connection, with the same cookies.
     #[must_use]
     pub fn again(&self, address: SocketAddr) -> Self {
         Self { address, stream: connect(address), cookies: self.cookies.clone() }
@@ -78,13 +78,13 @@ impl Browser {
         self.send("GET", path, &[], "")
     }
 
-    /// Sends a form, as a page of the same host does.
+    /// Sends a form, as a page from the same origin does.
     pub fn post(&mut self, path: &str, fields: &[(&str, &str)]) -> Page {
         let origin = format!("http://{}", self.address);
         self.send("POST", path, &[("Origin", &origin)], &form(fields))
     }
 
-    /// Asks for something, and reads the answer.
+    /// Sends a request, and reads the response.
     ///
     /// # Panics
     /// When the connection does not last.
@@ -93,7 +93,7 @@ impl Browser {
         self.answer()
     }
 
-    /// Asks for something.
+    /// Sends a request.
     ///
     /// # Panics
     /// When the connection does not last.
@@ -116,7 +116,7 @@ impl Browser {
         self.stream.get_mut().write_all(text.as_bytes()).expect("the connection lasts");
     }
 
-    /// Reads an answer.
+    /// Reads a response.
     ///
     /// # Panics
     /// When the connection does not last.
@@ -152,13 +152,13 @@ impl Browser {
     /// Signs in.
     ///
     /// # Panics
-    /// When that is refused.
+    /// When the sign-in is refused.
     pub fn sign_in(&mut self, name: &str, password: &str) {
         let page = self.post("/sign-in", &[("name", name), ("password", password)]);
         assert_eq!((page.status, page.header("location")), (303, "/"), "{}", page.body);
     }
 
-    /// Whether somebody is signed in.
+    /// Whether this browser is signed in.
     pub fn is_signed_in(&mut self) -> bool {
         self.get("/auth").status == 200
     }

@@ -1,4 +1,4 @@
-//! A connection of bytes, for what no well-behaved client sends.
+//! A raw connection, for bytes that no well-behaved client sends.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,7 +19,7 @@ impl Wire {
     /// Connects, and chooses the dialect "pb".
     ///
     /// # Panics
-    /// When nobody listens.
+    /// When nothing listens there, or the greeting does not arrive.
     #[must_use]
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("the door is open");
@@ -30,7 +30,7 @@ impl Wire {
     /// Waits for the host's greeting, and chooses the dialect "pb".
     ///
     /// # Panics
-    /// When it does not come.
+    /// When the greeting does not arrive.
     #[must_use]
     pub fn greet(mut self) -> Self {
         let wire = &mut self;
@@ -39,12 +39,12 @@ impl Wire {
         self
     }
 
-    /// Sends bytes; a closed connection is no failure here.
+    /// Sends bytes. Ignores a closed connection.
     pub fn send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
 
-    /// Reads until these bytes have come; takes all up to their end.
+    /// Reads until these bytes have arrived. Takes and returns everything up to their end.
     ///
     /// # Panics
     /// When the connection ends first.
@@ -57,12 +57,12 @@ impl Wire {
         }
     }
 
-    /// Reads once; false at the end.
+    /// Reads once. Returns false if the connection has ended.
     pub fn read(&mut self) -> bool {
         let mut buffer = [0; 64 << 10];
         let read = loop {
             match self.stream.read(&mut buffer) {
-                // A signal of the test's own program (a child has ended) is no answer.
+                // A signal to the test itself, such as for the end of a child, only interrupts the read.
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 read => break read,
             }
@@ -78,14 +78,14 @@ impl Wire {
         }
     }
 
-    /// Reads until the other side closes; answers with all that came.
+    /// Reads until the other side closes the connection. Returns all bytes that have arrived.
     pub fn closed(mut self) -> Vec<u8> {
         while self.read() {}
         self.received
     }
 }
 
-/// A call of the root, or of an object by its luid, in bytes.
+/// Encodes a call of an object, by its luid, or of the root, by its name.
 #[must_use]
 pub fn call(request: u64, target: Result<u64, &str>, method: &str, arguments: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();

@@ -1,6 +1,6 @@
-//! Every door at once: all code behind them is replaced, one service after the other, while clients come and go by each.
+//! Every door at once: the code of each service is replaced in turn while clients connect and disconnect at each door.
 //!
-//! `CREDHOST_RELOADS` says how often (by default 40); `-- --nocapture` prints the figures.
+//! `CREDHOST_RELOADS` sets the number of reloads (default 40); `-- --nocapture` prints the figures.
 
 use std::io::{Error, Read, Result, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,9 +13,9 @@ use pb::client::Client;
 use system_tests::every_door::EveryDoor;
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
-/// Which services are replaced, in turn: each has a door of its own, but for the last, which clients of Perspective Broker call.
+/// The services to replace, in turn. Each has a door of its own, except the last, which Perspective Broker clients call.
 const SERVICES: [&str; 4] = ["chat", "scores", "ssh", "todo"];
-/// How many clients there are at each door.
+/// Clients at each door.
 const CLIENTS: usize = 2;
 
 fn connect(address: SocketAddr) -> Result<TcpStream> {
@@ -24,7 +24,7 @@ fn connect(address: SocketAddr) -> Result<TcpStream> {
     Ok(socket)
 }
 
-/// All that comes until the end.
+/// Reads everything up to the end of the stream.
 fn rest(mut socket: TcpStream) -> Result<String> {
     let mut all = Vec::new();
     socket.read_to_end(&mut all)?;
@@ -49,7 +49,7 @@ fn http(address: SocketAddr) -> Result<()> {
     expect(&said, said.starts_with("HTTP/1.1 200 ") && said.contains("</html>"))
 }
 
-/// The names of both ends, and the server's first word of its own: which keys it knows.
+/// Exchanges version strings and reads the server's first message, which lists its key algorithms.
 fn ssh(address: SocketAddr) -> Result<()> {
     let mut socket = connect(address)?;
     socket.write_all(b"SSH-2.0-visitor\r\n")?;
@@ -113,7 +113,7 @@ fn reloads_refuse_and_cut_nobody_at_any_door() {
     }
     let began = Instant::now();
     for turn in 0..reloads {
-        // Every door has had a client since the last one.
+        // Every door must serve a client before the next reload.
         let before: Vec<usize> = visited.iter().map(|count| count.load(Ordering::Relaxed)).collect();
         let request = Request::ServiceReload { name: SERVICES[turn % SERVICES.len()].to_owned() };
         let answer = send(&host.home.path().join("control.sock"), &request, &mut |_, _| {});

@@ -1,5 +1,4 @@
-//! Allocations on the way of a call are few, and do not grow with anything; what is kept for a connection that waits is
-//! small.
+//! A call makes few allocations, and their number does not grow; a connection that waits keeps little memory.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -10,7 +9,7 @@ use system_tests::embedded::{Embedded, RawClient};
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-/// Bytes that are allocated just now.
+/// Bytes that are allocated now.
 static LIVE: AtomicI64 = AtomicI64::new(0);
 
 fn size(layout: Layout) -> i64 {
@@ -38,14 +37,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Calls in one write, and their answers in one read after the other: what this test's own client allocates for.
+/// Sends the calls, then reads all their answers; returns the allocations for each call, including those of this test's own
+/// client.
 fn allocations_per_call(client: &mut RawClient, calls: u64) -> f64 {
     let mut bytes = Vec::new();
     for request in 0..calls {
         let arguments = [2, 0x80, 11, 0x87, 5, 0x81];
         bytes.extend(system_tests::wire::call(1000 + request % 100, Ok(client.perspective), "echo_int", &arguments));
     }
-    // (answer 1000.. 5): ten bytes each.
+    // (answer 1000.. 5): nine bytes each.
     let wanted = usize::try_from(calls).expect("few") * 9;
     client.wire.received = Vec::with_capacity(wanted + (64 << 10));
     let before = ALLOCATIONS.load(Ordering::Relaxed);
@@ -63,7 +63,7 @@ fn a_small_call_allocates_next_to_nothing() {
     let _alone = ALONE.lock().expect("no test has panicked");
     let host = Embedded::start(Limits::default());
     let mut client = RawClient::login(host.address(), "alice");
-    // Buffers grow to their size first.
+    // Let the buffers grow to their final size first.
     allocations_per_call(&mut client, 2000);
     client = RawClient::login(host.address(), "alice");
     allocations_per_call(&mut client, 2000);
@@ -73,11 +73,11 @@ fn a_small_call_allocates_next_to_nothing() {
     assert!(each < 3.0, "{each} allocations a call");
 }
 
-/// The tests of this file count for the whole process: one at a time.
+/// The tests in this file count allocations of the whole process, so they run one at a time.
 static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// How many bytes are allocated when no connection gives anything back any more. What a connection keeps ready while it is
-/// busy it gives back when it has been quiet for some milliseconds: here, for a second, it gives back nothing more.
+/// The bytes that are allocated once connections release no more. A busy connection keeps buffers ready and releases them after
+/// some quiet milliseconds; this returns once nothing has been released for a second.
 fn at_rest() -> i64 {
     let mut least = LIVE.load(Ordering::Relaxed);
     let mut since = std::time::Instant::now();
@@ -92,7 +92,7 @@ fn at_rest() -> i64 {
 }
 
 #[test]
-fn little_is_kept_for_a_connection_that_is_logged_in_and_waits() {
+fn an_idle_logged_in_connection_keeps_little_memory() {
     const CONNECTIONS: usize = 400;
     let _alone = ALONE.lock().expect("no test has panicked");
     let host = Embedded::start(Limits { per_source: 10_000, ..Limits::default() });
@@ -104,7 +104,7 @@ fn little_is_kept_for_a_connection_that_is_logged_in_and_waits() {
     let first: Vec<RawClient> = (0..50).map(|_| login()).collect();
     let before = at_rest();
     let more: Vec<RawClient> = (0..CONNECTIONS).map(|_| login()).collect();
-    // The host's connections, those of this test, and the tables in which both stand.
+    // The memory of the host's connections, of this test's connections, and of the tables that hold them.
     let each = (at_rest() - before) / CONNECTIONS as i64;
     println!("{each} bytes for each connection");
     assert!(each < 6 << 10, "{each} bytes for each connection");

@@ -1,5 +1,5 @@
-//! Whoever has logged in by a service's own door, attached to others' perspectives: where the operator lets the service, with
-//! the identity's keys and no others, and for as long as the login lasts.
+//! A client that has logged in at a service's own door can attach to other services' perspectives: only if the operator permits
+//! it for the service, only with the identity's keys, and only for as long as the login lasts.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use system_tests::lines::Lines;
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 
-/// A host with the service `lines`, which may do this, and two others.
+/// A host with the service `lines`, which has these permissions, and two other services.
 fn host(may: &str) -> (TestHost, SocketAddr) {
     let home = TestHome::new();
     home.make();
@@ -27,7 +27,7 @@ fn host(may: &str) -> (TestHost, SocketAddr) {
     (host, address)
 }
 
-/// Says a line, and answers with what it comes to, without its number.
+/// Sends a line and returns the answer without its number.
 fn ask(client: &mut Lines, line: &str) -> String {
     client.send(line);
     let answer = client.line();
@@ -50,7 +50,7 @@ fn a_login_reaches_only_what_its_keys_open() {
     assert!(ask(&mut alice, "call list").contains("bread"));
     assert!(ask(&mut alice, "describe todo").contains("A to-do list for everyone"));
     assert!(host.home.run(&["session", "list"], "").contains("todo/alice"), "the operator sees it");
-    // Whether a service is there that somebody has no key for is not told.
+    // A client without a key cannot find out whether a service exists.
     let mut bob = logged_in(address, "bob");
     for word in ["attach", "describe"] {
         let (there, not) = (ask(&mut bob, &format!("{word} scores")), ask(&mut bob, &format!("{word} nothing")));
@@ -72,7 +72,7 @@ fn a_login_reaches_only_what_its_keys_open() {
 }
 
 #[test]
-fn a_service_that_the_operator_does_not_let_attaches_nobody() {
+fn a_service_without_permission_attaches_nobody() {
     let (_host, address) = host("");
     let said = ask(&mut logged_in(address, "alice"), "attach todo");
     assert!(said.contains("[service.lines] may = [\"attach\"] in credhost.toml"), "{said}");
@@ -81,9 +81,9 @@ fn a_service_that_the_operator_does_not_let_attaches_nobody() {
 }
 
 #[test]
-fn what_is_taken_away_is_gone_at_once() {
+fn revoked_access_ends_attachments_at_once() {
     let (host, address) = host("\"attach\"");
-    // The key alone: the connection stays, what came by the key does not.
+    // Removing only the key: the connection stays, the attachment made with the key ends.
     let mut alice = logged_in(address, "alice");
     assert_eq!(ask(&mut alice, "attach todo"), "attached");
     host.home.run(&["key", "remove", "alice", "todo"], "");
@@ -92,7 +92,7 @@ fn what_is_taken_away_is_gone_at_once() {
     host.home.run(&["key", "add", "alice", "todo"], "");
     assert_eq!(ask(&mut alice, "attach todo"), "attached");
     assert_eq!(ask(&mut alice, "call add milk"), "0", "nothing came through meanwhile");
-    // What the login came by: both connections are closed before the command returns.
+    // Revoking the login itself: both connections are closed before the command returns.
     type Take = fn(&TestHost);
     let takes: [(&str, Take); 4] = [
         ("disabled", |host| drop(host.home.run(&["identity", "disable", "alice"], ""))),
@@ -112,7 +112,7 @@ fn what_is_taken_away_is_gone_at_once() {
         let _ = host.home.run_with(&["identity", "enable", "alice"], "");
         let _ = host.home.run_with(&["key", "add", "alice", "lines"], "");
     }
-    // Whoever has the name from here on is somebody else, who can be attached as everybody can.
+    // A new identity with the same name is a different one, and can attach like any other.
     host.home.identity("alice", PASSWORD, &["lines", "todo"]);
     let mut alice = logged_in(address, "alice");
     assert_eq!(ask(&mut alice, "attach todo"), "attached");
@@ -133,16 +133,16 @@ fn a_connection_and_its_attachments_are_one_session() {
 }
 
 #[test]
-fn a_connection_that_goes_takes_what_was_attached_with_it() {
+fn a_closed_connection_releases_its_attachments() {
     let (host, address) = host("\"attach\"");
-    // What is made once, is made.
+    // Whatever is created only once now exists.
     drop(logged_in(address, "alice"));
     let before = descriptors(&host);
     for _ in 0..50 {
         let mut alice = logged_in(address, "alice");
         assert_eq!(ask(&mut alice, "attach todo"), "attached");
     }
-    // Some are made when they are needed first, and stay; of fifty connections each would have left two.
+    // Some descriptors are opened on first use and stay; a leak would leave two for each of the fifty connections.
     settles(&host, before + 20);
     until(|| host.home.run(&["session", "list"], "") == "nobody is logged in", "all have gone");
 }
@@ -222,7 +222,7 @@ fn answered_calls_to_other_services_survive_a_kill() {
     assert_eq!(ask(&mut alice, "call list").matches("\"text\"").count(), said);
 }
 
-/// A key that is always the same.
+/// A deterministic key.
 fn key(seed: u8) -> PrivateKey {
     let key = PrivateKey::from(Ed25519Keypair::from_seed(&[seed; 32]));
     assert!(key.to_openssh(LineEnding::LF).is_ok());
@@ -241,13 +241,13 @@ fn until(done: impl Fn() -> bool, what: &str) {
     }
 }
 
-/// Waits until the host has no more descriptors than that.
+/// Waits until the host has at most this many descriptors.
 fn settles(host: &TestHost, most: usize) {
     until(|| descriptors(host) <= most, "descriptors are given back");
 }
 
 #[test]
-fn what_a_service_may_do_is_read_at_the_hosts_start() {
+fn an_unknown_service_permission_is_refused_at_the_hosts_start() {
     let home = TestHome::new();
     home.make();
     home.configure(|text| format!("{text}\n[service.lines]\nmay = [\"fly\"]\n"));

@@ -1,4 +1,4 @@
-//! The audit trail: what has happened is in it, with its true reason, and nobody changes it unnoticed.
+//! The audit trail: it has every event with its true reason, and nobody can change it unnoticed.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ fn call(host: &TestHost, who: &str, password: &str) {
     let _ = host.home.run_with(&["call", &target, "list", "--password-stdin"], password);
 }
 
-/// A home in which something has happened, and its host has ended.
+/// A home with some events in its trail, whose host has ended.
 fn scene() -> TestHome {
     let home = TestHome::new();
     home.make();
@@ -31,7 +31,7 @@ fn scene() -> TestHome {
 }
 
 #[test]
-fn every_login_refusal_and_change_is_in_it_with_its_true_reason() {
+fn the_trail_has_each_login_refusal_and_change_with_its_reason() {
     let home = scene();
     let has = |with: &str, words: &[&str]| {
         let found = lines(&home, with);
@@ -66,7 +66,7 @@ fn lockouts_missing_keys_and_expired_tokens_are_in_the_trail() {
         let output = host.home.run_with(&["call", &target, "list", with], input);
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    // Until it has expired, and that was seen by the login: it may also be the attachment that it is too late for.
+    // Until the login itself reports that the token has expired; it may also expire between the login and the attachment.
     while !refused(&old, "--token-stdin").contains("not let in") {}
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while !lines(&host.home, "login.refused").iter().any(|line| line.contains("expired token")) {
@@ -75,9 +75,9 @@ fn lockouts_missing_keys_and_expired_tokens_are_in_the_trail() {
     }
     let other = format!("alice@127.0.0.1:{}/another", host.port());
     let _ = host.home.run_with(&["call", &other, "list", "--password-stdin"], "alice-pw");
-    // Guesses at once, until one is not looked at.
+    // Guesses one right after the other, until the host refuses to check one.
     while !refused("wrong", "--password-stdin").contains("too many failed logins") {}
-    // What nobody waits for is written down a moment later.
+    // Entries that no request waits for are written a moment later.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     let has = |with: &str, words: &[&str]| loop {
         let found = lines(&host.home, with);
@@ -91,7 +91,7 @@ fn lockouts_missing_keys_and_expired_tokens_are_in_the_trail() {
     has("login.refused", &["identity=alice", "why=\"too many failed logins: not looked at\""]);
 }
 
-/// Changes the store as somebody would who can write to it, but has no key; `audit verify` must say so.
+/// Changes the store as an attacker with write access but no key would; `audit verify` must report it.
 fn tampered(what: &str) -> String {
     let home = scene();
     home.run(&["audit", "verify"], "");
@@ -108,7 +108,7 @@ fn change(home: &TestHome, change: &str) {
 }
 
 #[test]
-fn a_changed_a_removed_a_moved_and_a_cut_off_line_are_found() {
+fn verify_finds_changed_removed_moved_and_cut_off_lines() {
     let refused = tampered("UPDATE audit SET text = replace(text, 'wrong password', 'unknown name');");
     assert!(refused.contains("is not what was written"), "{refused}");
     let refused = tampered("DELETE FROM audit WHERE number = 4;");
@@ -118,7 +118,7 @@ fn a_changed_a_removed_a_moved_and_a_cut_off_line_are_found() {
     assert!(tampered(swap).contains("is not what was written"));
     let refused = tampered("DELETE FROM audit WHERE number > 5;");
     assert!(refused.contains("the trail ends at line 5") && refused.contains("cut off at the end"), "{refused}");
-    // Who can write there can write the head, too, but not one that fits.
+    // An attacker with write access can also replace the head, but not with one that verifies.
     let home = scene();
     home.run(&["audit", "verify"], "");
     let cut = "DELETE FROM audit WHERE number > 5;";
@@ -128,7 +128,7 @@ fn a_changed_a_removed_a_moved_and_a_cut_off_line_are_found() {
     std::fs::write(home.path().join("audit.head"), read.expect("python3 runs").stdout).expect("it can be written");
     let refused = home.refused(&["audit", "verify"], "");
     assert!(refused.contains("was not written by this host") && refused.contains("--head"), "{refused}");
-    // Nothing at all is not nothing.
+    // An empty trail without a head is not accepted either.
     let home = scene();
     change(&home, "DELETE FROM audit;");
     std::fs::remove_file(home.path().join("audit.head")).expect("it is there");
@@ -173,7 +173,7 @@ fn segments_verify_alone_and_with_the_kept_lines() {
     assert!(home.refused(&["audit", "prune", "--keep", "soon", "--discard"], "").contains("90 days"));
     assert!(home.run(&["audit", "prune", "--keep", "1 year", "--discard"], "").contains("nothing is older"));
     home.run(&["audit", "prune", "--keep", "1 KiB", "--export", &one], "");
-    // A host that runs does the same.
+    // A running host does the same.
     let host = home.start();
     let home = &host.home;
     call(&host, "alice", "wrong");
@@ -181,7 +181,7 @@ fn segments_verify_alone_and_with_the_kept_lines() {
     let verified = home.run(&["audit", "verify", "--file", &one, "--file", &two], "");
     assert!(verified.contains("(those before were dropped)") && !verified.contains("missing"), "{verified}");
     assert!(lines(home, "audit.pruned").iter().all(|line| line.contains("by=\"a command of uid ")));
-    // One between them is missing, or was changed.
+    // A segment is missing, or was changed.
     let refused = home.refused(&["audit", "verify", "--file", &one], "");
     assert!(refused.contains("are in none of these files"), "{refused}");
     let text = std::fs::read_to_string(&two).expect("a segment");

@@ -1,4 +1,4 @@
-//! An author's day, from an empty folder to a service that is called, changed and checked: as it is typed.
+//! An author's day, from an empty folder to a service that is called, changed and checked, with the commands as typed.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 use system_tests::build::{credhost, library, mode, told};
 use system_tests::host::{TestHome, TestHost};
 
-/// A guard against hanging, not a measure: a first build takes its time.
+/// A guard against hanging, not a measure: a first build takes long.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// A person at a terminal, in a folder of their own. What they type is counted.
+/// A person at a terminal, in a folder of their own. The commands that they type are counted.
 struct Author {
     folder: tempfile::TempDir,
-    /// Another than the usual `credhost-home`.
+    /// A home other than the usual `credhost-home`.
     home: Option<PathBuf>,
     commands: usize,
 }
 
-/// `credhost dev`, while it runs.
+/// A running `credhost dev`.
 struct Developing {
     child: Child,
     lines: Receiver<String>,
@@ -42,7 +42,7 @@ impl Author {
         shell.env("PATH", format!("{}:{path}", program.parent().expect("it is in a folder").display()));
         shell.env_remove("CREDHOST_HOME").env_remove("CREDHOST_LOG").env_remove("RUSTFLAGS");
         shell.envs(self.home.iter().map(|home| ("CREDHOST_HOME", home)));
-        // Built once for all such tests; elsewhere it would be the crate's own.
+        // One target directory for all these tests, so that dependencies are built once; by default it would be the crate's own.
         shell.env("CARGO_TARGET_DIR", system_tests::target().join("authors"));
         shell
     }
@@ -83,7 +83,7 @@ impl Author {
 }
 
 impl Developing {
-    /// The next line that has this in it.
+    /// Returns the next line that contains this text.
     fn says(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -105,12 +105,12 @@ impl Drop for Developing {
     }
 }
 
-/// `name`: a crate of each test's own, for what is built lies in one folder.
+/// `name`: a different crate for each test, because all builds share one folder.
 fn developed(name: &str, poll: &str, home: Option<&str>) {
     let mut author = Author::new();
     author.home = home.map(|home| author.folder.path().join(home));
     let source = format!("{name}/src/lib.rs");
-    // The host's own build is not the author's time.
+    // The time to build the host itself is not the author's.
     let _ = credhost();
     let began = Instant::now();
     author.sees(&format!("credhost new {name}"));
@@ -118,7 +118,7 @@ fn developed(name: &str, poll: &str, home: Option<&str>) {
     let first = dev.says("live in");
     assert!(first.starts_with(&format!("{name} \u{b7} first build \u{b7} compiled in")), "{first}");
     let compiled = first.split("compiled in ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
-    // What it says to type, with a word of one's own.
+    // The command that it suggests, with a text filled in.
     let call = dev.says("credhost call").trim().replace("TEXT", "hello");
     assert_eq!(author.sees(&call), "1");
     let took = began.elapsed().as_secs_f64() - compiled.expect("it says how long that took");
@@ -127,19 +127,19 @@ fn developed(name: &str, poll: &str, home: Option<&str>) {
         author.commands
     );
 
-    // Something new, as it is written: it compiles, it serves, and what was there before is there. A save may be seen
-    // while it is being written, and again when it is whole: then it is built twice.
+    // A change, saved as it is written: it compiles and serves, and the earlier state is kept. `dev` may see a save while it is
+    // being written, and again when it is complete; then it builds twice.
     author.edit(&source, "Ok(self.entries.len())", "Ok(self.entries.len() * 100)");
     let line = dev.says("generation 2");
     assert!(line.contains("src/lib.rs changed"), "{line}");
     assert!(line.contains("compiled in") && line.contains("live in"), "{line}");
     assert_eq!(author.sees(&call), "200");
-    // What does not compile changes nothing.
+    // A change that does not compile has no effect.
     author.edit(&source, "Ok(self.entries.len() * 100)", "Ok(\"many\")");
     let line = dev.says("it does not compile; cargo says why above; the old code serves");
     assert!(line.contains("src/lib.rs changed"), "{line}");
     assert_eq!(author.sees(&call), "300");
-    // Nor does what compiles and does not start.
+    // Nor has one that compiles but does not start.
     author.edit(&source, "Ok(\"many\")", "Ok(self.entries.len())");
     author.edit(
         &source,
@@ -150,7 +150,7 @@ fn developed(name: &str, poll: &str, home: Option<&str>) {
     assert!(line.contains("refused: ") && line.contains("the old code serves"), "{line}");
     let status = author.sees(&format!("credhost --json service show {name}"));
     assert!(status.contains("not today"), "the operator is told, too: {status}");
-    // What serves, but cannot read what was saved, is said at once: not only when somebody is kept out.
+    // Code that serves but cannot read the saved state is reported at once, not only when a client is refused because of it.
     author.edit(&source, "Err(Fault::value(\"not today\"))", "Ok(())");
     author.edit(&source, "entries: Vec<String>,", "entries: Vec<String>,\n    title: String,");
     let line = dev.says("cannot be read");
@@ -165,14 +165,14 @@ fn dev_goes_from_an_empty_folder_to_a_live_reload() {
     developed("guestbook", "", None);
 }
 
-/// The host sees the file of a build by itself, too: sooner than it is told of it, where it knows it to be whole.
+/// The host also sees the built file by itself: before it is notified of it, if it knows that the file is complete.
 #[test]
-fn where_the_home_is_makes_no_difference() {
+fn dev_works_wherever_the_home_is() {
     developed("travellers", "", Some("a home elsewhere"));
 }
 
 #[test]
-fn a_crate_that_was_made_passes_its_own_tests_and_is_good() {
+fn a_generated_crate_passes_its_own_tests_and_is_good() {
     let mut author = Author::new();
     author.sees("credhost new guest-book");
     let tested = author.types("cd guest-book && cargo test --quiet");
@@ -181,7 +181,7 @@ fn a_crate_that_was_made_passes_its_own_tests_and_is_good() {
     let built = system_tests::target().join("authors/debug/libguest_book.so");
     let checked = author.sees(&format!("credhost check {}", built.display()));
     assert!(checked.contains("verdict") && checked.contains("good"), "{checked}");
-    // Names that Rust or the api have for something else are names of services all the same.
+    // Names that Rust or the api use for something else are still valid service names.
     for name in ["service", "result", "test-host", "page"] {
         author.sees(&format!("credhost new {name} && cd {name} && cargo check --quiet --tests"));
     }
@@ -206,7 +206,7 @@ fn a_check_says_what_is_wrong_with_a_library() {
     let found: serde_json::Value = serde_json::from_slice(&checked.stdout).expect("JSON");
     assert!(checked.status.success() && found["refused"].as_u64() > Some(30), "{found}");
     let grown = |what: &str| found["grown"][what].as_i64().expect("a number");
-    // One that was just ending when it was counted first is no matter.
+    // A thread that was just ending at the first count does not matter.
     assert!(grown("descriptors") == 0 && grown("threads") <= 0, "{found}");
     std::fs::write(author.folder.path().join("crashes.so"), told("call-abort")).expect("it can be written");
     let checked = author.types("credhost check crashes.so");
@@ -242,7 +242,7 @@ fn saved_states_are_tried_on_a_library_before_it_serves() {
         let path = path.to_str().expect("a plain path").to_owned();
         host.home.run_with(&["service", "check-states", "ledger", &path], "")
     };
-    // Three: the two accounts, and the service's own.
+    // Three states: of the two accounts, and the service's own.
     let good = try_on(&host, &mode("ledger-next", "migrates"));
     let says = String::from_utf8_lossy(&good.stdout).into_owned();
     assert!(good.status.success() && says.contains("can read all 3 saved states of ledger"), "{says}");
@@ -261,7 +261,7 @@ fn saved_states_are_tried_on_a_library_before_it_serves() {
 }
 
 #[test]
-fn a_crate_that_a_service_is_made_with_is_watched_too() {
+fn dev_watches_a_crate_that_the_service_depends_on() {
     let mut author = Author::new();
     author.sees("credhost new neighbours");
     author.sees("cargo new --quiet --lib --vcs none fence");
@@ -270,7 +270,7 @@ fn a_crate_that_a_service_is_made_with_is_watched_too() {
     author.edit("neighbours/Cargo.toml", "[dependencies]", "[dependencies]\nfence = { path = \"../fence\" }");
     author.edit("neighbours/src/lib.rs", "Ok(self.entries.len())", "Ok(fence::height())");
     let mut dev = author.develops("credhost dev neighbours --listen 127.0.0.1:0");
-    // Also while it does not compile.
+    // `dev` watches it even while it does not compile.
     dev.says("it does not compile; cargo says why above; nothing serves yet");
     author.edit("fence/src/lib.rs", "three", "3");
     let line = dev.says("live in");

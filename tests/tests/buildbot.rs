@@ -1,5 +1,5 @@
-//! A real product that speaks Perspective Broker: an unmodified buildbot-worker, from PyPI, whose master is a service; and an
-//! unmodified buildmaster, whose worker is an example of the client for Rust.
+//! A real product that speaks Perspective Broker: an unmodified buildbot-worker from PyPI with a service as its master, and an
+//! unmodified buildmaster whose worker is an example of the client for Rust.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,7 @@ use system_tests::host::{TestHome, TestHost};
 use system_tests::python::{buildbot, buildmaster, twisted};
 use system_tests::{build, workspace};
 
-/// The worker's process: ended with the test.
+/// The worker's process, killed when the test ends.
 struct Worker(Child);
 
 impl Drop for Worker {
@@ -32,7 +32,7 @@ fn master() -> TestHost {
     home.start()
 }
 
-/// Makes a worker as its manual says, and starts it. It says that it is there each second.
+/// Creates and starts a worker as its manual says. It sends a keepalive each second.
 fn worker(host: &TestHost, folder: &std::path::Path) -> Worker {
     let bin = buildbot();
     let made = Command::new(bin.join("buildbot-worker"))
@@ -48,7 +48,7 @@ fn worker(host: &TestHost, folder: &std::path::Path) -> Worker {
     Worker(command.spawn().expect("twistd runs"))
 }
 
-/// 1,000 commands while the service is replaced 100 times: `CREDHOST_COMMANDS=1000 CREDHOST_RELOADS=100`.
+/// `CREDHOST_COMMANDS=1000 CREDHOST_RELOADS=100` runs 1,000 commands during 100 reloads of the service.
 #[test]
 fn a_buildbot_worker_notices_nothing_of_a_hundred_reloads() {
     let number = |name: &str, default: u32| {
@@ -76,10 +76,10 @@ fn a_buildbot_worker_notices_nothing_of_a_hundred_reloads() {
 /// A guard against hanging, not a measure.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// What buildbot says of a step that was stopped, and of its build.
+/// Buildbot's result for a step that was stopped, and for its build.
 const CANCELLED: i32 = 6;
 
-/// A change, as a hook of a repository tells of it.
+/// A change, as a repository's hook reports it.
 #[derive(Serialize)]
 struct Change {
     who: &'static str,
@@ -102,7 +102,7 @@ struct Step {
     size: usize,
 }
 
-/// A stock buildmaster, made and started as its manual says.
+/// A stock buildmaster, created and started as its manual says.
 fn stock_master(folder: &Path, port: u16, result: &Path) -> Worker {
     let bin = buildmaster();
     if !folder.exists() {
@@ -118,7 +118,7 @@ fn stock_master(folder: &Path, port: u16, result: &Path) -> Worker {
     Worker(command.spawn().expect("twistd runs"))
 }
 
-/// Tells the master of a change, and waits for what it has built of that.
+/// Reports a change to the master, and waits for the result of the build.
 async fn built(port: u16, result: &Path) -> Built {
     let hook = Credential::password("hook", "hook-pw");
     let session = Session::builder(Endpoint::tcp(&format!("127.0.0.1:{port}")), hook).start();
@@ -139,7 +139,7 @@ async fn a_rust_worker_serves_a_stock_buildmaster_and_reconnects() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|door| door.local_addr()).expect("a port").port();
     let mut command = Command::new(build::example("worker"));
     command.args([&format!("127.0.0.1:{port}"), "rusty", "rusty-pw"]).arg(folder.path().join("worker"));
-    // It is there first.
+    // The worker starts before the master.
     let _worker = Worker(command.stdout(Stdio::null()).spawn().expect("the example runs"));
     for round in 0..2 {
         let _master = stock_master(&home, port, &result);
@@ -149,7 +149,7 @@ async fn a_rust_worker_serves_a_stock_buildmaster_and_reconnects() {
         });
         let names: Vec<&str> = built.steps.iter().map(|step| step.name.as_str()).collect();
         let all = ["make", "greet", "talk", "stat", "upload", "download", "compare", "copy", "interrupt", "remove"];
-        // Before the first stands buildbot's own, which waits for the worker.
+        // Before the first comes buildbot's own step, which waits for the worker.
         assert_eq!(names[names.len() - all.len()..], all, "{built:#?}");
         let step = |name: &str| built.steps.iter().find(|step| step.name == name).expect("it was run");
         for name in all.iter().filter(|name| **name != "interrupt") {

@@ -1,4 +1,5 @@
-//! A cable is pulled: clients are gone without a word. In a network that the test has for itself, whose only link it can take down.
+//! A pulled cable: clients disappear without closing their connections. The test has a network of its own, and can take down its
+//! only link.
 
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -10,14 +11,14 @@ use system_tests::host::TestHome;
 use system_tests::lines::Lines;
 use tokio::net::TcpStream;
 
-/// By this a process knows that it is in that network.
+/// The environment variable that marks a process in that network.
 const INSIDE: &str = "CREDHOST_TEST_NETWORK";
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 
 #[test]
-fn who_is_gone_without_a_word_is_let_go_and_nobody_else_is() {
+fn only_clients_that_vanish_silently_are_disconnected() {
     let (unshare, own) = (program("unshare", "util-linux"), std::env::current_exe().expect("it has a path"));
-    // Root there, who need not be root here.
+    // It runs as root in its namespace; the user need not be root here.
     let mut inside = Command::new(unshare);
     inside.args(["--map-root-user", "--net"]).arg(own).args(["--exact", "in_a_network_of_its_own", "--nocapture"]);
     assert!(inside.env(INSIDE, "1").status().expect("it runs").success());
@@ -58,7 +59,7 @@ async fn in_a_network_of_its_own() {
     socket.set_read_timeout(Some(Duration::from_secs(60))).expect("it can be set");
     let mut ivo = Lines::over(socket);
     ivo.join("ivo", PASSWORD);
-    // What is said to her alone has come, so that nothing is on its way; to the others something will be.
+    // Everything sent to her alone has arrived, so nothing is in flight to her; to the others something will be.
     let mut sonja = Lines::irc(address, "sonja", PASSWORD);
     sonja.send("PART #chat\r\nPING :done");
     sonja.until("done");
@@ -74,7 +75,7 @@ async fn in_a_network_of_its_own() {
         assert!(Instant::now() < deadline, "{:?}", inside());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    // Whoever is in the room hears that she has gone.
+    // The others in the room are notified that she has gone.
     ivo.until("judith");
     drop((alice, judith, sonja));
     link("up");

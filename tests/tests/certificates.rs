@@ -1,5 +1,4 @@
-//! Clients that log in by a certificate: it is a container for a public key, which is the identity's. Judged by OpenSSL, irssi and
-//! rustls.
+//! Clients that log in by a certificate: it carries a public key of the identity. Tested with OpenSSL, irssi and rustls.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -18,7 +17,7 @@ fn address(host: &mut TestHost, name: &str) -> SocketAddr {
     line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address")
 }
 
-/// Logs in by EXTERNAL; what the server says to that.
+/// Logs in by EXTERNAL and returns the server's answer.
 fn external(client: &mut Lines, nick: &str, answer: &str) -> String {
     client.send(&format!(
         "CAP LS 302\r\nNICK {nick}\r\nUSER {nick} 0 * :{nick}\r\nCAP REQ :sasl\r\nAUTHENTICATE EXTERNAL"
@@ -33,7 +32,7 @@ fn external(client: &mut Lines, nick: &str, answer: &str) -> String {
     }
 }
 
-/// Until a line of the trail has all of these.
+/// Waits until a line of the trail contains all of these words.
 fn in_trail(host: &TestHost, words: &[&str]) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -46,7 +45,7 @@ fn in_trail(host: &TestHost, words: &[&str]) {
 }
 
 #[test]
-fn who_shows_a_certificate_for_their_key_needs_no_password() {
+fn a_certificate_for_a_known_key_logs_in_without_a_password() {
     let home = TestHome::new();
     home.make();
     home.configure(|text| {
@@ -77,7 +76,7 @@ fn who_shows_a_certificate_for_their_key_needs_no_password() {
     let authority = std::fs::read(host.home.path().join("tls/ca.pem")).expect("it was made");
     let by = |file: &Path| Lines::over(tls::certified(&authority, file, Lines::socket(ircs)));
 
-    // Whose it is, the certificate says, or the client.
+    // The certificate names the identity, or the client does.
     let mut by_subject = by(&alice);
     assert!(external(&mut by_subject, "al", "+").contains(" 903 alice "));
     let mut by_name = by(&bob);
@@ -90,7 +89,7 @@ fn who_shows_a_certificate_for_their_key_needs_no_password() {
     irssi.hears("good day");
     in_trail(&host, &["login", "identity=ines", "how=certificate", "door=chat:irc"]);
 
-    // By STARTTLS, too.
+    // Over STARTTLS, too.
     let mut socket = Lines::socket(later);
     socket.write_all(b"STARTTLS\r\n").expect("it is sent");
     let count = socket.read(&mut [0; 512]).expect("it is answered");
@@ -98,12 +97,12 @@ fn who_shows_a_certificate_for_their_key_needs_no_password() {
     let mut after = Lines::over(tls::certified(&authority, &alice, socket));
     assert!(external(&mut after, "alice", "+").contains(" 903 alice "));
 
-    // Somebody else's certificate, one that says nobody, and one that nobody has.
+    // Someone else's certificate, one that names no identity, and a name that no identity has.
     for (file, answer) in [(&bob, "YWxpY2U="), (&nobody, "+"), (&nobody, "YWxpY2U="), (&alice, "bm9ib2R5")] {
         assert!(external(&mut by(file), "x", answer).contains(" 904 "), "{} {answer}", file.display());
     }
     in_trail(&host, &["login.refused", "identity=alice", "how=certificate"]);
-    // Without a certificate there is no such way, nor where the operator has nobody asked for one.
+    // EXTERNAL is not offered without a certificate, nor on a door where the operator has not turned certificates on.
     for mut none in [
         Lines::over(tls::client(&authority, "localhost", &[], Lines::socket(ircs))),
         Lines::over(tls::client(&authority, "localhost", &[], Lines::socket(other))),
@@ -124,13 +123,13 @@ fn who_shows_a_certificate_for_their_key_needs_no_password() {
     by_subject.send("PRIVMSG #chat :still here");
     irssi.hears("still here");
 
-    // What is taken away is gone at once: the key, and with it whoever has come by it.
+    // A removed key ends at once, and so do the connections that logged in with it.
     host.home.run(&["pubkey", "remove", "alice", "alice"], "");
     assert_eq!(by_subject.rest().len(), 0);
     assert!(external(&mut by(&alice), "alice", "+").contains(" 904 "));
 }
 
-/// The private key is what counts: a certificate alone can be had by everybody.
+/// Only the private key counts: anyone can have the certificate alone.
 #[test]
 fn a_certificate_without_its_key_is_worth_nothing() {
     let home = TestHome::new();

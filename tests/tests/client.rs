@@ -1,4 +1,4 @@
-//! The client for Rust and Twisted's own server: all that the two can do with each other's objects.
+//! The client for Rust against Twisted's own server: everything that the two can do with each other's objects.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -18,7 +18,7 @@ use system_tests::{python, workspace};
 /// A guard against hanging, not a measure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A server of Twisted's: ended with the test.
+/// A Twisted server, killed when the test ends.
 struct Peer {
     process: Child,
     port: u16,
@@ -56,7 +56,7 @@ async fn within<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.expect("it does not hang")
 }
 
-/// Waits until what Twisted's end has in its tables is this: what is dropped here goes by itself.
+/// Waits until Twisted's tables have these sizes: objects dropped here are released asynchronously.
 async fn held(root: &Remote, wanted: [usize; 2]) {
     let mut held = [usize::MAX; 2];
     let came = tokio::time::timeout(PATIENCE, async {
@@ -67,14 +67,14 @@ async fn held(root: &Remote, wanted: [usize; 2]) {
     came.await.unwrap_or_else(|_| panic!("{held:?}, not {wanted:?}"));
 }
 
-/// A type of the other side's, by value.
+/// A type of the other side, passed by value.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(rename = "shop.Card")]
 struct Card {
     name: String,
 }
 
-/// A copy of one of its objects.
+/// A copy of one of the other side's objects.
 #[derive(Debug, Deserialize)]
 struct Scores {
     points: i64,
@@ -92,7 +92,7 @@ impl Follow for Scores {
     }
 }
 
-/// An object of our own, with a state.
+/// An object of this side, with state.
 #[derive(Default)]
 struct Counter {
     taken: Mutex<Vec<i64>>,
@@ -106,7 +106,7 @@ impl Referenceable for Counter {
                 taken.push(number);
                 taken.len()
             })),
-            // Later than those that come behind it.
+            // Answers later than the calls behind it.
             "wait" => Reply::new(async {
                 tokio::task::yield_now().await;
                 Ok("waited")
@@ -119,7 +119,7 @@ impl Referenceable for Counter {
 }
 
 #[tokio::test]
-async fn objects_of_both_sides_are_called_passed_back_and_given_back() {
+async fn objects_of_both_sides_are_called_passed_back_and_released() {
     let peer = Peer::start(&[]);
     let client = peer.connect().await;
     let root = client.root();
@@ -131,7 +131,7 @@ async fn objects_of_both_sides_are_called_passed_back_and_given_back() {
     drop((one, two));
     held(&root, [0, 0]).await;
 
-    // Ours: it is called, comes home as itself, and is kept by whoever has it.
+    // An object of this side: it is called, comes back as itself, and lives as long as the other side holds it.
     let counter = Arc::new(Counter::default());
     let local = client.register_shared(Arc::<Counter>::clone(&counter));
     root.call("keep", &(&local,)).await.unwrap();
@@ -173,7 +173,7 @@ async fn client_objects_serve_in_order_and_faults_reach_the_caller() {
     }
     let Err(Error::Failure(failure)) = root.call("fail", &()).await else { panic!("it fails") };
     assert!(failure.class.ends_with("Busy") && failure.value == "later", "{failure:?}");
-    // An object that calls another one, whose exception goes on to its caller.
+    // An object that calls another one and passes its exception on to the caller.
     let other = root.clone();
     let relay = client.register(move |_: Call| {
         let other = other.clone();
@@ -184,20 +184,20 @@ async fn client_objects_serve_in_order_and_faults_reach_the_caller() {
 }
 
 #[tokio::test]
-async fn copies_follow_and_go_home_and_are_given_back() {
+async fn copies_follow_updates_return_as_themselves_and_are_released() {
     let peer = Peer::start(&[]);
     let client = peer.connect().await;
     let root = client.root();
     let scores: Followed<Scores> = root.call("scores", &()).await.unwrap().read().unwrap();
     let mut watching = scores.clone();
     assert_eq!(scores.read(|scores| scores.points), 0);
-    // The change comes before the answer to the call that made it, and the answer brings the same copy.
+    // The update arrives before the answer to the call that made it, and the answer carries the same copy.
     let again: Followed<Scores> = root.call("set", &(7,)).await.unwrap().read().unwrap();
     assert_eq!(scores.read(|scores| scores.points), 7);
     assert!(scores == again);
     within(watching.changed()).await.unwrap();
     assert!(root.call("is_scores", &(&scores,)).await.unwrap().read::<bool>().unwrap(), "it goes home as itself");
-    // What came is read late: the changes since are in it.
+    // An answer that is read late includes the updates since it arrived.
     drop((scores, again, watching));
     held(&root, [0, 0]).await;
     let came = root.call("scores", &()).await.unwrap();
@@ -209,7 +209,7 @@ async fn copies_follow_and_go_home_and_are_given_back() {
     drop((scores, came));
     held(&root, [0, 0]).await;
     assert_eq!(root.call("observers", &()).await.unwrap().read::<usize>().unwrap(), 0);
-    // One that is not followed reads as its state, and is given back, too.
+    // A cacheable that is not followed reads as its state, and is released, too.
     #[derive(Deserialize)]
     #[serde(rename = "game.Scores")]
     struct Once {
@@ -232,7 +232,7 @@ async fn our_own_cacheables_are_followed_by_the_other_side() {
     assert_eq!(root.call("enter", &(&boat,)).await.unwrap().read::<f64>().unwrap().to_string(), "5");
     boat.change(&Boat { knots: 7.5 }, "speed", &(7.5,)).await.unwrap();
     assert_eq!(root.call("knots", &()).await.unwrap().read::<f64>().unwrap().to_string(), "7.5");
-    // Sent once more, it is the same copy; sent after that was dropped, it has the state of today.
+    // Sent once more, it is the same copy; sent after the other side dropped it, it has its current state.
     assert_eq!(root.call("enter", &(&boat,)).await.unwrap().read::<f64>().unwrap().to_string(), "7.5");
     let other = client.cacheable("race.Boat", &Boat { knots: 1.0 }).unwrap();
     root.call("enter", &(other,)).await.unwrap();
@@ -241,7 +241,7 @@ async fn our_own_cacheables_are_followed_by_the_other_side() {
 }
 
 #[tokio::test]
-async fn copyables_are_types_of_ones_own_with_objects_beside_them() {
+async fn copyables_read_as_own_types_with_objects_beside_them() {
     let peer = Peer::start(&[]);
     let client = peer.connect().await;
     let (card, thing): (Card, Remote) = {
@@ -252,14 +252,14 @@ async fn copyables_are_types_of_ones_own_with_objects_beside_them() {
     assert_eq!(thing.call("name", &()).await.unwrap().read::<String>().unwrap(), "one");
 }
 
-/// Bytes whose places can be told by what they are.
+/// Bytes whose content shows their position.
 fn pattern(size: usize) -> Vec<u8> {
     let mut whole: Vec<u8> = (0..=size / 8).flat_map(|number| format!("{number:07}\n").into_bytes()).collect();
     whole.truncate(size);
     whole
 }
 
-/// Beside others' calls, which take the room, on threads that race.
+/// Runs beside other calls that compete for the same limit, on several threads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn pages_go_both_ways_and_in_their_order() {
     let peer = Peer::start(&[]);
@@ -292,7 +292,7 @@ async fn pages_go_both_ways_and_in_their_order() {
     assert_eq!(stored, (3_000_000, 46, true));
     others.iter().for_each(tokio::task::JoinHandle::abort);
 
-    // One that is read late: Twisted's pager waits for nobody, and nothing is lost.
+    // A transfer that is read late: Twisted's pager does not wait for the reader, and nothing is lost.
     let (collector, mut pages) = client.pages();
     root.call("read", &(collector, 300_000, 100)).await.unwrap();
     root.call("echo", &()).await.unwrap();
@@ -314,7 +314,7 @@ async fn collector_of(root: &Remote) -> Remote {
 }
 
 #[tokio::test]
-async fn who_gives_up_keeps_nobody_else_waiting() {
+async fn a_timed_out_call_keeps_no_other_call_waiting() {
     let peer = Peer::start(&[]);
     let options = Options { calls: 4, ..Options::default() };
     let client = peer.endpoint().options(options).connect().await.unwrap();
@@ -326,7 +326,7 @@ async fn who_gives_up_keeps_nobody_else_waiting() {
 }
 
 #[tokio::test]
-async fn a_cacheable_goes_out_in_the_state_that_it_has_when_it_goes() {
+async fn a_cacheable_is_sent_in_its_state_at_the_time_of_sending() {
     #[derive(Serialize)]
     struct Boat {
         knots: f64,
@@ -341,7 +341,7 @@ async fn a_cacheable_goes_out_in_the_state_that_it_has_when_it_goes() {
         async move { root.call("never", &()).await.map(drop) }
     });
     within(async { while other.call("under_way", &()).await.unwrap().read::<usize>().unwrap() < 1 {} }).await;
-    // It waits for room.
+    // This call waits for a free place.
     let enters = tokio::spawn({
         let (root, boat) = (root.clone(), Arc::clone(&boat));
         async move { root.call("enter", &(&*boat,)).await.unwrap().read::<f64>().unwrap() }
@@ -359,9 +359,9 @@ async fn a_cacheable_goes_out_in_the_state_that_it_has_when_it_goes() {
 }
 
 #[tokio::test]
-async fn whatever_takes_room_gives_it_back() {
+async fn calls_and_pages_release_the_room_they_take() {
     let peer = Peer::start(&[]);
-    // As few as there may be, for pages that are small and for such as are large.
+    // From the smallest call limit upwards, with small and with large pages.
     for (calls, size, pagers) in [(1, 100, 1), (8, 1000, 1), (15, 1000, 2), (256, 640 << 10, 3)] {
         let options = Options { calls, ..Options::default() };
         let client = peer.endpoint().options(options).connect().await.unwrap();
@@ -383,10 +383,10 @@ async fn whatever_takes_room_gives_it_back() {
     }
     let client = peer.connect().await;
     let root = client.root();
-    // One that is refused here.
+    // A call that is refused on this side.
     root.call("echo", &("x".repeat(5_000_000),)).await.expect_err("no peer reads that");
     within(root.call("echo", &())).await.expect("there is room");
-    // One that is large, behind one that takes long.
+    // Large calls behind one that takes long.
     let never = root.call("never", &());
     let mut never = std::pin::pin!(never);
     assert!(tokio::time::timeout(Duration::from_millis(20), never.as_mut()).await.is_err());
@@ -397,7 +397,7 @@ async fn whatever_takes_room_gives_it_back() {
     assert!(one.is_ok() && other.is_ok() && small.is_ok());
 }
 
-/// However many come at once: what can go on at once does.
+/// However many calls arrive at once: those that can proceed at once do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_thousand_immediate_calls_keep_their_order() {
     let peer = Peer::start(&[]);
@@ -417,7 +417,7 @@ async fn a_thousand_immediate_calls_keep_their_order() {
 }
 
 #[tokio::test]
-async fn a_copy_can_be_read_out_of_whichever_answer() {
+async fn a_copy_can_be_read_from_any_of_its_answers() {
     let peer = Peer::start(&[]);
     let client = peer.connect().await;
     let root = client.root();
@@ -428,7 +428,7 @@ async fn a_copy_can_be_read_out_of_whichever_answer() {
     assert!(later == sooner);
     drop((first, second, later, sooner));
     held(&root, [0, 0]).await;
-    // The one with the state is gone.
+    // The answer that carries the state is dropped.
     let (first, second) = tokio::join!(root.call("scores", &()), root.call("scores", &()));
     drop(first);
     let copy: Followed<Scores> = second.unwrap().read().unwrap();
@@ -479,7 +479,7 @@ async fn copies_over_the_limit_are_released_and_the_connection_lives() {
         drop(copies);
         held(&client.root(), [0, 0]).await;
     }
-    // Twisted's own limit is one more. Twice as many end the connection.
+    // Twisted's own limit is one more. Twice as many close the connection.
     let many = client.root().call("many", &(9,)).await.unwrap();
     assert_eq!(many.read::<Vec<Followed<Scores>>>().unwrap().len(), 9);
     drop(many);
@@ -490,7 +490,7 @@ async fn copies_over_the_limit_are_released_and_the_connection_lives() {
 }
 
 #[tokio::test]
-async fn a_host_that_is_not_what_it_should_be_gets_no_secret() {
+async fn an_unexpected_host_gets_no_secret() {
     let peer = Peer::start(&[]);
     let client = peer.connect().await;
     let signed = Arc::new(AtomicUsize::new(0));
@@ -503,7 +503,7 @@ async fn a_host_that_is_not_what_it_should_be_gets_no_secret() {
     let refused = client.login_with(&key, None).await.unwrap_err();
     assert!(matches!(&refused, Error::NotSigned(name) if name == "alice"), "{refused:?}");
     assert_eq!(signed.load(Ordering::SeqCst), 0, "the key is good for other hosts, too");
-    // Whoever listens on a port of this machine's is not told a password, but by who says that it may be.
+    // A password is sent to a listener on this machine only if the program declares the connection private.
     let password = Credential::password("alice", "alice-pw");
     client.login_with(&password, None).await.expect_err("it does not know the words");
     let heard = async || client.root().call("under_way", &()).await.unwrap().read::<usize>().unwrap();
@@ -513,9 +513,9 @@ async fn a_host_that_is_not_what_it_should_be_gets_no_secret() {
     assert_eq!(heard().await, 1);
 }
 
-/// A host that takes the connection, and never says anything.
+/// A host that accepts the connection and never sends anything.
 #[tokio::test]
-async fn a_connection_that_is_given_up_is_closed() {
+async fn an_abandoned_connection_attempt_is_closed() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = Endpoint::tcp(&listener.local_addr().unwrap().to_string()).within(Duration::from_millis(50));
     let (refused, accepted) = tokio::join!(endpoint.connect(), listener.accept());
@@ -526,11 +526,11 @@ async fn a_connection_that_is_given_up_is_closed() {
 }
 
 #[tokio::test]
-async fn so_many_calls_are_under_way_and_the_rest_wait_their_turn() {
+async fn calls_beyond_the_limit_wait_their_turn() {
     let peer = Peer::start(&[]);
     let options = Options { calls: 8, ..Options::default() };
     let client = peer.endpoint().options(options).connect().await.unwrap();
-    // Another connection looks on.
+    // A second connection observes.
     let (root, other) = (client.root(), peer.connect().await.root());
     let calls: Vec<_> = (0..20)
         .map(|_| {
@@ -543,7 +543,7 @@ async fn so_many_calls_are_under_way_and_the_rest_wait_their_turn() {
     for _ in 0..50 {
         assert_eq!(under_way().await, 8);
     }
-    // One that waits its turn and is given up is never sent.
+    // A waiting call that is aborted is never sent.
     calls[19].abort();
     let mut answered = 0;
     while answered < 19 {
@@ -564,7 +564,7 @@ async fn so_many_calls_are_under_way_and_the_rest_wait_their_turn() {
     for call in calls.into_iter().take(19) {
         within(call).await.unwrap().unwrap();
     }
-    // What came with answers was given back.
+    // The references in the answers were released.
     held(&root, [0, 0]).await;
 }
 
@@ -575,7 +575,7 @@ async fn a_timed_out_call_fails_and_its_late_answer_is_released() {
     let root = client.root();
     let hasty = root.with_timeout(Duration::from_millis(20));
     assert!(matches!(hasty.call("never", &()).await, Err(Error::TimedOut(_))));
-    // Dropped while it waits: the same.
+    // Dropping the future while it waits has the same effect.
     let given_up = tokio::time::timeout(Duration::from_millis(20), root.call("never", &())).await;
     assert!(given_up.is_err());
     within(async { while root.call("under_way", &()).await.unwrap().read::<usize>().unwrap() < 2 {} }).await;
@@ -614,7 +614,7 @@ async fn a_lost_connection_tells_sent_calls_from_unsent_ones() {
 }
 
 #[tokio::test]
-async fn whoever_is_logged_in_gives_a_mind() {
+async fn a_client_passes_a_mind_when_it_logs_in() {
     let peer = Peer::start(&["--login"]);
     let client = peer.connect().await;
     let asked = Arc::new(AtomicUsize::new(0));

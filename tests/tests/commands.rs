@@ -1,11 +1,11 @@
-//! Commands: with a running host and without, in words and in JSON.
+//! The commands: with a running host and without one, as text and as JSON.
 
 use system_tests::host::{TestHome, TestHost};
 
 const PASSWORD: &str = "wooden giraffe sings at noon";
 
 #[test]
-fn identities_and_keys_without_a_host() {
+fn identity_and_key_commands_work_without_a_host() {
     let home = TestHome::new();
     assert!(home.refused(&["identity", "list"], "").contains("there is no home folder"));
     home.run(&["identity", "add", "alice", "--password-stdin"], PASSWORD);
@@ -34,7 +34,7 @@ fn identities_and_keys_without_a_host() {
 }
 
 #[test]
-fn with_a_running_host_they_act_at_once() {
+fn identity_and_key_commands_act_at_once_on_a_running_host() {
     let home = TestHome::new();
     home.make();
     home.install("todo");
@@ -70,7 +70,7 @@ fn identities_in_an_old_configuration_move_into_the_store() {
 }
 
 #[test]
-fn what_others_could_read_is_refused() {
+fn files_that_others_could_read_are_refused() {
     use std::os::unix::fs::PermissionsExt;
     for file in ["credhost.toml", "master.key", "store.db", "."] {
         let home = TestHome::new();
@@ -82,7 +82,7 @@ fn what_others_could_read_is_refused() {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_is_said_with_its_place() {
+fn a_configuration_error_names_the_file_and_the_setting() {
     let home = TestHome::new();
     home.make();
     home.configure(|text| text.replace("listen =", "lisen ="));
@@ -91,7 +91,7 @@ fn a_configuration_that_cannot_be_is_said_with_its_place() {
 }
 
 #[test]
-fn in_the_clear_is_served_to_this_machine_only() {
+fn plaintext_is_served_to_this_machine_only() {
     let home = TestHome::new();
     home.make();
     let refused = home.refused(&["run", "--listen", "0.0.0.0:0"], "");
@@ -99,7 +99,7 @@ fn in_the_clear_is_served_to_this_machine_only() {
 }
 
 #[test]
-fn wrong_use_is_told_with_exit_code_2() {
+fn wrong_usage_is_reported_with_exit_code_2() {
     let home = TestHome::new();
     assert_eq!(home.run_with(&["frobnicate"], "").status.code(), Some(2));
     let odd = home.refused(&["call", "alice", "list"], "");
@@ -153,7 +153,7 @@ fn lines_that_cannot_be_imported_are_named_and_skipped() {
         format!("{{\"name\": \"red\", \"credentials\": [{{\"label\": \"\\u001b[31m\", {key}}}]}}"),
         "{\"name\": \"also good\"}".to_owned(),
     ];
-    // More than a request of the control protocol holds, together.
+    // Together more than fits into one request of the control protocol.
     let many: Vec<String> = (0..2000)
         .map(|number| {
             let credentials: Vec<String> = (0..12).map(|at| format!("{{\"label\": \"{at:0250}\", {key}}}")).collect();

@@ -1,4 +1,4 @@
-//! As many connections as the machine has descriptors for; one more is nobody's end.
+//! As many connections as the machine has descriptors for; further ones do no harm.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -9,11 +9,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use system_tests::embedded::{Embedded, RawClient};
 use system_tests::wire::Wire;
 
-/// By this a process knows that it is the one of clients.
+/// The environment variable that marks the clients' process.
 const CLIENTS: &str = "CREDHOST_TEST_CLIENTS";
-/// Descriptors that the clients' process keeps for itself.
+/// Descriptors reserved for the clients' process itself.
 const SPARE: u64 = 200;
-/// Clients that come when the host has no descriptor left.
+/// Clients that connect when the host has no descriptor left.
 const MORE: usize = 20;
 
 fn limit(soft: u64) {
@@ -22,7 +22,7 @@ fn limit(soft: u64) {
 }
 
 fn hard() -> u64 {
-    // Where there is no limit, enough is enough.
+    // Without a limit, this many are enough.
     getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX).min(50_000)
 }
 
@@ -30,7 +30,7 @@ fn open() -> u64 {
     std::fs::read_dir("/proc/self/fd").expect("/proc is there").count() as u64
 }
 
-/// The other process: it is told what to do line by line, and says when it is done.
+/// The clients' process: it reads one command a line, and reports each as done.
 #[test]
 fn clients_of_another_process() {
     let Ok(address) = std::env::var(CLIENTS) else { return };
@@ -74,13 +74,13 @@ fn clients_of_another_process() {
 }
 
 #[test]
-fn as_many_clients_as_there_are_descriptors_for_and_some_more() {
+fn clients_beyond_the_descriptor_limit_wait_and_disturb_nobody() {
     if std::env::var_os(CLIENTS).is_some() {
         return;
     }
     limit(hard());
     let (most, default) = (usize::MAX, Limits::default());
-    // All are one identity's.
+    // All clients log in as one identity.
     let of_identity = Limits { identity_attachments: most, identity_objects: most, ..default };
     let all = Limits { connections: most, per_source: most, ..of_identity };
     let host = Embedded::start(all);
@@ -104,7 +104,7 @@ fn as_many_clients_as_there_are_descriptors_for_and_some_more() {
     assert_eq!(logged_in as u64 / 100, (hard() - SPARE) / 100 - 1, "all but those that are spare");
     assert!(tell("call") >= 100, "each is answered");
 
-    // No descriptor is left for the next ones: they wait, and nobody else notices.
+    // No descriptor is left for the next clients: they wait, and no other client is affected.
     limit(open() + 3);
     assert_eq!(tell("come late"), MORE);
     assert!(tell("call") >= 100, "who is there is answered");

@@ -1,5 +1,5 @@
-//! A service's faults are its own: whatever its code does, its caller gets an error, its host and its neighbours notice
-//! nothing. What would need a process of its own (a segmentation fault, an abort) SECURITY.md names.
+//! A service's faults are contained: whatever its code does, its caller gets an error, and the host and the other services are
+//! not affected. SECURITY.md names the faults that only a process of its own contains (a segmentation fault, an abort).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -89,7 +89,7 @@ fn a_panic_is_its_callers_error_wherever_it_happens() {
 
 #[test]
 fn a_spinning_call_stalls_only_its_service_and_is_abandoned() {
-    // In a process of its own it would be killed: `processes` has that.
+    // A service in its own process would be killed: `processes` tests that.
     let home = TestHome::new();
     home.make();
     home.in_its_own_process();
@@ -114,7 +114,7 @@ fn a_spinning_call_stalls_only_its_service_and_is_abandoned() {
     host.wait_for("its library stays in memory: condemned");
     let why = host.home.run(&["service", "why", "hostile"], "");
     assert!(why.contains("its thread does not return"), "{why}");
-    // Its name is free: the same library serves again, beside the thread that is lost.
+    // The name is free: the same library serves again beside the lost thread.
     host.home.install("hostile");
     run(async {
         let deadline = Instant::now() + PATIENCE;
@@ -129,7 +129,7 @@ fn a_spinning_call_stalls_only_its_service_and_is_abandoned() {
 }
 
 #[test]
-fn a_service_that_says_too_much_is_cut_short_and_delays_nobody() {
+fn a_service_that_logs_too_much_is_cut_short_and_delays_nobody() {
     let host = serving();
     let address = host.address();
     run(async {
@@ -146,7 +146,7 @@ fn a_service_that_says_too_much_is_cut_short_and_delays_nobody() {
     assert!(lines < 2_000, "{lines} of 20,000 lines are in the log");
 }
 
-/// A connection whose client stops reading when it is told to.
+/// A connection whose client stops reading on request.
 async fn mutable(address: SocketAddr) -> (Client, tokio::sync::watch::Sender<bool>) {
     let (ours, theirs) = tokio::io::duplex(1 << 16);
     let socket = tokio::net::TcpStream::connect(address).await.expect("the door is open");
@@ -162,7 +162,7 @@ async fn mutable(address: SocketAddr) -> (Client, tokio::sync::watch::Sender<boo
                 return;
             }
         }
-        // Neither reads nor closes.
+        // From here on it neither reads nor closes.
         std::future::pending::<()>().await;
     });
     (Client::new(ours).await.expect("it speaks PB"), mute)
@@ -178,7 +178,7 @@ fn a_flooded_mind_that_does_not_read_affects_only_its_client() {
         let mind = client.register(|_: Call| async { Ok(()) });
         let alice = client.login("alice/hostile", "alice-pw", Some(mind)).await.expect("alice may");
         mute.send(true).expect("it is read");
-        // A hundred megabytes: more than is kept for anybody.
+        // A hundred megabytes: more than the host buffers for any client.
         alice.notify("pester", &(100_000,)).await.expect("it is sent");
         let other = login(address, "alice/hostile/other").await.expect("the service goes on");
         assert_eq!(answers::<String>(&other, "hello").await, "hello");

@@ -1,4 +1,4 @@
-//! Random conversations, beside those with a server of Twisted's own; and that nothing of them is left.
+//! Random conversations compared with the same ones on Twisted's own server; and a check that no references of them remain.
 
 use system_tests::host::{TestHome, TestHost};
 use system_tests::python::twisted;
@@ -15,17 +15,17 @@ fn number(name: &str, default: u64) -> String {
     std::env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(default).to_string()
 }
 
-/// 100,000 messages: `CREDHOST_MESSAGES=100000`; others: `CREDHOST_SEED=1`.
+/// `CREDHOST_MESSAGES=100000` for 100,000 messages; `CREDHOST_SEED=1` for different ones.
 #[test]
-fn random_conversations_are_as_with_twisteds_own_server() {
+fn random_conversations_match_those_with_twisteds_own_server() {
     let host = host();
     let (seed, messages) = (number("CREDHOST_SEED", 2005), number("CREDHOST_MESSAGES", 6000));
     println!("{}", twisted("conversation.py", &[&host.port(), &seed, &messages]).trim());
 }
 
-/// A million each way: `CREDHOST_REFERENCES=1000000`.
+/// `CREDHOST_REFERENCES=1000000` for a million each way.
 #[test]
-fn no_reference_is_left_whatever_failed_in_between() {
+fn no_reference_leaks_even_if_calls_fail_in_between() {
     let host = host();
     let references = number("CREDHOST_REFERENCES", 20_000);
     println!("{}", twisted("conversation.py", &[&host.port(), "leak", &references]).trim());

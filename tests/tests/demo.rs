@@ -1,4 +1,4 @@
-//! What a newcomer does: `credhost demo`, then what it prints.
+//! A newcomer's first steps: `credhost demo`, then the commands that it prints.
 
 use std::process::{Command, Stdio};
 
@@ -14,13 +14,13 @@ fn the_demos_output_works_as_printed_and_a_second_run_resumes() {
     assert!(password.len() >= 15);
     assert!(first.line("A first call").ends_with("answers []"));
 
-    // The printed command; the test has the binary at hand, where a person has cargo.
+    // The printed command; a person runs it with cargo, the test has the binary.
     let printed = first.line("-- call alice@").split_once("-- ").expect("a command").1;
     let mut arguments: Vec<&str> = printed.split_whitespace().collect();
     arguments.push("--password-stdin");
     assert_eq!(home.run(&arguments, &password), "0");
 
-    // The printed Python: its getpass reads standard input where there is no terminal.
+    // The printed Python: without a terminal, its getpass reads standard input.
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), first.python()).expect("it can be written");
     assert!(first.python().lines().count() <= 10, "ten lines at most");
@@ -34,12 +34,12 @@ fn the_demos_output_works_as_printed_and_a_second_run_resumes() {
     let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(out.contains("1 [{'text': 'milk', 'done': False}, {'text': 'milk', 'done': False}]"), "{out}\n{error}");
 
-    // The passwords are printed once.
+    // The passwords are printed only once.
     drop(first);
     let second = demo(&home);
     assert!(!second.printed.iter().any(|line| line.contains(&password)));
     let _ = second.line("are here already");
-    // What was added is there.
+    // The task that was added is still there.
     assert!(second.line("A first call").contains("milk"));
     assert_eq!(home.run(&arguments_at(&second), &password), "2");
     let list = home.run(&["identity", "list"], "");

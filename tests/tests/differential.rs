@@ -1,4 +1,4 @@
-//! Our encoder and decoder beside Twisted's own, on thousands of values, in both directions.
+//! Our encoder and decoder compared with Twisted's own, on thousands of values, in both directions.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,7 +14,7 @@ fn hex(line: &str) -> Vec<u8> {
 }
 
 #[test]
-fn what_twisted_writes_we_read_and_write_the_same() {
+fn bytes_from_twisted_decode_and_re_encode_identically() {
     let seed = std::env::var("CREDHOST_SEED").unwrap_or_else(|_| "20251124".to_owned());
     let lines = twisted("differential.py", &["generate", &seed, "5000"]);
     let mut shared = 0;
@@ -27,10 +27,10 @@ fn what_twisted_writes_we_read_and_write_the_same() {
     assert!(lines.lines().count() == 5000 && shared > 100, "values that share are among them: {shared}");
 }
 
-/// The classes of errors that we know of Twisted's derive from what they do there.
+/// The base classes that we know for Twisted's error classes are the ones that they have in Twisted.
 #[test]
 fn twisteds_errors_have_the_bases_that_twisted_gives_them() {
-    // Of Twisted's cred of before 2003, or not derived from Python's own where they are.
+    // From Twisted's cred of before 2003, or not derived from Python's own classes where they exist.
     let gone = ["twisted.cred.error.KeyNotFound", "twisted.cred.error.DuplicateIdentity"];
     let known: Vec<_> = jelly::exceptions::all_of_twisted().filter(|(name, _)| !gone.contains(name)).collect();
     let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
@@ -42,7 +42,7 @@ fn twisteds_errors_have_the_bases_that_twisted_gives_them() {
     }
 }
 
-/// Every kind of value, and how deep it goes.
+/// Values of every kind, nested to various depths.
 fn any_value() -> impl Strategy<Value = Value> {
     let int = prop_oneof![
         any::<i64>().prop_map(Value::from),
@@ -104,7 +104,7 @@ fn num(value: u128, shift: u32) -> String {
 }
 
 #[test]
-fn what_we_write_twisted_reads_and_writes_the_same() {
+fn twisted_decodes_and_re_encodes_our_bytes_identically() {
     let mut runner = TestRunner::deterministic();
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     let values: Vec<Value> = (0..3000).map(|_| any_value().new_tree(&mut runner).expect("a value").current()).collect();
@@ -119,7 +119,7 @@ fn what_we_write_twisted_reads_and_writes_the_same() {
 }
 
 #[test]
-fn typed_values_are_what_twisted_makes_of_them() {
+fn typed_values_survive_a_round_trip_through_twisted() {
     let typed = (BTreeMap::from([("a", 1)]), Set::from_iter([2]), Some(1.5), "text", Bytes::from(*b"bytes"));
     let bytes = jelly::to_vec(&typed).expect("it can be written");
     let mut file = tempfile::NamedTempFile::new().expect("a file");

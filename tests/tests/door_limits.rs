@@ -1,4 +1,4 @@
-//! What clients of services' own doors may make the host keep, and how slow they may be.
+//! How much clients of services' own doors can make the host keep, and how slow they may be.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,8 +10,8 @@ use system_tests::host::{TestHome, TestHost};
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 
-/// A host with the service that is told what to do, by a Unix socket: its buffers are small. `limits` is for `[limits]`, `listener` for
-/// the listener.
+/// A host with the service that takes commands, on a Unix socket, because its buffers are small. `limits` goes into `[limits]`,
+/// `listener` into the listener.
 fn told(limits: &str, listener: &str) -> (TestHost, std::path::PathBuf) {
     let home = TestHome::new();
     home.make();
@@ -41,7 +41,7 @@ fn line(client: &mut UnixStream) -> String {
     String::from_utf8(line).expect("it is text")
 }
 
-/// Has a client asked for more than its socket takes, of which it reads nothing.
+/// Makes a client ask for more than its socket holds; it reads none of it. False: the write failed.
 fn asks_and_reads_nothing(client: &mut UnixStream) -> bool {
     client.write_all(&b"much 25000\n".repeat(12)).is_ok()
 }
@@ -52,7 +52,7 @@ fn is_let_go(client: &UnixStream) -> bool {
     poll(&mut polled, Some(&now)).expect("it can be looked at") > 0 && polled[0].revents().contains(PollFlags::HUP)
 }
 
-/// What of the host's memory is used, in bytes.
+/// The host's used memory budget, in bytes.
 fn used(host: &TestHost) -> f64 {
     let shown: serde_json::Value = serde_json::from_str(&host.home.run(&["limits", "--json"], "")).expect("it is JSON");
     let of_memory = |limit: &&serde_json::Value| limit["name"] == "memory";
@@ -67,8 +67,8 @@ fn unread_door_output_counts_in_the_hosts_memory_budget() {
     let mut bob = connect(&socket);
     writeln!(bob, "login bob {PASSWORD}").expect("it is taken");
     assert_eq!(line(&mut bob), "1: bob has one two".trim_end_matches(" two"));
-    // Nobody has logged in by these: they have the share of their source, a quarter of 16 MiB. Of each 25 KiB wait at least, and the
-    // stream itself counts for 8.
+    // Nobody has logged in on these connections, so they share their source's quota, a quarter of 16 MiB. At least 25 KiB wait
+    // for each, and the stream itself counts for 8.
     let mut deaf: Vec<UnixStream> = (0..200).map(|_| connect(&socket)).collect();
     let asked = deaf.iter_mut().filter_map(|client| asks_and_reads_nothing(client).then_some(())).count();
     assert_eq!(asked, 200, "they were taken");
@@ -78,10 +78,10 @@ fn unread_door_output_counts_in_the_hosts_memory_budget() {
         assert!(began.elapsed() < Duration::from_secs(60), "{alive} wait for bytes, {} are counted", used(&host));
     }
     assert!(alive > 50 && used(&host) < f64::from(6 << 20), "{alive} wait for bytes, {} are counted", used(&host));
-    // It has a share of its own.
+    // Bob has a quota of his own.
     writeln!(bob, "much 25000").expect("it is taken");
     assert_eq!(line(&mut bob).len(), "2: ".len() + 25_000);
-    // Whoever is let go is not counted any more; who reads after all gets all.
+    // A disconnected client no longer counts; a client that reads after all gets everything.
     drop(deaf.split_off(1));
     let first = &mut deaf[0];
     if !is_let_go(first) {
@@ -94,15 +94,15 @@ fn unread_door_output_counts_in_the_hosts_memory_budget() {
     }
 }
 
-/// Who only hears what others say is counted as well, and goes on being counted when the code is replaced.
+/// A client that only receives what others send is counted as well, and still is after the code is replaced.
 #[test]
-fn who_only_listens_is_counted_too_also_by_the_next_code() {
+fn unread_output_of_a_silent_client_counts_after_a_reload_too() {
     let (host, socket) = told("stalled = \"1 h\"", "");
     let (mut deaf, mut talks) = (connect(&socket), connect(&socket));
     deaf.write_all(b"hear\n").expect("it is taken");
     assert_eq!(line(&mut deaf), "1: heard");
     let quiet = used(&host);
-    // More than a socket takes, in words that are short.
+    // More than a socket holds, in short messages.
     let word = format!("tell {}\n", "x".repeat(500));
     for turn in 1..=560 {
         talks.write_all(word.as_bytes()).expect("it is taken");
@@ -120,13 +120,13 @@ fn who_only_listens_is_counted_too_also_by_the_next_code() {
 }
 
 #[test]
-fn a_listener_says_how_fast_its_clients_have_to_be() {
+fn a_listeners_time_limits_override_the_hosts() {
     let (_host, socket) =
         told("message = \"1 h\"\nstalled = \"1 h\"", ", message = \"1 s\", stalled = \"1 s\", rate = 100");
     let (mut slow, mut deaf, mut other) = (connect(&socket), connect(&socket), connect(&socket));
     slow.write_all(b"ad").expect("it is taken");
     asks_and_reads_nothing(&mut deaf);
-    // Both go by what the listener says, and not by `[limits]`; meanwhile the other is served.
+    // Both are disconnected by the listener's own settings, not by `[limits]`; the other client is served meanwhile.
     let began = Instant::now();
     for turn in 1.. {
         other.write_all(b"add\n").expect("it is taken");

@@ -1,4 +1,4 @@
-//! Services' own doors: one account for everything. The chat, by IRC and by Perspective Broker.
+//! Services' own doors: one account for everything. The chat, over IRC and over Perspective Broker.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 
-/// A home whose chat has a door, with these settings of its own.
+/// A home whose chat has a door with these settings.
 fn home(listen: &str) -> TestHome {
     let home = TestHome::new();
     home.make();
@@ -38,19 +38,19 @@ fn open(home: TestHome) -> (TestHost, SocketAddr) {
     (host, address)
 }
 
-/// Where a listener is.
+/// The address of a listener.
 fn door(host: &mut TestHost, name: &str) -> SocketAddr {
     let line = host.wait_for(&format!("serving {name}"));
     let address = line.split_whitespace().find_map(|word| word.parse().ok());
     address.unwrap_or_else(|| panic!("there is an address in {line}"))
 }
 
-/// Somebody who is in the chat by Perspective Broker, with an object that hears.
+/// A Perspective Broker client in the chat, with an object that receives what is said.
 async fn guest(host: &TestHost, name: &str) -> (Client, Remote, Receiver<String>) {
     let client = Client::new(TcpStream::connect(host.address()).await.expect("the door is open")).await.expect("PB");
     let (said, heard) = channel();
     let ear = client.register(move |call: Call| {
-        // Nobody may listen any more.
+        // The receiver may be gone.
         let _ = call.values().map(|(arguments, _)| said.send(format!("{}{arguments}", call.method())));
         async { Ok(()) }
     });
@@ -63,7 +63,7 @@ fn replace(host: &TestHost) {
     let library = build::library("chat");
     let (next, to) = (host.home.plugins().join(".next"), host.home.plugins().join("libchat.so"));
     put(&library, &next);
-    // The same code; another file.
+    // The same code in a different file.
     let mut bytes = std::fs::read(&next).expect("it is there");
     bytes.extend_from_slice(&Instant::now().elapsed().as_nanos().to_le_bytes());
     std::fs::write(&next, bytes).expect("it can be written");
@@ -89,7 +89,7 @@ async fn one_room_by_irc_and_by_perspective_broker() {
 }
 
 #[test]
-fn windows_stay_while_the_code_is_replaced() {
+fn door_connections_stay_open_while_the_code_is_replaced() {
     let (host, irc) = host();
     let (mut alice, mut bob) = (Lines::irc(irc, "alice", PASSWORD), Lines::irc(irc, "bob", PASSWORD));
     alice.until("bob@credhost JOIN");
@@ -116,7 +116,7 @@ fn a_revoked_door_login_ends_at_once_and_is_in_the_trail() {
         let (host, irc) = host();
         let (mut alice, mut bob) = (Lines::irc(irc, "alice", PASSWORD), Lines::irc(irc, "bob", PASSWORD));
         host.home.run(command, input);
-        // It is told by now: what comes is the end.
+        // The client has been notified by now: nothing but the end follows.
         assert!(alice.rest().iter().all(|line| line.contains("bob")), "{what}");
         bob.until("alice@credhost QUIT");
         bob.send("PING still here");
@@ -129,7 +129,7 @@ fn a_revoked_door_login_ends_at_once_and_is_in_the_trail() {
 #[test]
 fn door_connections_wait_until_the_service_serves() {
     let home = home("irc = \"127.0.0.1:0\"");
-    // It takes longer to build than anybody is held.
+    // Build it first: that takes longer than the host holds a connection.
     let _ = build::library("chat");
     let (host, irc) = open(home);
     let mut alice = Lines::connect(irc);
@@ -137,7 +137,7 @@ fn door_connections_wait_until_the_service_serves() {
     host.home.install("chat");
     alice.until(" 001 alice ");
     host.home.run(&["service", "stop", "chat"], "");
-    // A service that stops lets go of its clients.
+    // A service that stops disconnects its clients.
     alice.rest();
     let mut bob = Lines::connect(irc);
     bob.send(&format!("PASS :{PASSWORD}\r\nNICK bob\r\nUSER a 0 * :a"));
@@ -177,7 +177,7 @@ fn wrong_passwords_of_all_doors_count_together() {
 }
 
 #[test]
-fn who_has_no_key_is_told_so_and_does_not_come_in() {
+fn a_door_refuses_an_identity_without_a_key_and_says_why() {
     let (host, irc) = host();
     host.home.identity("carol", PASSWORD, &["todo"]);
     for (name, password, why) in [
@@ -206,7 +206,7 @@ fn a_door_has_its_own_limits() {
     let (_host, irc) = open(home);
     let alice = Lines::irc(irc, "alice", PASSWORD);
     let (mut silent, mut other) = (Lines::connect(irc), Lines::connect(irc));
-    // It is taken, and served.
+    // It is accepted and served.
     other.send("PING x");
     other.until("PONG");
     assert_eq!(Lines::connect(irc).next_line(), None, "three of one source");
@@ -235,14 +235,14 @@ fn idle_closes_silent_door_connections() {
         silent.iter_mut().for_each(|client| drop(client.rest()));
         over.send(())
     });
-    // It is not by its own time that it is let go.
+    // This client keeps talking, so its own idle time does not end its connection.
     while ends.try_recv().is_err() {
         talks.send("PING x");
         talks.until("PONG");
         std::thread::sleep(Duration::from_millis(100));
     }
     waiting.join().expect("it ends").expect("somebody waits");
-    // They go on inside of what watches them.
+    // The reload leaves connections inside the host's relay, which watches their idle time.
     replace(&host);
     talks.send("PING x");
     talks.until("PONG");
@@ -273,7 +273,7 @@ fn a_door_speaks_tls_from_the_beginning_or_later() {
     refused.send("STARTTLS");
     refused.until(" 691 ");
     assert!(host.home.run(&["session", "list"], "").lines().filter(|line| line.contains("chat:irc")).count() >= 1);
-    // It is inside of TLS that they are carried over.
+    // They are carried over inside TLS.
     replace(&host);
     bob.send("PRIVMSG #chat :still here");
     alice.until("PRIVMSG #chat :still here");
@@ -283,7 +283,7 @@ fn a_door_speaks_tls_from_the_beginning_or_later() {
 }
 
 #[test]
-fn what_is_sent_behind_starttls_in_the_clear_ends_it() {
+fn plaintext_behind_starttls_ends_the_connection() {
     let home = home("irc = { address = \"127.0.0.1:0\", starttls = true }");
     home.install("chat");
     home.run(&["tls", "init"], "");
@@ -294,7 +294,7 @@ fn what_is_sent_behind_starttls_in_the_clear_ends_it() {
     assert_eq!(client.next_line(), None);
 }
 
-/// Who asks for TLS and then says nothing is gone at the end of their time, and nothing of them stays in the service.
+/// A client that asks for TLS and then sends nothing is disconnected when its time is over, and leaves nothing in the service.
 #[test]
 fn a_greeting_that_never_comes_leaves_nothing_behind() {
     let home = home("irc = { address = \"127.0.0.1:0\", starttls = true, login = \"2 s\" }");
@@ -322,7 +322,7 @@ fn a_greeting_that_never_comes_leaves_nothing_behind() {
 }
 
 #[test]
-fn after_a_kill_everybody_comes_in_again() {
+fn clients_can_log_in_at_a_door_again_after_a_kill() {
     let (mut host, irc) = host();
     let mut alice = Lines::irc(irc, "alice", PASSWORD);
     host.kill();
@@ -352,7 +352,7 @@ fn a_door_on_a_unix_socket_replaces_a_stale_one() {
     }
 }
 
-/// A host with the service that is told what to do; where `lines` is, and `raw`.
+/// A host with the service that takes commands, and the addresses of its listeners `lines` and `raw`.
 fn told() -> (TestHost, SocketAddr, SocketAddr) {
     let home = TestHome::new();
     home.make();
@@ -366,7 +366,7 @@ fn told() -> (TestHost, SocketAddr, SocketAddr) {
 }
 
 #[test]
-fn what_a_door_has_told_is_there_after_a_kill() {
+fn changes_that_a_door_has_answered_survive_a_kill() {
     for turn in 0..3 {
         let (mut host, lines, _) = told();
         let told = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
@@ -396,7 +396,7 @@ fn what_a_door_has_told_is_there_after_a_kill() {
         let mut client = Lines::connect(door(&mut host, "lines on "));
         client.send("add");
         let sum: u64 = client.line().rsplit(' ').next().and_then(|sum| sum.parse().ok()).expect("a sum");
-        // Four were under way.
+        // Four calls were under way.
         assert!(sum > told && sum <= sent + 5, "{told} were told of, {sent} were answered, and {sum} are there");
     }
 }
@@ -425,14 +425,14 @@ fn a_busy_connection_moves_to_new_code_when_done() {
     last.send("add");
     assert_eq!(last.line(), "1: 7", "nothing is done twice");
     assert_eq!((waits.line(), waits.line()), ("replaced: wait".to_owned(), "hello".to_owned()));
-    // It stays with its code until the grace is over.
+    // It stays with the old code until the grace period is over.
     stays.send("still here");
     assert_eq!(stays.line(), "2: still here");
     assert_eq!(stays.next_line(), None);
 }
 
 #[test]
-fn what_goes_wrong_in_a_door_ends_that_connection_alone() {
+fn a_fault_in_a_door_ends_only_that_connection() {
     let (mut host, lines, _) = told();
     let mut other = Lines::connect(lines);
     for (told, answered) in [
@@ -449,7 +449,7 @@ fn what_goes_wrong_in_a_door_ends_that_connection_alone() {
     other.send("add");
     assert_eq!(other.line(), "1: 1");
     host.wait_for("a connection has ended by a fault of the service's");
-    // Who reads gets all, however much that is in all.
+    // A client that reads gets everything, however much it is in total.
     for turn in 2..30 {
         other.send("flood 50000");
         assert_eq!(other.line().len(), format!("{turn}: ").len() + 50_000);
@@ -489,17 +489,17 @@ fn a_login_goes_with_its_connection_and_tells_its_keys() {
     other.send(&format!("login bob {token}\r\nlogin alice {token}"));
     assert_eq!(other.line(), "1: wrong name or password", "the token is somebody else's");
     assert_eq!(other.line(), "2: alice has one two");
-    // One of two keys: what it had told of is not so any more.
+    // One of two keys is removed: the list of keys that the login reported no longer holds.
     host.home.run(&["key", "remove", "alice", "lines", "two"], "");
     assert_eq!((alice.next_line(), other.next_line()), (None, None));
 }
 
-/// How many descriptors a host has.
+/// The number of descriptors that a host has open.
 fn descriptors(host: &TestHost) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", host.id())).expect("it runs").count()
 }
 
-/// Waits until a host has no more descriptors than this.
+/// Waits until a host has at most this many descriptors.
 fn settles(host: &TestHost, most: usize, what: &str) {
     let began = Instant::now();
     while descriptors(host) > most {
@@ -512,13 +512,13 @@ fn settles(host: &TestHost, most: usize, what: &str) {
     }
 }
 
-/// Closes a socket so that the other end hears of an error.
+/// Makes a socket close with a reset, which the other end sees as an error.
 fn reset(socket: &std::net::TcpStream) {
     rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO)).expect("it lingers not");
 }
 
 #[test]
-fn whoever_vanishes_at_whatever_step_leaves_nothing_behind() {
+fn a_client_that_vanishes_at_any_step_leaves_nothing_behind() {
     let home = home(
         "irc = [{ address = \"127.0.0.1:0\", per_source = 1000 }, \
          { address = \"127.0.0.1:0\", tls = true, per_source = 1000 }, \
@@ -531,7 +531,7 @@ fn whoever_vanishes_at_whatever_step_leaves_nothing_behind() {
     let [clear, ircs, later] =
         ["irc on ", "irc over TLS on ", "irc with STARTTLS on "].map(|name| door(&mut host, name));
     let before = {
-        // Threads and files that are there once somebody has logged in.
+        // Threads and files that exist only after the first login.
         let mut alice = Lines::over(tls::client(&authority, "localhost", &[], Lines::socket(ircs)));
         alice.join("alice", PASSWORD);
         drop(alice);
@@ -544,7 +544,7 @@ fn whoever_vanishes_at_whatever_step_leaves_nothing_behind() {
         reset(&plain);
         match step % 6 {
             0 => Lines::over(plain).write("PASS :x\r\nNI"),
-            // In the middle of TLS's greeting.
+            // In the middle of the TLS handshake.
             1 => Lines::over(plain).write("\u{16}\u{3}\u{1}\u{2}"),
             2 => Lines::over(plain).write("STARTTLS\r\n"),
             3 => Lines::over(plain).write(&format!("PASS :{PASSWORD}\r\nNICK alice\r\nUSER a 0 * :a\r\n")),
@@ -567,13 +567,13 @@ fn whoever_vanishes_at_whatever_step_leaves_nothing_behind() {
             match round {
                 0 => {}
                 1 => (0..5).for_each(|_| drop(host.home.run(&["service", "reload", "chat"], ""))),
-                // Nobody serves for a while.
+                // Nothing serves for a while.
                 2 => drop(host.home.run(&["service", "stop", "chat"], "")),
                 _ => drop(host.home.run(&["service", "start", "chat"], "")),
             }
         });
     }
-    // A few for what the store reads with, whenever it first does.
+    // A few are allowed for the store's readers, which it opens when it first reads.
     settles(&host, before + 4, "after they have gone");
     let mut alice = Lines::irc(clear, "alice", PASSWORD);
     alice.send("PING x");
@@ -602,12 +602,12 @@ fn a_connection_during_a_stop_is_served_once() {
         host.home.run(&["service", "start", "chat"], "");
         let mut served = 0;
         for client in &mut waiting {
-            // Those that came before it had stopped are let go.
+            // Clients that connected before it had stopped are disconnected.
             if client.try_send("PING x") && client.next_line().is_some() {
                 served += 1;
             }
         }
-        // The host's own, and the service's.
+        // One descriptor of the host and one of the service each.
         settles(&host, before + 2 * served + 2, "while they are served");
     }
 }
@@ -642,7 +642,7 @@ fn nothing_of_a_disabled_identity_arrives_after_the_command() {
 }
 
 #[test]
-fn whoever_logs_in_while_the_code_is_replaced_comes_in() {
+fn logins_at_a_door_succeed_while_the_code_is_replaced() {
     let (host, irc) = host();
     for _ in 0..4 {
         let mut coming: Vec<Lines> = (0..3).map(|_| Lines::connect(irc)).collect();
@@ -661,9 +661,9 @@ fn whoever_logs_in_while_the_code_is_replaced_comes_in() {
     }
 }
 
-/// Clients that are told of a server's password send it, and SASL as well.
+/// Clients configured with a server password send it with PASS, and use SASL as well.
 #[test]
-fn a_sasl_login_in_progress_survives_a_reload() {
+fn a_sasl_login_with_a_server_password_survives_reloads() {
     let (host, irc) = host();
     let mut bob = Lines::irc(irc, "bob", PASSWORD);
     let mut alice = Lines::connect(irc);
@@ -695,7 +695,7 @@ fn the_last_words_of_a_client_that_only_hangs_up_are_heard() {
         alice.join("alice", PASSWORD);
         let all: String = (0..count).map(|turn| format!("PRIVMSG #chat :{count}.{turn}\r\n")).collect();
         alice.write(&all);
-        // Without TLS's goodbye.
+        // Without TLS's close notification.
         drop(alice);
         for turn in 0..count {
             assert!(bob.until("PRIVMSG").ends_with(&format!(":{count}.{turn}")));
@@ -703,7 +703,7 @@ fn the_last_words_of_a_client_that_only_hangs_up_are_heard() {
     }
 }
 
-/// Two at a time: whoever logs in just when one replacement follows the other is served by one code, once.
+/// Two concurrent reloads: a client that logs in between two reloads is served by one generation, once.
 #[test]
 fn fast_reloads_serve_no_connection_twice() {
     let (host, irc) = host();
@@ -733,7 +733,7 @@ fn fast_reloads_serve_no_connection_twice() {
 }
 
 #[test]
-fn old_code_is_let_go_of_though_windows_stay() {
+fn old_code_is_released_while_door_connections_stay() {
     let home = home("irc = \"127.0.0.1:0\"");
     home.configure(|text| text.replace("grace = 10", "grace = 3600"));
     home.install("chat");
@@ -751,7 +751,7 @@ fn old_code_is_let_go_of_though_windows_stay() {
 }
 
 #[test]
-fn who_reads_is_not_let_go_because_somebody_talks_much() {
+fn a_client_that_reads_is_not_dropped_when_another_talks_much() {
     let (_host, irc) = host();
     let mut bob = Lines::irc(irc, "bob", PASSWORD);
     let mut alice = Lines::irc(irc, "alice", PASSWORD);
@@ -773,7 +773,7 @@ fn who_reads_is_not_let_go_because_somebody_talks_much() {
     alice.until(" 407 ");
 }
 
-/// As systemd starts it: with sockets that it has opened, by name.
+/// Started as systemd does: with sockets that it has opened, by name.
 #[test]
 fn sockets_that_systemd_has_opened_are_doors() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -792,7 +792,7 @@ fn sockets_that_systemd_has_opened_are_doors() {
 }
 
 #[test]
-fn what_cannot_be_in_the_configuration_is_said_with_its_place() {
+fn an_unusable_listener_is_refused_with_the_reason() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("it has one");
     let taken = format!("irc = \"{address}\"");

@@ -1,6 +1,6 @@
-//! Services' own doors under load: replacements while connections come, and long sessions that are carried over.
+//! Services' own doors under load: reloads while connections arrive, and long sessions that are carried over.
 //!
-//! `CREDHOST_RELOADS` and `CREDHOST_SESSIONS` say how much (by default 20 and 200); `-- --nocapture` prints the figures.
+//! `CREDHOST_RELOADS` and `CREDHOST_SESSIONS` set the numbers (default 20 and 200); `-- --nocapture` prints the figures.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,7 +18,7 @@ fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// A host whose chat takes many from one address, and a token of alice's.
+/// A host whose chat accepts many connections from one address, and a token of alice's.
 fn host() -> (TestHost, SocketAddr, String) {
     let home = TestHome::new();
     home.make();
@@ -48,7 +48,7 @@ fn reload(host: &TestHost) {
     ask(host, &Request::ServiceReload { name: "chat".to_owned() });
 }
 
-/// One connection from its beginning to its end: it is served, and not cut.
+/// One connection from beginning to end, which must be served and not cut.
 fn visit(address: SocketAddr) -> std::io::Result<()> {
     let mut socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(Duration::from_secs(60)))?;

@@ -1,5 +1,5 @@
-//! What was answered is there, once, whatever became of the host: a kill -9 in the middle of changes, a full disk, a disk
-//! that does not sync.
+//! Every answered change is stored exactly once, whatever happens to the host: a kill -9 during changes, a full disk, a disk that
+//! does not sync.
 
 use std::collections::HashSet;
 use std::process::Command;
@@ -38,7 +38,7 @@ async fn subjects(mail: &Remote) -> Vec<String> {
     inbox.into_iter().map(|letter| letter.subject).collect()
 }
 
-/// Adds one after the other until the host has gone; answers with what was answered.
+/// Adds items one by one until the host is gone; returns the items that were answered.
 async fn add(
     remote: Remote,
     method: &'static str,
@@ -70,7 +70,7 @@ fn check(what: &str, answered: &[String], there: &[String]) {
     }
 }
 
-/// `CREDHOST_KILLS=5000` for more of them.
+/// `CREDHOST_KILLS=5000` for more kills.
 #[test]
 fn a_kill_during_changes_loses_no_answered_change() {
     let rounds: u32 = std::env::var("CREDHOST_KILLS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(80);
@@ -125,7 +125,7 @@ fn a_kill_during_changes_loses_no_answered_change() {
     home.run(&["audit", "verify"], "");
 }
 
-/// A library that makes the disk fail on request, and the file that it is asked with.
+/// A library that makes the disk fail on request, and the file by which a test requests it.
 fn faults(home: &TestHome) -> (String, std::path::PathBuf) {
     let library = home.path().join("faults.so");
     let source = system_tests::workspace().join("tests/fixtures/faults.c");
@@ -152,7 +152,7 @@ async fn a_disk_that_fails_is_a_clear_error_and_reads_go_on() {
         todo.call("add", &("before",)).await.expect("the disk is well");
 
         std::fs::write(&fault, kind).expect("it can be written");
-        // Many at once: those that were made from a change that failed fail, too.
+        // Many at once: changes that build on a failed change fail, too.
         let adding: Vec<_> = (0..20)
             .map(|number| {
                 let todo = todo.clone();
@@ -189,7 +189,7 @@ async fn a_disk_that_fails_is_a_clear_error_and_reads_go_on() {
 }
 
 #[tokio::test]
-async fn who_reads_does_not_wait_for_a_disk_that_takes_its_time() {
+async fn reads_of_unchanged_state_do_not_wait_for_a_stalled_disk() {
     let home = TestHome::new();
     home.make();
     for name in ["alice", "bob"] {
@@ -214,7 +214,7 @@ async fn who_reads_does_not_wait_for_a_disk_that_takes_its_time() {
     };
     let add = tokio::spawn(async move { bob.call("add", &("his",)).await });
     reads(1000).await;
-    // His change has been made for long; who looks at it, from another connection, waits with him.
+    // His change was made long ago; a read of it from another connection waits with him.
     let list = tokio::spawn(async move { texts(&beside).await });
     reads(1000).await;
     assert!(!add.is_finished() && !list.is_finished(), "what is not committed is not told");
@@ -237,7 +237,7 @@ async fn on_a_full_disk_only_revocations_succeed() {
     bob.call("add", &("before",)).await.expect("the disk is well");
     std::fs::write(&fault, "brim").expect("it can be written");
     for round in 0..3 {
-        // Whoever writes first has spent nobody's room but his own.
+        // The first writer has used up no room but its own.
         match bob.call("add", &(format!("during {round}"),)).await {
             Err(Error::Failure(failure)) => assert!(failure.value.contains("could not be saved"), "{failure}"),
             other => panic!("answered with {other:?}"),

@@ -1,5 +1,5 @@
-//! Text from outside is shown so that it can forge no line, command no terminal, and pass for no other text: whoever chose
-//! it, and wherever it is shown.
+//! Text from outside is shown so that it can forge no line, control no terminal, and pass for no other text, whoever chose it and
+//! wherever it is shown.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +8,7 @@ use jelly::token;
 use system_tests::host::{TestHome, TestHost};
 use system_tests::wire::call;
 
-/// Begins a line, colours the terminal, turns the text around, hides, and ends a line in other ways.
+/// Starts a new line, colours the terminal, reverses the text direction, hides, and ends a line in other ways.
 const PLANTED: &str = "x\nFORGED\r\u{1b}[31m\u{202e}\u{200b}\u{85}\u{2028}\u{7f}\u{9b}2J";
 
 fn is_raw(c: char) -> bool {
@@ -16,7 +16,7 @@ fn is_raw(c: char) -> bool {
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Nothing of what was planted is in it as it was.
+/// Checks that nothing of the planted text appears unescaped.
 fn check(shown: &str, of: &str) {
     assert_eq!(shown.chars().find(|c| is_raw(*c)), None, "{of}: {shown:?}");
     assert!(!shown.lines().any(|line| line.starts_with("FORGED")), "{of}: {shown}");
@@ -34,7 +34,7 @@ fn tuple(texts: &[&str]) -> Vec<u8> {
     out
 }
 
-/// Says to the root whatever takes a text, and reads what comes of it.
+/// Calls the root with the planted text wherever it takes a text, and reads the answers.
 fn plant_as_a_client(address: SocketAddr) {
     let mut stream = TcpStream::connect(address).expect("it serves");
     stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a limit");
@@ -64,9 +64,9 @@ fn plant() -> TestHost {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "correct horse", &["todo"]);
-    // What an operator may have pasted; a label has no control characters.
+    // A text that an operator may have pasted; a label has no control characters.
     home.run(&["token", "new", "alice", "--label", "turned\u{202e}hidden\u{200b}"], "");
-    // Such names are not given any more; who has one of an earlier version keeps it.
+    // Such names can no longer be added; an identity that has one from an earlier version keeps it.
     let turned = ["turned\u{202e}", "hidden\u{200b}"];
     home.configure(|text| {
         let keys = |name: &str| format!("\n[identity.\"{name}\"]\nkeys = [\"todo/{name}\"]\n");
@@ -85,7 +85,7 @@ fn plant() -> TestHost {
 }
 
 #[test]
-fn what_anybody_chose_is_shown_escaped_everywhere() {
+fn untrusted_text_is_shown_escaped_everywhere() {
     let mut host = plant();
     host.wait_for("no library");
     plant_as_a_client(host.address());

@@ -27,7 +27,7 @@ fn a_library_that_is_copied_in_serves_a_moment_later() {
     host.wait_for("libtodo.so serves");
     assert_eq!(call(&host, "todo", &["add", "milk"]), "0");
     assert_eq!(call(&host, "todo", &["list"]), r#"[{"text": "milk", "done": False}]"#);
-    // A service without the api's `host` feature, loaded while another serves.
+    // A service without the api's `host` feature, loaded while another one serves.
     host.home.install("scores");
     host.wait_for("libscores.so serves");
     assert_eq!(call(&host, "scores", &["submit", "50"]), r#"{"best": 50, "tries": 1, "rank": 1}"#);
@@ -41,7 +41,7 @@ fn a_library_that_is_copied_in_serves_a_moment_later() {
 }
 
 #[test]
-fn what_is_no_service_is_one_sentence_and_the_host_goes_on() {
+fn a_file_that_is_no_service_is_refused_and_the_host_goes_on() {
     let mut host = serving(TestHome::new());
     host.home.install("todo");
     host.wait_for("libtodo.so serves");
@@ -108,7 +108,7 @@ fn only_one_host_uses_a_home() {
     assert!(refused.contains("another credhost uses"), "{refused}");
 }
 
-/// Another build of a library: the same service, with another word in its docs.
+/// Another build of a library: the same service with a different word in its docs.
 fn rebuilt(package: &str, old: &str, new: &str) -> Vec<u8> {
     assert_eq!(old.len(), new.len());
     let mut bytes = std::fs::read(library(package)).expect("it is built");
@@ -130,7 +130,7 @@ fn describes(host: &TestHost, what: &str) {
     });
 }
 
-/// Waits until something is the case; what comes of it is told by the host's log if it does not.
+/// Waits until a condition holds; if it does not, the panic shows the host's log.
 fn until(host: &TestHost, ready: impl Fn() -> bool) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !ready() {
@@ -151,7 +151,7 @@ fn removing_a_file_stops_its_service_and_keeps_its_state() {
     assert_eq!(call(&host, "todo", &["add", "milk"]), "0");
     let file = host.home.plugins().join("libtodo.so");
 
-    // A client that is in the middle of a call is told.
+    // A client in the middle of a call is notified.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let address = host.address();
     runtime.block_on(async {
@@ -161,7 +161,7 @@ fn removing_a_file_stops_its_service_and_keeps_its_state() {
         let ring = client.register(|_: pb::client::Call| async { Ok(()) });
         let minded = client.login("alice/todo", "alice-pw", Some(ring)).await.expect("alice may");
         let mut waiting = std::pin::pin!(minded.call("remind", &(0, 3600)));
-        // Begun, and on its way before the next call's answer.
+        // The call has begun, and is sent before the next call is answered.
         let begun = tokio::time::timeout(std::time::Duration::from_millis(1), waiting.as_mut()).await;
         assert!(begun.is_err());
         todo.call("list", &()).await.expect("it serves");
@@ -175,7 +175,7 @@ fn removing_a_file_stops_its_service_and_keeps_its_state() {
         assert!(refused.to_string().contains("KeyError: 'todo'"), "{refused}");
     });
     host.wait_for("libtodo.so was removed: its service stops, its state is kept");
-    // Its memory comes back.
+    // The library is unmapped.
     let maps = format!("/proc/{}/maps", host.id());
     until(&host, || !std::fs::read_to_string(&maps).expect("it runs").contains("/generations/"));
     assert!(listed(&host).contains("no services yet"));
@@ -186,7 +186,7 @@ fn removing_a_file_stops_its_service_and_keeps_its_state() {
 }
 
 #[test]
-fn a_build_that_removes_and_makes_anew_stops_nothing() {
+fn a_build_that_removes_and_recreates_the_file_stops_nothing() {
     let mut host = serving(TestHome::new());
     host.home.install("todo");
     host.wait_for("libtodo.so serves");
@@ -195,7 +195,7 @@ fn a_build_that_removes_and_makes_anew_stops_nothing() {
         std::fs::remove_file(&file).expect("it is there");
         host.home.install("todo");
     }
-    // What is removed after it is told of after it.
+    // The host reports removals in order, so this later one is reported last.
     host.home.install("scores");
     host.wait_for("libscores.so serves");
     std::fs::remove_file(host.home.plugins().join("libscores.so")).expect("it is there");
@@ -205,7 +205,7 @@ fn a_build_that_removes_and_makes_anew_stops_nothing() {
 }
 
 #[test]
-fn however_a_new_build_comes_into_place_it_is_what_serves() {
+fn a_new_build_serves_however_it_is_put_in_place() {
     let mut host = serving(TestHome::new());
     host.home.install("todo");
     host.wait_for("libtodo.so serves");
@@ -311,7 +311,7 @@ fn a_duplicate_file_does_not_serve_after_a_restart() {
     let file = host.home.plugins().join("libtodo.so");
     std::fs::write(&file, rebuilt("todo", "Adds a task", "Puts a task")).expect("it can be written");
     host.wait_for("libtodo.so serves");
-    // Its name comes before the other's.
+    // Its name sorts before the other's.
     host.home.install("todo");
     std::fs::rename(&file, host.home.plugins().join("libtodo-old.so")).expect("it can be moved");
     std::fs::write(&file, rebuilt("todo", "Adds a task", "Puts a task")).expect("it can be written");
@@ -325,7 +325,7 @@ fn a_duplicate_file_does_not_serve_after_a_restart() {
     assert!(listed(&host).contains("is served by the file libtodo.so already"), "{}", listed(&host));
 }
 
-/// The lowest descriptor that the host does not use: its next file will have this number.
+/// The lowest descriptor that the host does not use: the next file that it opens gets this number.
 fn first_free_descriptor(host: &TestHost) -> u64 {
     let now = || {
         let open: std::collections::HashSet<u64> = std::fs::read_dir(format!("/proc/{}/fd", host.id()))
@@ -334,7 +334,7 @@ fn first_free_descriptor(host: &TestHost) -> u64 {
             .collect();
         (0..).find(|number| !open.contains(number)).expect("a number")
     };
-    // What the host opens for a moment, as the line of the trail about its start does, raises the number.
+    // A file that the host opens for a moment raises the number, for instance for the trail's line about its start.
     host.home.run(&["audit", "show"], "");
     let (mut lowest, mut seen) = (now(), 0);
     while seen < 100 {
@@ -346,7 +346,7 @@ fn first_free_descriptor(host: &TestHost) -> u64 {
 }
 
 #[test]
-fn what_is_refused_for_what_passes_is_tried_again_by_itself() {
+fn a_library_refused_for_a_passing_reason_is_retried() {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
     let mut host = serving(TestHome::new());
     let process = Pid::from_raw(host.id().cast_signed());
@@ -379,7 +379,7 @@ fn a_link_that_leads_nowhere_keeps_nobody_from_serving() {
 }
 
 #[test]
-fn a_file_that_was_refused_is_named_by_its_own_name() {
+fn commands_accept_file_names_even_of_refused_libraries() {
     let mut host = serving(TestHome::new());
     std::fs::write(host.home.plugins().join("libbroken.so"), "not at all").expect("it can be written");
     host.wait_for("libbroken.so is not loaded");
@@ -400,7 +400,7 @@ fn a_service_starts_after_its_needs_and_stops_before_them() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo", "dependant"]);
-    // In the order of their names the one that needs comes first.
+    // In the order of names, the service that needs the other comes first.
     home.install("dependant");
     let mut host = home.start();
     host.wait_for("libdependant.so waits: it needs todo, which does not serve");
@@ -442,7 +442,7 @@ fn a_collection_has_a_door_of_its_own_and_is_part_of_the_whole() {
 }
 
 #[test]
-fn many_that_wait_for_one_are_each_started_once() {
+fn services_that_wait_for_the_same_service_each_start_once() {
     let home = TestHome::new();
     home.make();
     for number in 1..=6 {
@@ -452,7 +452,7 @@ fn many_that_wait_for_one_are_each_started_once() {
     }
     home.install("todo");
     let mut host = home.start();
-    // Once at the start, and once more when what they need has gone and come again.
+    // Each starts once at first, and once more when the service that it needs has stopped and serves again.
     for round in 1..=2 {
         until(&host, || listed(&host).matches("serving").count() == 7);
         for number in 1..=6 {
@@ -461,7 +461,7 @@ fn many_that_wait_for_one_are_each_started_once() {
         }
         let file = host.home.plugins().join("libtodo.so");
         if round == 1 {
-            // They need not notice that it is replaced.
+            // A replacement of that service does not affect them.
             std::fs::write(&file, rebuilt("todo", "Adds a task", "Puts a task")).expect("it can be written");
             host.wait_for("libtodo.so serves the new code");
             assert_eq!(listed(&host).matches("serving").count(), 7);
@@ -485,7 +485,7 @@ fn a_library_that_is_renamed_serves_under_its_new_name() {
     assert_eq!(call(&host, "todo", &["list"]), "[]");
 }
 
-/// A debugger looks for a library's symbols and lines in the file that is mapped.
+/// A debugger looks for a library's symbols and line numbers in the mapped file.
 #[test]
 fn debuggable_keeps_whole_libraries_while_loaded() {
     let home = TestHome::new();
@@ -505,7 +505,7 @@ fn debuggable_keeps_whole_libraries_while_loaded() {
     let mapped = maps.lines().find(|line| line.contains("/generations/")).expect("it is mapped");
     assert!(mapped.ends_with(".so"), "its name is there: {mapped}");
     host.home.run(&["service", "reload", "todo"], "");
-    // The old one goes with its name.
+    // The old library's file is deleted, too.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while sizes() != [whole] {
         assert!(std::time::Instant::now() < deadline, "{:?}", sizes());
@@ -540,17 +540,17 @@ fn a_rollback_survives_a_restart_until_the_file_changes() {
     assert!(said.contains("until there is another file") && said.contains("generation 3"), "{said}");
     assert_eq!(serves(&host), "plain");
     assert!(host.home.run(&["doctor"], "").contains("ledger: rolled back"));
-    // Killed, and restarted.
+    // The host is killed and restarted.
     let host = host.into_home().start();
     assert_eq!(serves(&host), "plain", "it is still the older one");
     assert!(rolled_back(&host));
-    // Back once more: what is in the folder serves, and nothing is wrong with it.
+    // Rolled back once more: the file in the folder serves, and the host reports nothing wrong with it.
     host.home.run(&["service", "rollback", "ledger"], "");
     assert_eq!(serves(&host), "v=2");
     assert!(!rolled_back(&host));
     host.home.run(&["service", "rollback", "ledger"], "");
     assert!(rolled_back(&host));
-    // Another file counts.
+    // A different file ends the rollback.
     replace(&host, "v=3");
     assert_eq!(serves(&host), "v=3");
     let host = host.into_home().start();
@@ -558,7 +558,7 @@ fn a_rollback_survives_a_restart_until_the_file_changes() {
 }
 
 #[test]
-fn commands_at_once_about_one_library_are_all_done() {
+fn concurrent_commands_on_one_library_all_succeed() {
     let host = TestHost::with(&["todo"]);
     std::thread::scope(|scope| {
         for _ in 0..6 {

@@ -1,5 +1,5 @@
-//! The bytes that the fuzz targets have been fed with: none does more than be refused. cargo-fuzz itself needs a nightly
-//! toolchain: `cd host && cargo +nightly fuzz run broker`.
+//! The corpora of the fuzz targets: no input does worse than be refused. cargo-fuzz itself needs a nightly toolchain: `cd host &&
+//! cargo +nightly fuzz run broker`.
 
 #[path = "../../host/fuzz/src/lib.rs"]
 #[expect(unreachable_pub, reason = "it is a crate of its own, too")]
@@ -16,7 +16,7 @@ fn every_kept_corpus_passes_its_target() {
         for file in files {
             let bytes = std::fs::read(file.path()).expect("it can be read");
             target(&bytes);
-            // And what is nearly that.
+            // Variations of it, too.
             for at in 0..bytes.len().min(200) {
                 let mut flipped = bytes.clone();
                 flipped[at] ^= 1 << (at % 8);

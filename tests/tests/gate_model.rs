@@ -1,5 +1,5 @@
-//! All interleavings of who hands frames to a generation, the generation's own thread, and who takes the generation away.
-//! The code is the host's own, with loom's locks in place of its.
+//! All interleavings of the threads that hand frames to a generation, the generation's own thread, and the thread that takes the
+//! generation away. The code is the host's own, with loom's locks in place of the host's.
 
 #![allow(dead_code, reason = "what the model does not use of it")]
 
@@ -10,7 +10,7 @@ mod fair;
 #[path = "../../host/src/loader/queue.rs"]
 mod queue;
 
-/// Locks that loom watches, with the faces of those that the host uses.
+/// Locks that loom tracks, with the interfaces of those that the host uses.
 mod sync {
     pub(crate) use loom::sync::Arc;
     pub(crate) use loom::sync::atomic::{AtomicBool, Ordering};
@@ -51,10 +51,10 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use queue::Queue;
 
-/// The last that a generation is told.
+/// The last frame that a generation receives.
 const STOP: u8 = 255;
 
-/// A queue with the descriptor that its reader sleeps on.
+/// A queue, with a bell in place of the descriptor that its reader sleeps on.
 #[derive(Default)]
 struct Gate {
     queue: Queue<()>,
@@ -74,14 +74,14 @@ impl Default for Bell {
 
 impl Gate {
     fn push(&self, frame: u8) {
-        // Behind all that is there: what the host says in between goes before.
+        // Appended behind everything that waits: the host's other frames go ahead of it.
         if self.queue.barrier(&[frame]) {
             *self.rung.count.lock().expect("nothing panics") += 1;
             self.rung.rings.notify_one();
         }
     }
 
-    /// As the main loop of a generation: pops until it is told to stop, and sleeps only when it may.
+    /// Works like a generation's main loop: pops until it reads the stop frame, and sleeps only when it may.
     fn run(&self) -> Vec<u8> {
         let (mut seen, mut batch) = (Vec::new(), Vec::new());
         loop {
@@ -111,13 +111,13 @@ fn no_frame_is_lost_and_no_sleeper_is_forgotten() {
             writer.push(1);
             writer.push(STOP);
         });
-        // A reader that slept on would be a deadlock, which loom finds.
+        // A reader that missed its wake-up would be a deadlock, which loom detects.
         assert_eq!(gate.run(), [1, STOP]);
         other.join().expect("it ends");
     });
 }
 
-/// Hands a frame to whatever serves; false: nothing does.
+/// Hands a frame to the current generation; false: nothing serves.
 fn hand(current: &Current<Arc<Gate>, ()>, frame: u8) -> bool {
     let push = |gate: &Arc<Gate>| {
         gate.push(frame);
@@ -126,7 +126,7 @@ fn hand(current: &Current<Arc<Gate>, ()>, frame: u8) -> bool {
     current.hand_over((0, &[frame]), &mut Vec::new(), |_, all| (all < 100).then_some(()), push).is_ok()
 }
 
-/// The last that a generation is told before it stands still.
+/// The last frame that a generation receives before it freezes.
 const FREEZE: u8 = 254;
 
 fn replaced(takes_over: bool) {
@@ -169,7 +169,7 @@ fn no_call_is_lost_or_served_twice_while_a_service_is_replaced() {
 }
 
 #[test]
-fn no_call_is_lost_or_served_twice_when_nothing_comes_of_it() {
+fn an_abandoned_replacement_loses_and_repeats_no_call() {
     replaced(false);
 }
 

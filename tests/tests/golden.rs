@@ -1,11 +1,11 @@
-//! Every message that real Twisted was recorded to send, in both eras and directions, is read; and what today's sends is
-//! written again byte by byte.
+//! Every recorded message of real Twisted, of both eras and in both directions, can be read; and messages of today's Twisted are
+//! re-encoded byte by byte.
 
 use jelly::token::{self, Token};
 use jelly::{Limits, Scanner, Shape, Value};
 use system_tests::workspace;
 
-/// The pieces of a recording. Each holds whole messages: a blob that would not fit into one was left out.
+/// The pieces of a recording. Each holds whole messages: blobs that did not fit into one piece were left out.
 fn pieces(file: &str) -> Vec<Vec<u8>> {
     let text = std::fs::read_to_string(workspace().join("tests/golden").join(file)).expect("the recording is there");
     let lines = text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON"));
@@ -13,7 +13,7 @@ fn pieces(file: &str) -> Vec<Vec<u8>> {
     pieces.map(|hex| data_encoding::HEXLOWER.decode(hex.as_bytes()).expect("hexadecimal digits")).collect()
 }
 
-/// All messages of a recording: the command, and the Jelly values in each.
+/// All messages of a recording: the command of each, and its Jelly values.
 fn messages(file: &str) -> Vec<(String, Vec<Vec<u8>>)> {
     let mut messages = Vec::new();
     for bytes in pieces(file) {
@@ -61,7 +61,7 @@ fn the_messages_of_2005_mean_the_same_when_written_again() {
     for (command, values) in &messages {
         for bytes in values {
             let value = Value::decode(bytes).unwrap_or_else(|error| panic!("{command}: {error}"));
-            // Its integers are of other types for the same number; nothing else differs.
+            // Its integers use other types for the same number; nothing else differs.
             let again = Value::decode(&value.encode()).expect("what we write we read");
             assert_eq!(again.to_string(), value.to_string());
         }

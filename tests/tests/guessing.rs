@@ -1,5 +1,5 @@
-//! Who guesses learns nothing, and soon has to wait: neither from answers, nor from time, nor from the throttle can be told
-//! which names there are.
+//! A client that guesses learns nothing, and soon has to wait: neither the answers, nor their timing, nor the throttle reveal
+//! which names exist.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 
-/// What a name can be.
+/// The kinds of names.
 const KINDS: [&str; 4] = ["known", "unknown", "disabled", "keyonly"];
-/// Beyond this, two kinds of names can be told apart (dudect's threshold).
+/// Above this value, two kinds of names can be distinguished (dudect's threshold).
 const CAUGHT: f64 = 4.5;
 
-/// A key that is nobody's.
+/// A key that no identity has.
 const STRANGE: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIXWmYbVgA8E5kFyTKPBbOLQQ0rJyQ1j1SgtxTtzvpDX";
 
-/// This many names of each kind but "unknown".
+/// Creates this many identities of each kind except "unknown".
 fn people(count: usize, key: &MasterKey) -> DefaultAuthorizer {
     let authorizer = DefaultAuthorizer::new();
     let password = Password::new("wooden giraffe sings at noon");
@@ -47,7 +47,7 @@ fn people(count: usize, key: &MasterKey) -> DefaultAuthorizer {
     authorizer
 }
 
-/// A connection from an address of its own: of all of 127.0.0.0/8, which are this machine.
+/// A connection from a source address of its own: all of 127.0.0.0/8 is this machine.
 async fn connect(address: SocketAddr, source: u32) -> Client {
     Client::new(socket(address, source).await).await.expect("it speaks PB")
 }
@@ -63,23 +63,24 @@ fn run<R>(test: impl Future<Output = R>) -> R {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(test)
 }
 
-/// How a try goes: in Twisted's own words, with a password as it is, or so that the throttle does not have it looked at.
+/// The way of a login attempt: with Twisted's own messages, with a password in the clear, or such that the throttle refuses it
+/// unchecked.
 #[derive(Clone, Copy, Debug)]
 enum Words {
     Stock,
     Password,
     Throttled,
-    /// By a service's own door.
+    /// At a service's own door.
     Door,
-    /// There, with a key that the service vouches for: as by SSH.
+    /// At that door, with a key that the service vouches for, as SSH does.
     Vouched,
-    /// There, with the client's certificate: as by SASL's EXTERNAL.
+    /// At that door, with the client's certificate, as SASL's EXTERNAL does.
     Certificate,
-    /// By a page of the service's own.
+    /// On a web page of the service.
     Page,
 }
 
-/// A host, and how its clients come to the service's door.
+/// A host, and the way its clients connect to the service's door.
 struct Target {
     host: Embedded,
     tls: Option<TlsConnector>,
@@ -90,10 +91,10 @@ impl Target {
         Self { host: Embedded::with(limits, Arc::new(authorizer), key), tls: None }
     }
 
-    /// One whose door is over TLS. Its clients show a certificate whose key is nobody's.
+    /// A target whose door uses TLS. Its clients present a certificate whose key no identity has.
     fn over_tls(limits: Limits, authorizer: impl Authorizer + 'static, key: &MasterKey) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        // What it takes to be trusted as a server's.
+        // The extensions that clients require of a server's certificate.
         let server = ["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"];
         let made = |file: &str, also: &[&str]| made(folder.path(), file, &[&P256, also].concat(), "/CN=localhost");
         let (own, clients) = (made("own", &server), made("clients", &[]));
@@ -109,7 +110,7 @@ impl Target {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// Who guesses.
+/// A client that guesses.
 enum Guesser {
     Pb(Client),
     Door(BufReader<Box<dyn Stream>>),
@@ -128,7 +129,7 @@ impl Guesser {
                 }
             };
             let mut door = Self::Door(BufReader::new(stream));
-            // The service has it.
+            // Wait until the service has accepted the connection.
             door.fail("", words).await;
             return door;
         }
@@ -138,7 +139,7 @@ impl Guesser {
             return page;
         }
         let client = connect(host[0], source).await;
-        // The first call of a connection is slower than others.
+        // The first call on a connection is slower than others.
         let _ = client.root().call("nonsense", &()).await;
         Self::Pb(client)
     }
@@ -168,7 +169,7 @@ impl Guesser {
     }
 }
 
-/// A page's answer: what it says, and its status.
+/// A page's answer: its status line and its body.
 async fn answer_of(page: &mut BufReader<tokio::net::TcpStream>) -> String {
     let (mut answer, mut length) = (String::new(), 0);
     loop {
@@ -201,7 +202,8 @@ async fn fail(client: &Client, name: &str, words: Words) -> String {
     }
 }
 
-/// Milliseconds that each kind of name takes, in tries that are interleaved, each of another name.
+/// Measures the milliseconds that an attempt takes for each kind of name. The attempts are interleaved, each with a different
+/// name.
 fn measure(target: &Target, words: Words, tries: usize) -> [Vec<f64>; 4] {
     const WORKERS: usize = 8;
     let addresses = [target.host.address(), target.host.door("knock"), target.host.door("page")];
@@ -214,7 +216,7 @@ fn measure(target: &Target, words: Words, tries: usize) -> [Vec<f64>; 4] {
                 let mut answers = std::collections::HashSet::new();
                 let mut dice = worker as u32 + 1;
                 for round in (worker..tries).step_by(WORKERS) {
-                    // A source may fail some times before it has to wait: another for each round.
+                    // A source has to wait after some failures, so each round uses another one.
                     let mut guesser = Guesser::come(addresses, tls.clone(), (round + 1) as u32, words).await;
                     dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                     for turn in 0..4 {
@@ -258,7 +260,8 @@ fn t(one: &[f64], other: &[f64]) -> f64 {
     (mean - other_mean) / (error + other_error).sqrt()
 }
 
-/// The largest t between the known names and another kind, of times without the slowest tenth: those are the machine's.
+/// The largest t between the known names and another kind. The slowest tenth of the times is left out: those are due to the
+/// machine.
 fn largest(times: &[Vec<f64>; 4]) -> f64 {
     let cropped: Vec<Vec<f64>> = times
         .iter()
@@ -277,9 +280,9 @@ fn largest(times: &[Vec<f64>; 4]) -> f64 {
 #[test]
 fn no_kind_of_name_can_be_told_from_another_by_answer_or_time() {
     let key = MasterKey::new([1; 32]);
-    // A thousand of each kind in Twisted's words, hundreds that are not looked at, a hundred that are hashed.
-    // `CREDHOST_TRIES=100000` makes as many of the first two (about an hour), `CREDHOST_HASHED=1000` of the last. The refusal's
-    // time is shorter than in earnest.
+    // A thousand attempts of each kind with Twisted's messages, hundreds that are refused unchecked or need no hashing, a hundred
+    // that are hashed. `CREDHOST_TRIES=100000` sets the number for those without hashing (about an hour for the first two),
+    // `CREDHOST_HASHED=1000` for the others. The refusal delay is shorter than in production.
     let tries =
         |name: &str, else_: usize| std::env::var(name).ok().and_then(|tries| tries.parse().ok()).unwrap_or(else_);
     for (words, tries, refusal) in [
@@ -303,7 +306,7 @@ fn no_kind_of_name_can_be_told_from_another_by_answer_or_time() {
     }
 }
 
-/// Knows the same names, and takes a moment longer to say so of those there are: as careless ones do.
+/// Knows the same names, but takes a moment longer to answer for those that exist, as careless authorizers do.
 struct Careless(DefaultAuthorizer);
 
 impl Authorizer for Careless {
@@ -326,7 +329,7 @@ fn timing_reveals_a_careless_authorizer_without_refusal_delay() {
     let target = Target::new(limits, Careless(people(1200, &key)), &key);
     let largest = largest(&measure(&target, Words::Stock, 1200));
     assert!(largest > CAUGHT, "the measurement finds nothing (t = {largest:.1})");
-    // And the refusal's time hides even that.
+    // The refusal delay hides even that.
     let limits = Limits { refusal: Duration::from_millis(25), ..Limits::default() };
     let target = Target::new(limits, Careless(people(1200, &key)), &key);
     let hidden = self::largest(&measure(&target, Words::Stock, 1200));
@@ -364,7 +367,7 @@ fn concurrent_guesses_count_and_the_owners_places_get_in() {
         let right = "wooden giraffe sings at noon";
         let home = connect(host.address(), 1).await;
         home.login("known0", right, None).await.expect("the password is right");
-        // Fifty at once, from fifty places, and hashed, so that they are all under way together.
+        // Fifty at once, from fifty addresses, and hashed, so that all run at the same time.
         let mut guesses = Vec::new();
         for source in 0..50 {
             let client = connect(host.address(), 100 + source).await;
@@ -386,9 +389,9 @@ fn concurrent_guesses_count_and_the_owners_places_get_in() {
     });
 }
 
-/// What a name is written like makes it no other name: neither for who guesses, nor for who unlocks it.
+/// A different spelling does not make a different name: neither for a client that guesses, nor for an operator who unlocks it.
 #[test]
-fn two_spellings_of_a_name_are_guessed_at_as_one() {
+fn two_spellings_of_a_name_share_one_failure_counter() {
     let home = system_tests::host::TestHome::new();
     home.make();
     home.identity("Zo\u{eb}", "a-password", &["todo"]);
@@ -407,7 +410,7 @@ fn two_spellings_of_a_name_are_guessed_at_as_one() {
             tried += 1;
         }
     });
-    // Of one name three; and each that comes so late that its wait is over counts as well. Two names would have three each.
+    // One name allows three attempts, plus any that come so late that the wait is over. Two names would allow three each.
     assert!((3..6).contains(&tried), "{tried}, as many as of one name");
     let counted = format!("\"failures\":{tried}");
     let shown = |name: &str| host.home.run(&["identity", "show", name, "--json"], "");

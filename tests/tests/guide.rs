@@ -1,4 +1,4 @@
-//! GUIDE.md, done by the letter: from an empty folder to a served service.
+//! GUIDE.md, followed to the letter: from an empty folder to a running service.
 
 use std::process::Command;
 
@@ -15,7 +15,7 @@ fn block(guide: &str, first: &str) -> String {
 #[test]
 fn the_guides_crate_compiles_passes_its_test_and_serves() {
     let guide = std::fs::read_to_string(workspace().join("plugin-api/GUIDE.md")).expect("the guide");
-    // Under the target directory: what it needs is built once, for later runs, too.
+    // Below the target directory: dependencies are built once, also for later runs.
     let crate_folder = system_tests::target().join("guide/guestbook");
     std::fs::create_dir_all(crate_folder.join("src")).expect("a folder");
     let api = workspace().join("plugin-api");
@@ -29,7 +29,7 @@ fn the_guides_crate_compiles_passes_its_test_and_serves() {
         let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .args(arguments)
             .current_dir(&crate_folder)
-            // As `credhost new` has it, and where that is tried: what both need is built once.
+            // The setting of `credhost new`, and the target directory of its tests: dependencies that both need are built once.
             .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
             .env("CARGO_TARGET_DIR", system_tests::target().join("authors"))
             .output()

@@ -1,8 +1,8 @@
-//! What one ordinary account, or a stranger, can do to a host and to its other clients. Each row is an attack; the table says
-//! what it cost, and the worst that another client saw meanwhile. The process may have 512 MiB, clients and all.
+//! What one ordinary account, or a stranger, can do to a host and to its other clients. Each row is an attack; the table shows
+//! its cost, and the worst delay that another client saw meanwhile. The process is limited to 512 MiB, clients included.
 //!
-//! `cargo test -p system-tests --test hostile_clients -- --nocapture` prints the table. "Before" is what the same has cost
-//! before the bounds were there, where it was measured.
+//! `cargo test -p system-tests --test hostile_clients -- --nocapture` prints the table. "Before" is the cost of the same attack
+//! before the limits existed, where it was measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,10 +16,10 @@ use system_tests::embedded::{Embedded, RawClient, WAITING};
 use system_tests::jelly_bytes::{int, list, text};
 use system_tests::wire::{Wire, call};
 
-/// What the process may have.
+/// The process's memory limit.
 const MEMORY: u64 = 512 << 20;
 
-/// A client that does not wait for a host which does not read.
+/// Keeps a client from waiting for a host that does not read.
 fn hurried(wire: &Wire) {
     wire.stream.set_write_timeout(Some(Duration::from_millis(100))).expect("a timeout can be set");
 }
@@ -59,7 +59,7 @@ fn calls(count: u64, target: Result<u64, &str>, method: &str, arguments: &[u8]) 
     (0..count).flat_map(|request| call(request + 1000, target, method, arguments)).collect()
 }
 
-/// What is held while another client looks how it fares.
+/// The connections that are held while another client is measured.
 type Held = Vec<Box<dyn std::any::Any>>;
 type Attack = fn(&Embedded) -> Held;
 
@@ -67,7 +67,7 @@ fn held<T: 'static>(items: impl IntoIterator<Item = T>) -> Held {
     items.into_iter().map(|item| Box::new(item) as Box<dyn std::any::Any>).collect()
 }
 
-/// One client sends this to its perspective's method, and reads nothing.
+/// Each client sends this many calls to its perspective's method, and reads nothing.
 fn sends(host: &Embedded, clients: usize, count: u64, method: &str, arguments: &[u8]) -> Held {
     held((0..clients).map(|_| {
         let mut client = client(host);
@@ -77,7 +77,7 @@ fn sends(host: &Embedded, clients: usize, count: u64, method: &str, arguments: &
     }))
 }
 
-/// Clients that have logged in send these bytes each.
+/// Each logged-in client sends these bytes.
 fn raw(host: &Embedded, clients: usize, bytes: &[u8]) -> Held {
     held((0..clients).map(|_| {
         let mut client = client(host);
@@ -86,7 +86,7 @@ fn raw(host: &Embedded, clients: usize, bytes: &[u8]) -> Held {
     }))
 }
 
-/// Strangers send these bytes each.
+/// Each stranger sends these bytes.
 fn strange(host: &Embedded, clients: usize, bytes: &[u8]) -> Held {
     held((0..clients).map(|_| {
         let mut wire = stranger(host);
@@ -103,7 +103,7 @@ fn message(command: &str, numbers: &[u64]) -> Vec<u8> {
     out
 }
 
-/// The first part of a message of this many bytes.
+/// The first bytes, this many, of an unfinished message.
 fn half(size: usize) -> Vec<u8> {
     let whole = call(1, Ok(1), "echo", &tuple(list("list", (0..size / 500_000 + 1).map(|_| string(500_000)))));
     whole[..size.min(whole.len() - 1)].to_vec()
@@ -147,7 +147,7 @@ fn rows() -> Vec<Row> {
             for count in 3..12 {
                 let mut client = client(host);
                 client.wire.send(&calls(count, Ok(client.perspective), "blobs", &tuple(int(1))));
-                // The start of one more: there is something to read, though nothing is read of theirs any more.
+                // The start of one more message: there is something to read, though the host no longer reads from this client.
                 client.wire.send(&[7]);
                 all.push(Box::new(client));
             }
@@ -226,12 +226,12 @@ fn rows() -> Vec<Row> {
             held((0..20).map(|_| {
                 let mut client = client(host);
                 let asked = client.begin("nag", &(5000,));
-                // Those of its calls that are too many fail in the service; the others are read.
+                // Of the service's calls, those over the limit fail in the service; the client reads the others.
                 while client.message().is_some_and(|message| message.command != "answer" || message.number != asked) {}
                 client
             }))
         }),
-        // What outlives its owner.
+        // State that outlives its owner.
         row("20 times 1,000 calls that never end, then gone", "200,000 wait", |host| {
             for _ in 0..20 {
                 drop(sends(host, 1, 1000, "never", &list("tuple", [])));
@@ -348,7 +348,8 @@ fn resident() -> usize {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).unwrap_or(0) * 1024
 }
 
-/// Another identity's client that goes on asking: how often, and how long its worst answer took; and the most memory that it saw.
+/// Another identity's client that keeps calling: returns the number of answers, the time of the slowest, and the most memory in
+/// use meanwhile.
 fn bystander(host: &Embedded, until: &AtomicBool) -> (u64, Duration, usize) {
     let mut other = RawClient::login_as(host.address(), "bob", "other");
     let (mut answers, mut worst, mut most) = (0, Duration::ZERO, 0);
@@ -380,7 +381,7 @@ fn nobody_can_hurt_anybody() {
         let other = std::thread::spawn(move || bystander(&seen, &until));
         let (began, resident_before) = (cpu(), resident());
         let held = attack(&host);
-        // As long as it takes the host to do what it was given: a call of somebody else's is behind that.
+        // Wait until the host has processed the attack: another client's call is behind it.
         let mut after = RawClient::login_as(host.address(), "bob", "other");
         let request = after.begin("echo_int", &(1,));
         after.answer(request);

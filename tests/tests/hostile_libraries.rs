@@ -1,4 +1,5 @@
-//! Whatever is dropped into the folder: one clear sentence, a good service that goes on answering, nothing left behind.
+//! Whatever file is put into the folder: the host says one clear sentence, a good service keeps answering, and nothing is left
+//! behind.
 
 use std::ops::Range;
 use std::os::unix::fs::symlink;
@@ -15,12 +16,12 @@ use system_tests::host::{TestHome, TestHost};
 /// A guard against hanging.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The hostile library, told what to do.
+/// The position of the first occurrence.
 fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
-/// Every occurrence of a text in a library, replaced by one as long.
+/// Replaces every occurrence of a text in a library by one of the same length.
 fn replaced(mut bytes: Vec<u8>, old: &[u8], new: &[u8]) -> Vec<u8> {
     assert_eq!(old.len(), new.len());
     let mut from = 0;
@@ -46,7 +47,7 @@ fn cut(part: usize) -> Vec<u8> {
     good[..length].to_vec()
 }
 
-/// Every kind of file, with the whole sentence that is said of it.
+/// Every kind of bad file, with the complete sentence that the host says about it.
 fn kinds() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     const PART: &str = "it is only part of a library: was it copied whole?";
     let mut half_zeroed = told("good");
@@ -132,7 +133,7 @@ fn kinds() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     ]
 }
 
-/// A host with a good service, which a client calls for as long as the test lasts.
+/// A host with a good service, which a client calls throughout the test.
 struct Scene {
     host: TestHost,
     calling: Arc<AtomicBool>,
@@ -145,7 +146,7 @@ impl Scene {
         let home = TestHome::new();
         home.make();
         home.configure(|text| text.replace("patience = 10", "patience = 2"));
-        // What is left behind is looked for in one process.
+        // The search for leftovers covers only one process.
         home.in_its_own_process();
         home.identity("alice", "alice-pw", &["todo"]);
         home.install("todo");
@@ -172,7 +173,7 @@ impl Scene {
         Self { host, calling, answered, client: Some(client) }
     }
 
-    /// What the host says of a file, once it has looked at it.
+    /// The host's verdict on a file, once it has examined it.
     fn verdict(&self, file: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -193,7 +194,7 @@ impl Scene {
         path
     }
 
-    /// The good service has answered meanwhile, and answers still.
+    /// Waits until the good service answers again.
     fn goes_on(&mut self) {
         let before = self.answered.load(Ordering::Relaxed);
         let deadline = Instant::now() + PATIENCE;
@@ -207,7 +208,7 @@ impl Scene {
         self.goes_on();
         self.calling.store(false, Ordering::Relaxed);
         self.client.take().expect("it runs").join().expect("every call was answered");
-        // What was taken away last goes two seconds later.
+        // The library that was removed last is unloaded two seconds later.
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = left_behind(&self.host, 1);
@@ -221,7 +222,8 @@ impl Scene {
     }
 }
 
-/// Children, mappings of more libraries than the good ones, files but those of "todo".
+/// Leftovers: child processes, mappings of more libraries than the good ones, service threads other than theirs, and files other
+/// than todo's.
 fn left_behind(host: &TestHost, good: usize) -> Vec<String> {
     let mut left = Vec::new();
     let id = host.id();
@@ -256,7 +258,7 @@ fn each_bad_library_is_refused_in_one_sentence() {
         let file = format!("{name}.so");
         scene.put(&file, bytes);
         let verdict = scene.verdict(&file);
-        // Where a panic is told of, its file and line follow.
+        // A reported panic is followed by its file and line.
         let as_said = match verdict.strip_prefix(&format!("refused: {sentence}")) {
             Some(place) if name.ends_with("panic") => place.contains("src/lib.rs:") && place.ends_with(')'),
             Some(rest) => rest.is_empty(),
@@ -296,14 +298,14 @@ fn vet_gives_the_hosts_verdict_beforehand() {
 }
 
 #[test]
-fn what_is_no_plain_file_is_passed_over_or_told() {
+fn folder_entries_that_are_no_libraries_are_skipped() {
     let scene = Scene::new();
     let plugins = scene.host.home.plugins();
     std::fs::create_dir(plugins.join("folder.so")).expect("it can be made");
     symlink("/nowhere", plugins.join("dangling.so")).expect("it can be made");
     std::fs::write(plugins.join(".hidden.so"), b"x").expect("it can be made");
     std::fs::write(plugins.join("README"), b"x").expect("it can be made");
-    // By the time this one is told of, the others have been looked at.
+    // Once the host reports this one, it has examined the others.
     scene.put("last.so", b"");
     assert_eq!(scene.verdict("last.so"), "refused: it is empty");
     let list = scene.host.home.run(&["service", "list"], "");
@@ -312,7 +314,7 @@ fn what_is_no_plain_file_is_passed_over_or_told() {
     scene.end();
 }
 
-/// A small generator, so that a failure can be had again.
+/// A small deterministic generator, so that a failure can be reproduced.
 struct Dice(u64);
 
 impl Dice {
@@ -332,7 +334,7 @@ fn flipped(dice: &mut Dice, good: &[u8], part: &Range<usize>, most: usize) -> Ve
     bytes
 }
 
-/// Where a section of a library is in its file.
+/// The range of a section in a library's file.
 fn section(bytes: &[u8], name: &str) -> Range<usize> {
     let file = object::File::parse(bytes).expect("it is a library");
     let section = file.section_by_name(name).unwrap_or_else(|| panic!("it has {name}"));
@@ -340,16 +342,16 @@ fn section(bytes: &[u8], name: &str) -> Range<usize> {
     usize::try_from(start).expect("it fits")..usize::try_from(start + size).expect("it fits")
 }
 
-/// `CREDHOST_SEED=N` damages other bits.
+/// `CREDHOST_SEED=N` damages different bits.
 fn dice() -> Dice {
     Dice(std::env::var("CREDHOST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(2005))
 }
 
 #[test]
-fn bits_flipped_in_what_the_linker_reads_never_reach_the_host() {
+fn bits_flipped_in_the_linkers_tables_never_reach_the_host() {
     let scene = Scene::new();
     let good = told("good");
-    // From the head to the last relocation: all by which a library can do harm before any of its code runs.
+    // From the header to the last relocation: everything by which a library can do harm before its own code runs.
     let tables = 0..section(&good, ".rela.dyn").end;
     let mut dice = dice();
     let mut refused = 0;
@@ -366,10 +368,10 @@ fn bits_flipped_in_what_the_linker_reads_never_reach_the_host() {
     scene.end();
 }
 
-/// Damaged code may do anything, and not each time the same, so that no trial can promise that it will not crash the host
-/// later; but the trial itself ends, with a verdict.
+/// Damaged code may do anything, and not the same each time, so no trial can promise that it will not crash the host later; but
+/// the trial itself ends with a verdict.
 #[test]
-fn bits_flipped_in_code_do_no_harm_to_who_vets() {
+fn bits_flipped_in_code_do_no_harm_to_the_vetting_process() {
     let home = TestHome::new();
     home.make();
     let good = told("good");
@@ -388,9 +390,9 @@ fn bits_flipped_in_code_do_no_harm_to_who_vets() {
     assert!(refused > 0);
 }
 
-/// `another-service`, its last step done with these words for the compiler; what it depends on is built already.
+/// `another-service`, with these compiler flags in the last build step; its dependencies are built already.
 fn built_with(flags: &[&str]) -> Vec<u8> {
-    // Its place is the plain build's, too, which no other test here uses.
+    // The output replaces the plain build, which no other test here uses.
     static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _turn = TURN.lock();
     let plain = library("another-service");
@@ -400,7 +402,7 @@ fn built_with(flags: &[&str]) -> Vec<u8> {
     of_another_service(cargo, target)
 }
 
-/// What this cargo makes of `another-service` below this target directory.
+/// Builds `another-service` with this cargo in this target directory.
 fn of_another_service(mut cargo: Command, target: &Path) -> Vec<u8> {
     cargo.current_dir(system_tests::workspace()).env("CARGO_TARGET_DIR", target);
     cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");

@@ -1,4 +1,4 @@
-//! The client halves of Twisted's how-to, from its source archive, unmodified but for the port: today's, and those of 2005.
+//! The client halves of Twisted's how-to, from its source archive, unmodified except for the address: today's, and those of 2005.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ impl Drop for Client {
     }
 }
 
-/// A client of the how-to, what it prints, and what the service writes into the log.
+/// A client of the how-to, the lines that it prints, and the lines that the service writes to the log.
 struct HowTo {
     client: &'static str,
     service: &'static str,
@@ -25,7 +25,7 @@ struct HowTo {
 }
 
 impl HowTo {
-    /// Whether its password is a text, in today's Twisted.
+    /// Whether it passes its password as a text, in today's Twisted.
     fn texts(&self) -> bool {
         ["pb5", "pb6", "pbAnon", "chat"].iter().any(|of| self.client.starts_with(of))
     }
@@ -40,7 +40,7 @@ const fn of(
     HowTo { client, service, prints, log }
 }
 
-/// Where a line ends with a reference, it is cut there.
+/// A line that ends with a reference is cut before it.
 const TODAY: [HowTo; 13] = [
     of(
         "pb1client",
@@ -110,9 +110,9 @@ const TODAY: [HowTo; 13] = [
         &["got remote Exception", ".getErrorMessage() = fall down go boom", ".type = b'__main__.MyError'"],
         &["raising a MyError exception"],
     ),
-    // Today's Twisted sends what it cannot as "unpersistable", and does not find the class of an error without words: so it
-    // prints the same with its own server. Its fourth call is of an object whose server has ended by then; a service ends
-    // the attachment, and not the connection.
+    // Today's Twisted sends values that it cannot send as "unpersistable", and does not find the class of an error without a
+    // message: it prints the same with its own server. The fourth call is to an object whose server has ended by then; a service
+    // ends the attachment, not the connection.
     of(
         "trap_client",
         "howto",
@@ -130,7 +130,7 @@ const TODAY: [HowTo; 13] = [
     ),
 ];
 
-/// What of it there was in 2005, in the words of then.
+/// The clients that existed in 2005, with their output of that time.
 const OF_2005: [HowTo; 4] = [
     of(
         "pb1client",
@@ -172,14 +172,14 @@ fn host(service: &str) -> TestHost {
     home.start()
 }
 
-/// Today's Twisted takes passwords as bytes alone; some of its own how-to still has texts, and works with no server at all.
+/// Today's Twisted accepts passwords only as bytes; some of its own how-to still passes texts, and works with no server at all.
 const TEXTS: &str = "
 from twisted.spread import pb
 respond = pb.respond
 pb.respond = lambda challenge, password: respond(challenge, password.encode() if isinstance(password, str) else password)
 ";
 
-/// Copies the listings, with another port, and runs one of them; all that it is to print has to come.
+/// Copies the listings with this host's address, and runs one of them; it must print all the expected lines.
 fn run(python: &Command, listings: &Path, howto: &HowTo, host: &mut TestHost) {
     let folder = tempfile::tempdir().expect("a folder");
     for entry in std::fs::read_dir(listings).expect("the listings are there").flatten() {
@@ -193,7 +193,7 @@ fn run(python: &Command, listings: &Path, howto: &HowTo, host: &mut TestHost) {
     if howto.texts() {
         std::fs::write(folder.path().join("sitecustomize.py"), TEXTS).expect("a copy");
     }
-    // It ends by itself, or is ended.
+    // It ends by itself, or `timeout` kills it.
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", "60"]).arg(python.get_program()).args(["-u", "-W", "ignore"]);
     command.envs(python.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -205,7 +205,7 @@ fn run(python: &Command, listings: &Path, howto: &HowTo, host: &mut TestHost) {
     let mut client = Client(child);
     let mut said = Vec::new();
     let mut wanted = howto.prints.to_vec();
-    // Kept for as long as it runs: it may print more.
+    // The pipe stays open while it runs: it may print more.
     let mut lines = BufReader::new(client.0.stdout.take().expect("it prints")).lines();
     for line in lines.by_ref() {
         let line = line.expect("text");

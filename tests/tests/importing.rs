@@ -1,18 +1,18 @@
-//! People who had accounts elsewhere: their files come in, and they log in by the passwords that they have.
+//! Users with accounts elsewhere: their files are imported, and they log in with their existing passwords.
 
 use std::path::PathBuf;
 
 use system_tests::host::TestHome;
 use system_tests::python;
 
-/// Files as their own programs write them; and what Twisted reads in its own.
+/// Files as their own programs write them, and Twisted's reading of its own file.
 fn made() -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let read = python::twisted("importing.py", &[&folder.path().display().to_string()]);
     (folder, read)
 }
 
-/// Each file, how it is imported, who comes in, and what is refused with which words.
+/// A file, the options to import it, the identities that are imported, and the refused entries with their reasons.
 struct Case {
     file: &'static str,
     format: &'static [&'static str],
@@ -46,7 +46,7 @@ const CASES: [Case; 4] = [
 ];
 
 #[test]
-fn who_comes_from_another_program_logs_in_as_before() {
+fn imported_identities_log_in_with_their_old_passwords() {
     let (folder, twisted) = made();
     assert_eq!(twisted, "tina tina-pw\ntom tom-pw\n", "as Twisted reads its own file");
     let home = TestHome::new();
@@ -63,7 +63,7 @@ fn who_comes_from_another_program_logs_in_as_before() {
             assert_eq!(done.status.success(), refused.is_empty(), "{file}: {}", text(&done.stderr));
             (text(&done.stdout), text(&done.stderr))
         };
-        // First what would come of it, which changes nothing.
+        // First a dry run, which changes nothing.
         let before = host.home.run(&["identity", "list"], "");
         let (would, why) = import(&["--dry-run"]);
         assert_eq!(host.home.run(&["identity", "list"], ""), before, "{file}");
@@ -85,10 +85,10 @@ fn who_comes_from_another_program_logs_in_as_before() {
             assert!(done.status.success(), "{person}: {}", String::from_utf8_lossy(&done.stderr));
         }
     }
-    // A locked account came as a disabled one.
+    // A locked account is imported as a disabled identity.
     let shown = host.home.run(&["identity", "show", "lock"], "");
     assert!(shown.contains("disabled"), "{shown}");
-    // What was not ours is made again, once its owner has logged in.
+    // The host replaces a foreign hash by its own once its owner has logged in.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     loop {
         let export = host.home.run(&["identity", "export"], "");
@@ -166,7 +166,7 @@ fn importing_a_password_keeps_the_rest_and_disabled_stays_so() {
 }
 
 #[test]
-fn one_who_cannot_be_taken_takes_nobody_along() {
+fn an_entry_that_cannot_be_imported_does_not_stop_the_others() {
     let home = TestHome::new();
     home.make();
     let file = format!("alice:alice-pw\nbob:{}\ncarol:carol-pw\n", "x".repeat(1100));

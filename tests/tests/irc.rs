@@ -1,5 +1,5 @@
-//! The chat's door, judged by clients of IRC that others have written: ii, irssi, weechat, and Twisted's own; in one room with who
-//! speaks Perspective Broker.
+//! The chat's door, tested with IRC clients that others have written: ii, irssi, weechat, and Twisted's own; in one room with
+//! clients of Perspective Broker.
 
 use std::net::SocketAddr;
 use std::path::Path;

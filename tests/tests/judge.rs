@@ -1,4 +1,4 @@
-//! Twisted's own tests of Perspective Broker, as they are, turned on a host: see `tests/twisted/judge.py`.
+//! Twisted's own tests of Perspective Broker, unmodified, run against a host: see `tests/twisted/judge.py`.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 use system_tests::host::{TestHome, TestHost};
 use system_tests::python::{twisted, twisted_of_2005};
 
-/// What became of one test.
+/// The result of one test.
 #[derive(Debug, Deserialize)]
 struct Verdict {
     test: String,
@@ -14,10 +14,10 @@ struct Verdict {
     why: Option<String>,
 }
 
-/// The objects that the tests publish by these names.
+/// The names under which the tests publish objects.
 const NAMES: [&str; 9] = ["root", "foo", "bar", "y", "a", "d", "obj", "xxx", "o"];
 
-/// Tests that pass whatever the service answers: they look at log-in, at references as such, or at the client alone.
+/// Tests that pass whatever the service answers: they test login, references as such, or only the client.
 const OF_THE_HOST: [&str; 13] = [
     "BrokerTests.test_refcount",
     "BrokerTests.test_tooManyRefs",
@@ -34,8 +34,8 @@ const OF_THE_HOST: [&str; 13] = [
     "PBFailureUnsafeTests.test_throwExceptionIntoGenerator",
 ];
 
-/// A host that the tests are turned on: whether everybody may log in, whether errors tell where they were made, and whether
-/// its service's answers are wrong.
+/// A host that the tests run against: whether anonymous login is allowed, whether errors carry tracebacks, and whether its
+/// service gives wrong answers.
 fn host(anonymous: bool, traces: bool, wrong: bool) -> TestHost {
     let home = TestHome::new();
     home.make();
@@ -56,8 +56,7 @@ fn host(anonymous: bool, traces: bool, wrong: bool) -> TestHost {
     home.start()
 }
 
-/// Each test once, failed if it failed in any way.
-/// A host that tests of log-in are turned on: it has the service `test`, and what Twisted 2.1.0's tests put into an authorizer.
+/// A host for the login tests: it has the service `test`, and the identities that Twisted 2.1.0's tests put into an authorizer.
 fn logins() -> TestHost {
     let home = TestHome::new();
     home.make();
@@ -67,13 +66,14 @@ fn logins() -> TestHost {
     home.start()
 }
 
+/// Each test once; it counts as failed if it failed against any of the hosts.
 fn judged(wrong: bool) -> Vec<Verdict> {
     let hosts = [host(true, false, wrong), host(false, false, wrong), host(true, true, wrong)];
     let [open, closed, traces] = hosts.each_ref().map(|host| host.address().port());
     let ports = format!("{{\"open\": {open}, \"closed\": {closed}, \"traces\": {traces}}}");
     let said = twisted("judge.py", &[&ports]);
     let mut verdicts: Vec<Verdict> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    // Failures first, and of one test only the first.
+    // Failures sort first, and only the first verdict of each test stays.
     verdicts.sort_by_key(|verdict| (verdict.test.clone(), verdict.result != "failed"));
     verdicts.dedup_by_key(|verdict| verdict.test.clone());
     verdicts
@@ -83,7 +83,7 @@ fn of<'v>(verdicts: &'v [Verdict], result: &str) -> BTreeSet<&'v str> {
     verdicts.iter().filter(|verdict| verdict.result == result).map(|verdict| verdict.test.as_str()).collect()
 }
 
-/// The counts: `cargo test -p system-tests --test judge -- --nocapture`.
+/// `cargo test -p system-tests --test judge -- --nocapture` prints the counts.
 #[test]
 fn twisteds_own_tests_pass() {
     let verdicts = judged(false);
@@ -97,7 +97,7 @@ fn twisteds_own_tests_pass() {
     assert_eq!((passed.len(), not.len()), (56, 3), "as many as this Twisted has");
 }
 
-/// The same of 2005, where there is a python2.7.
+/// The same with the tests of 2005, if there is a python2.7.
 #[test]
 fn the_tests_of_2005_pass() {
     let (host, logins) = (host(true, false, false), logins());
@@ -113,9 +113,9 @@ fn the_tests_of_2005_pass() {
     assert_eq!((passed.len(), not.len()), (26, 4), "as many as this Twisted has");
 }
 
-/// The judge sees it where a service answers wrongly: the control.
+/// The control: the tests detect a service that answers wrongly.
 #[test]
-fn a_wrong_server_fails_them() {
+fn a_service_with_wrong_answers_fails_twisteds_tests() {
     let verdicts = judged(true);
     println!("Twisted 26.10, a wrong service: {} fail", of(&verdicts, "failed").len());
     assert_eq!(of(&verdicts, "passed"), BTreeSet::from(OF_THE_HOST));

@@ -1,5 +1,5 @@
-//! What a connection may cost, each limit at its edge. What is over a limit is an error to its caller, or closes that one
-//! connection; nobody else notices.
+//! The limits of a connection, each tested at its edge. Exceeding a limit is an error for the caller, or closes that one
+//! connection; no other client notices.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -17,7 +17,7 @@ fn tuple(value: &[u8]) -> Vec<u8> {
     [&[2, 0x80, 11, 0x87], value].concat()
 }
 
-/// So many lists in each other, around an integer.
+/// An integer inside this many nested lists.
 fn nested(levels: usize) -> Vec<u8> {
     let mut value = [2, 0x80, 8, 0x87].repeat(levels);
     value.extend([1, 0x81]);
@@ -30,7 +30,7 @@ fn string(length: usize) -> Vec<u8> {
     value
 }
 
-/// Waits until one more connection is let in: one that has ended is not counted out at once.
+/// Waits until one more connection is accepted: one that has ended is not subtracted at once.
 fn let_in(host: &Embedded) {
     loop {
         let stream = TcpStream::connect(host.address()).expect("the door is open");
@@ -72,7 +72,7 @@ fn before_login_strings_lists_and_expressions_are_short() {
         wire.send(&call(1, Err("root"), "login", &tuple(&list)));
         assert_eq!(alive(&mut wire), lives, "a list of {length}");
     }
-    // Four strings of the allowed length are more than an expression may have.
+    // Four strings of the allowed length exceed the size of an expression.
     let mut wire = Wire::connect(host.address());
     let many = [vec![5, 0x80, 11, 0x87], string(1000), string(1000), string(1000), string(1000)].concat();
     wire.send(&call(1, Err("root"), "login", &many));
@@ -115,16 +115,16 @@ fn before_login_the_fourth_excess_object_closes() {
 }
 
 #[test]
-fn who_does_not_log_in_in_time_is_let_go() {
+fn a_client_that_does_not_log_in_in_time_is_disconnected() {
     let host = Embedded::start(Limits { login: Duration::from_millis(100), ..Limits::default() });
     let patient = RawClient::login(host.address(), "alice");
     let idle = Wire::connect(host.address());
     idle.closed();
-    // Who has logged in has no such limit.
+    // A logged-in client has no such limit.
     let mut patient = patient;
     let request = patient.begin("echo", &(1,));
     assert_eq!(patient.answer(request).root().as_int(), Some(1));
-    // Until they are sent away: then they have as long as one who comes.
+    // Once its access is revoked, it has as long as a new connection.
     assert!(host.sessions().changed("alice", None));
     patient.wire.closed();
 }
@@ -138,7 +138,7 @@ fn after_login_too_deep_is_an_error_and_too_long_closes() {
     client.answer(request);
     let request = client.send(Ok(client.perspective), "echo", &tuple(&nested(127)));
     assert_eq!(client.error(request), "builtins.RecursionError");
-    // A bomb of shared values, of a few hundred bytes.
+    // A bomb of shared values, of less than a thousand bytes.
     let mut bomb = vec![2, 0x80, 8, 0x87, 1, 0x81];
     for level in 1..30u8 {
         let reference = [&[3, 0x80, 4, 0x87, level, 0x81], bomb.as_slice()].concat();
@@ -153,10 +153,10 @@ fn after_login_too_deep_is_an_error_and_too_long_closes() {
     assert!(client.message().is_none(), "it closes");
 }
 
-/// A large answer is scanned in parts, and whoever else is served by the same thread has their turn between two of them. As a
-/// control, the same bytes are scanned in one go.
+/// A large answer is scanned in parts, and other clients on the same thread are served between two parts. As a control, the same
+/// bytes are scanned in one go.
 #[test]
-fn others_have_their_turn_while_an_answer_is_scanned() {
+fn other_clients_are_served_while_an_answer_is_scanned() {
     const NUMBERS: u64 = 650_000;
     let host = Embedded::start(Limits::default());
     let listener = host.listen_with_one_thread();
@@ -172,7 +172,7 @@ fn others_have_their_turn_while_an_answer_is_scanned() {
         let reading = scope.spawn(move || alice.answer(request).root().items().count());
         let mut longest = Duration::ZERO;
         while !reading.is_finished() {
-            // The host itself answers this, on the thread that scans.
+            // The host itself answers this call, on the thread that scans.
             let began = Instant::now();
             let request = bob.send(Err("root"), "nosuch", &EMPTY);
             bob.error(request);
@@ -219,7 +219,7 @@ fn calls_over_the_limit_wait_while_answers_go_on_being_read() {
     let echo = client.begin("echo", &(5,));
     let mind_call = client.message().expect("the mind is called");
     assert_eq!((mind_call.command.as_str(), mind_call.method.as_str()), ("message", "ask"));
-    // (answer N 7): read though a call waits in front of it; or the call that waits would wait on itself.
+    // (answer N 7): the host reads it although a call waits in front of it; otherwise the waiting call would wait for itself.
     let mut answer = vec![3, 0x80, 27, 0x87];
     token::uint(&mut answer, mind_call.number);
     token::int(&mut answer, 7);
@@ -240,7 +240,7 @@ fn more_calls_than_may_wait_are_refused_and_nobody_else_notices() {
     let mut client = RawClient::login(host.address(), "alice");
     client.begin("never", &());
     let calls: Vec<u64> = (0..20).map(|_| client.send(Ok(client.perspective), "echo", &tuple(&string(1000)))).collect();
-    // Nine of a thousand bytes wait; the others are refused, in order.
+    // Nine calls of a thousand bytes wait; the others are refused, in order.
     for call in &calls[9..] {
         assert_eq!(client.error(*call), "builtins.MemoryError");
     }
@@ -258,7 +258,7 @@ fn connections_are_counted_by_source_and_in_all() {
         let refused = Wire { stream: refused, received: Vec::new() };
         assert!(refused.closed().is_empty());
         drop(one);
-        // Its place is free as soon as the host has seen it go.
+        // Its place is free as soon as the host has noticed the disconnect.
         let_in(&host);
     }
 }
@@ -311,7 +311,7 @@ fn single_bytes_are_served_but_not_for_ever_before_login() {
     }
     assert_eq!(slow.answer(99).to_string(), "7");
 
-    // One who has not logged in does not stay by sending a byte now and then.
+    // A client that has not logged in cannot keep its connection by sending a byte now and then.
     let mut never = TcpStream::connect(host.address()).expect("the door is open");
     let mut sent = 0;
     while never.write_all(&[1]).is_ok() && sent < 2_000 {
@@ -372,14 +372,14 @@ fn connections_that_are_reset_at_once_give_their_places_back() {
         let stream = TcpStream::connect(host.address()).expect("the door is open");
         rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("it can be set");
     }
-    // The last of them may not have been counted out yet.
+    // The last of them may not have been subtracted yet.
     let_in(&host);
 }
 
 #[test]
 fn an_endless_stream_before_login_delays_nobody_and_is_cut() {
     let host = Embedded::start(Limits { login: Duration::from_millis(1_500), ..Limits::default() });
-    // More of them than there are threads.
+    // More floods than threads.
     let floods: Vec<_> = (0..8)
         .map(|_| {
             let mut wire = Wire::connect(host.address());
@@ -400,7 +400,7 @@ fn an_endless_stream_before_login_delays_nobody_and_is_cut() {
 fn waiting_calls_do_not_block_the_next_one() {
     let host = Embedded::start(Limits::default());
     let mut client = RawClient::login(host.address(), "alice");
-    // A large answer makes the host careful.
+    // A large answer makes the host cautious.
     let large = client.begin("blob", &(600_000,));
     let _ = client.answer(large);
     for _ in 0..200 {
@@ -411,7 +411,7 @@ fn waiting_calls_do_not_block_the_next_one() {
 }
 
 #[test]
-fn what_came_behind_many_refusals_is_served_when_they_have_left() {
+fn a_call_behind_many_refusals_is_served_once_they_are_sent() {
     let host = Embedded::start(Limits { refusal: Duration::from_millis(20), ..Limits::default() });
     let mut wire = Wire::connect(host.address());
     let mut bytes = Vec::new();
@@ -420,11 +420,11 @@ fn what_came_behind_many_refusals_is_served_when_they_have_left() {
     }
     bytes.extend(call(99, Err("root"), "nonsense", &[1, 0x80, 11, 0x87]));
     wire.send(&bytes);
-    // Nothing more is sent: what is there already is enough.
+    // Nothing more is sent: the bytes that the host already has are enough.
     wire.wait_for(b"No such method: remote_nonsense");
 }
 
-/// A connection that a proxy passes on, for whoever this header names.
+/// A connection that a proxy forwards for the client named in this header.
 fn passed_on(host: &Embedded, header: &str) -> Wire {
     let stream = TcpStream::connect(host.address()).expect("the door is open");
     let mut wire = Wire { stream, received: Vec::new() };
@@ -443,24 +443,24 @@ fn proxied_clients_count_and_show_by_their_own_address() {
     assert_eq!(peers.iter().filter(|peer| *peer == "10.0.0.1:1000").count(), 2, "{peers:?}");
     assert!(!from("10.0.0.1").read(), "a third of one address is not");
     drop(inside);
-    // Its places are free again.
+    // The places of that address are free again.
     while !from("10.0.0.1").read() {}
 }
 
 #[test]
-fn a_proxys_connection_that_does_not_say_whose_it_is_is_closed() {
+fn a_proxy_connection_without_a_valid_header_is_closed() {
     let host = Embedded::start(Limits { login: Duration::from_millis(300), ..Limits::default() });
     host.set_proxy("127.0.0.1/32");
     for header in ["GET / HTTP/1.1\r\n\r\n", "PROXY TCP4 nonsense\r\n", "PROXY TCP4 10.0.0.1", ""] {
         assert!(!passed_on(&host, header).read(), "{header:?}");
     }
-    // One that the proxy makes for itself, and one whose header comes in pieces.
+    // A connection of the proxy itself, and one whose header arrives in pieces.
     assert!(passed_on(&host, "PROXY UNKNOWN\r\n").read());
     let mut wire = passed_on(&host, "PROXY TCP4 10.0");
     wire.send(b".0.1 127.0.0.1 1000 8787\r");
     wire.send(b"\n");
     assert!(wire.read());
-    // Nobody else's word is taken for it.
+    // A header from any other address is not accepted.
     host.set_proxy("192.168.0.1/32");
     let mut wire = passed_on(&host, "PROXY TCP4 10.0.0.1 127.0.0.1 1000 8787\r\n");
     while wire.read() {}
@@ -479,18 +479,19 @@ fn attachments_and_objects_are_bounded_per_identity() {
     assert!(said.contains("all connections of alice together have 3 attachments"), "{said}");
     let mut bob = new("bob");
     assert!(is_given(&mut bob, 40), "bob has his own");
-    // Objects: what one of alice's holds, another cannot; one that has too many too often is closed, as ever.
+    // Objects: those that one of alice's connections holds are not available to another; a connection that exceeds the limit too
+    // often is closed, as always.
     assert!(is_given(&mut inside[0], 40));
     assert!(!is_given(&mut inside[1], 40));
     drop(inside);
     while host.sessions().list().iter().any(|session| session.identities.contains(&"alice".to_owned())) {
         std::thread::yield_now();
     }
-    // What ended with its connections is free again.
+    // The objects of closed connections are free again.
     assert!(is_given(&mut new("alice"), 40));
 }
 
-/// A client that reads and does not answer keeps a call of a service's waiting, with all that the service keeps for it.
+/// A client that reads but does not answer keeps a service's call waiting, with everything that the service keeps for it.
 #[test]
 fn unanswered_calls_are_bounded_per_client_and_identity() {
     let mut limits = Limits { identity_unanswered: 5, ..Limits::default() };
@@ -517,7 +518,7 @@ fn unanswered_calls_are_bounded_per_client_and_identity() {
     };
     let mut one = RawClient::login(host.address(), "alice");
     let waiting = asked(&mut one, 3);
-    // One that it answers makes room for another.
+    // Answering one makes room for another.
     answer_late(&mut one, waiting[0]);
     assert_eq!(one.message().expect("an answer").command, "answer");
     let mut waiting = asked(&mut one, 1);
@@ -525,7 +526,7 @@ fn unanswered_calls_are_bounded_per_client_and_identity() {
     asked(&mut two, 2);
     let mut bob = RawClient::login_as(host.address(), "bob", "bob");
     asked(&mut bob, 3);
-    // What one client answers, or leaves, the other may be asked.
+    // A call that one client answers, or abandons by disconnecting, makes room for calls to the other.
     answer_late(&mut one, waiting.remove(0));
     assert_eq!(one.message().expect("an answer").command, "answer");
     asked(&mut two, 1);
@@ -537,7 +538,7 @@ fn unanswered_calls_are_bounded_per_client_and_identity() {
     asked(&mut three, 2);
 }
 
-/// Whether a client is given this many objects more.
+/// Whether a client receives this many more objects.
 fn is_given(client: &mut RawClient, count: usize) -> bool {
     let request = client.begin("pebbles", &(count,));
     loop {

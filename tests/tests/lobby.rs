@@ -1,12 +1,12 @@
-//! Connections begin in a lobby, and move when somebody has logged in by them: no client notices, and strangers leave the
-//! processors to those inside.
+//! Connections begin in a lobby, and move when a client has logged in on them: no client notices, and strangers leave the
+//! processors to the clients inside.
 
 use std::path::PathBuf;
 
 use credhost::session::Limits;
 use system_tests::embedded::{Embedded, RawClient};
 
-/// How many clients come at once, how often, and how much each asks for before it reads.
+/// The number of clients at once, the logins of each, and the calls that each sends before it reads.
 const CLIENTS: usize = 8;
 const ROUNDS: usize = 25;
 const CALLS: i64 = 100;
@@ -20,10 +20,10 @@ fn calls_during_the_move_from_the_lobby_keep_their_order() {
             std::thread::spawn(move || {
                 for round in 0..ROUNDS {
                     let mut alice = RawClient::login(address, "alice");
-                    // The host has answered, and may be moving it just now.
+                    // The host has answered, and may be moving the connection at this moment.
                     let requests: Vec<u64> = (0..CALLS).map(|number| alice.begin("echo_int", &(number,))).collect();
                     if round % 5 == 0 {
-                        // It goes before it has heard anything.
+                        // This client disconnects before it has read any answer.
                         continue;
                     }
                     for (number, request) in requests.into_iter().enumerate() {
@@ -41,12 +41,12 @@ fn calls_during_the_move_from_the_lobby_keep_their_order() {
     }
 }
 
-/// The threads of this process of such a name, and how nice they are.
+/// The nice values of this process's threads whose names start with this.
 fn threads(of: &str) -> Vec<i64> {
     let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is there").flatten();
     let of = |task: PathBuf| {
         let name = std::fs::read_to_string(task.join("comm")).ok()?;
-        // Its name may have blanks and parentheses in it: what follows is behind the last of them.
+        // The name may contain blanks and parentheses: the other fields follow the last parenthesis.
         let stat = std::fs::read_to_string(task.join("stat")).ok()?;
         let nice = stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.parse().ok()?;
         name.starts_with(of).then_some(nice)
@@ -57,7 +57,7 @@ fn threads(of: &str) -> Vec<i64> {
 #[test]
 fn the_lobby_lets_those_inside_go_first() {
     let host = Embedded::start(Limits::default());
-    // Whoever has served a client has begun.
+    // Once they have served a client, the threads have started.
     drop(RawClient::login(host.address(), "alice"));
     let (lobby, inside) = (threads("lobby-"), threads("io-"));
     assert!(!lobby.is_empty() && !inside.is_empty());

@@ -1,5 +1,5 @@
-//! The log goes nowhere: its reader has gone, or does not read, or there is no room, or there never was a standard error.
-//! The host serves as before.
+//! The log cannot be written: its reader is gone, or does not read, or the disk is full, or there never was a standard error. The
+//! host serves as before.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 
 use system_tests::host::{TestHome, TestHost};
 
-/// A running host, ended when it is dropped.
+/// A running host, killed when it is dropped.
 struct Running {
     child: Child,
     address: SocketAddr,
-    /// Its log, where it is not read.
+    /// The open end of its log, which nobody reads.
     _unread: Option<ChildStderr>,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// An address that nobody listens on just now: there is no log that could say one.
+/// An address that nobody listens on now: there is no readable log that could name one.
 fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("there is a port")
 }
@@ -36,7 +36,7 @@ fn start(home: &TestHome, error: Stdio, address: SocketAddr) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(error).spawn().expect("credhost runs")
 }
 
-/// One whose log is read until it serves.
+/// Starts a host and reads its log until it serves.
 fn read_until_it_serves(home: &TestHome) -> (Running, BufReader<ChildStderr>) {
     let child = start(home, Stdio::piped(), ([127, 0, 0, 1], 0).into());
     let mut running = Running { child, address: ([127, 0, 0, 1], 0).into(), _unread: None };
@@ -79,7 +79,7 @@ fn without_standard_error(home: &TestHome) -> Running {
     Running { child, address, _unread: None }
 }
 
-/// Connects, is offered the dialects, says nonsense, is let go: a line of the log each.
+/// Connects, reads the offered dialects, sends nonsense, and is disconnected: each causes a line in the log.
 fn nonsense(address: SocketAddr) {
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut stream = loop {
@@ -93,7 +93,7 @@ fn nonsense(address: SocketAddr) {
     let mut offer = [0; 8];
     stream.read_exact(&mut offer).expect("it offers its dialects, whatever became of its log");
     stream.write_all(&[0xff; 100]).expect("it takes them");
-    // It closes, or resets: it did not want all of that.
+    // The host closes or resets the connection: it does not read all of that.
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
@@ -111,7 +111,7 @@ fn a_log_that_cannot_be_written_stops_nobody() {
         home.make();
         home.identity("alice", "correct horse battery", &[]);
         let mut running = start(&home);
-        // More lines than a pipe holds, on every thread.
+        // More lines than a pipe buffers, on every thread.
         for _ in 0..600 {
             nonsense(running.address);
         }
@@ -130,7 +130,7 @@ fn a_log_that_cannot_be_written_stops_nobody() {
     }
 }
 
-/// Clients cause lines: those of one kind have an end, and the rest is counted.
+/// Clients cause log lines: each kind has a limit, and the host counts the rest.
 #[test]
 fn a_crowd_cannot_fill_the_log() {
     let mut host = TestHost::with(&[]);

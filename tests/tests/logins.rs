@@ -1,4 +1,4 @@
-//! Ways in: by password, by key, by token; in the clear on one machine, and over TLS.
+//! Ways to log in: by password, by key, by token; in plaintext on one machine, and over TLS.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use system_tests::host::{TestHome, TestHost};
 use system_tests::python;
 
-/// A home where alice has a password, keys of three kinds and a token, and certificates were made.
+/// A host where alice has a password, keys of three kinds and a token, and TLS certificates exist.
 fn scene() -> (TestHost, String, Vec<String>) {
     let home = TestHome::new();
     home.make();
@@ -25,7 +25,7 @@ fn scene() -> (TestHost, String, Vec<String>) {
     (host, token, files.to_vec())
 }
 
-/// After a restart of the host all of somebody's windows come at once: that is no guessing.
+/// After a restart of the host, all of a user's clients log in at once: that is no guessing.
 #[test]
 fn concurrent_right_passwords_all_get_in_and_guesses_do_not() {
     let home = TestHome::new();
@@ -222,7 +222,7 @@ fn master_key_replacements_lose_no_concurrent_password() {
             .map(|_| {
                 scope.spawn(|| {
                     for _ in 0..5 {
-                        // One at a time: the others are told so.
+                        // Only one replacement runs at a time: the others are refused as already in progress.
                         let output = home.run_with(&["master-key", "replace"], "");
                         let error = String::from_utf8_lossy(&output.stderr).into_owned();
                         assert!(output.status.success() || error.contains("being replaced already"), "{error}");
@@ -241,7 +241,7 @@ fn master_key_replacements_lose_no_concurrent_password() {
     });
     assert_eq!(std::fs::read(home.path().join("master.key")).expect("it is there").len(), 32);
     assert!(home.run(&["doctor"], "").contains("master.key opens what is sealed"));
-    // What was sealed under a key that is gone is imported without: it opens nowhere.
+    // A verifier that was sealed under a key that no longer exists is left out on import: nothing can open it.
     let imported = home.run(&["identity", "import", "-", "--replace"], &sealed);
     assert!(imported.contains("sealed under another master.key"), "{imported}");
 }
@@ -254,7 +254,7 @@ fn a_token_is_not_sent_where_others_can_listen() {
     home.install("todo");
     let token = home.run(&["token", "new", "alice"], "");
     let host = home.start();
-    // An address of this machine's, which a command cannot know to be.
+    // An address of this machine, which a command cannot recognise as such.
     let target = format!("alice@0.0.0.0:{}/todo", host.port());
     let output = host.home.run_with(&["call", &target, "list", "--token-stdin"], &token);
     let error = String::from_utf8_lossy(&output.stderr);
@@ -274,7 +274,7 @@ fn failures_survive_restarts_and_unlock_clears_them() {
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned()
     };
     let fail = |host: &TestHost| {
-        // Until the wait is longer than a slow machine takes for what follows.
+        // Until the wait is longer than a slow machine needs for the steps that follow.
         let long = |said: &str| {
             let wait = said.split("try again in ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
             wait.is_some_and(|wait: u64| wait >= 4)
@@ -293,7 +293,7 @@ fn failures_survive_restarts_and_unlock_clears_them() {
     assert!(host.home.run(&["identity", "show", "alice"], "").contains("in a row"));
     host.home.run(&["identity", "unlock", "alice"], "");
     assert_eq!(call(&host, "alice-pw"), "[]");
-    // From here she has logged in before: a counter of its own.
+    // From here on she has logged in before, so her address has a counter of its own.
     fail(&host);
     host.terminate();
     let mut host = host.into_home().start();

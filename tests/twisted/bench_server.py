@@ -1,4 +1,4 @@
-"""The server to compare with: the same methods, on Twisted 26.10. Prints its port."""
+"""The server that benches compare with: the same methods, on Twisted 26.10. Prints its port."""
 from twisted.cred import checkers, portal
 from twisted.internet import reactor
 from twisted.spread import pb

@@ -1,4 +1,4 @@
-"""A cacheable object of a client's, which the service `exchange` follows by the name `race.Boat`."""
+"""A cacheable object of a client, which the service `exchange` follows under the name `race.Boat`."""
 from twisted.internet import defer
 from twisted.spread import pb
 

@@ -1,9 +1,9 @@
 """Drives the service `buildmaster`, whose worker is an unmodified buildbot-worker.
 
-    buildmaster.py PORT COMMANDS RELOADS RELOAD...      RELOAD... is the command that replaces the service by itself
+        buildmaster.py PORT COMMANDS RELOADS RELOAD...      RELOAD... is the command that reloads the service
 
-Runs COMMANDS commands on all builders of the worker at once, while the service is replaced RELOADS times. Nothing is lost or
-doubled, and the worker keeps its first connection.
+Runs COMMANDS commands on all builders of the worker at once, while the service is reloaded at least RELOADS times. Nothing is
+lost or doubled, and the worker keeps its first connection.
 """
 import asyncio
 import sys
@@ -36,7 +36,7 @@ async def run(reactor, *command):
 
 
 async def until(reactor, ask):
-    """Asks again until it is so: each time an answer has come, not after a time."""
+    """Repeats a request until its answer is true. Each request follows the previous answer, without a delay."""
     while True:
         found = await ask()
         if found:
@@ -76,7 +76,7 @@ async def drive(reactor, port, commands, count, *reload):
     info, builders = await until(reactor, known)
     assert info["version"] and info["numcpus"] >= 1 and "shell" in info["worker_commands"], info
 
-    # One that is interrupted.
+    # One command is interrupted.
     assert await desk.callRemote("start", "worker", "b0", "slow", "sleep 1000; echo never")
     await desk.callRemote("interrupt", "worker", "b0", "slow")
     slow = await until(reactor, lambda: ended(desk, "slow"))

@@ -1,5 +1,5 @@
-"""Real Twisted 26.10 reaches Perspective Broker at an address that others share: by the name that it asks for by TLS, or by the
-protocol that it offers. Prints how many tasks bob has then.
+"""Real Twisted 26.10 reaches Perspective Broker at an address that several doors share: by the server name that it requests in
+TLS, or by the protocol that it offers. Prints the number of bob's tasks afterwards.
 
     by_name.py HOST PORT AUTHORITY PASSWORD NAME [PROTOCOL]
 """

@@ -1,5 +1,5 @@
-"""Real Twisted 26.10 has cacheable objects that a service follows: they are followed on after it was replaced, in the state that
-they have by then, and ended once the service lets go of them.
+"""A service follows cacheable objects of real Twisted 26.10. After the service is replaced, it still follows them, in their
+current state. It stops once it drops them.
 
     carried_boats.py PORT COMMAND...       a host with `exchange`; the command that replaces it
 """
@@ -13,7 +13,7 @@ from twisted.internet.threads import deferToThread
 async def carried_boats(reactor, port, *command):
     factory, connection = connect(reactor, int(port))
     keeps = await factory.login(UsernamePassword(b"alice/exchange", b"alice-pw"))
-    # Who is called so asks for nothing when the service is replaced.
+    # The service `exchange` does not follow bob's objects on after a reload.
     lets_go = await factory.login(UsernamePassword(b"bob/exchange", b"bob-pw"))
     boats, other = [Boat(float(knots)) for knots in range(1, 4)], Boat(1.0)
     for boat in boats:
@@ -21,7 +21,7 @@ async def carried_boats(reactor, port, *command):
     await lets_go.callRemote("enter", other)
     fastest = 3.0
     for round in range(1, 6):
-        # The changes are made while the service is being replaced, too.
+        # The objects also change while the service is being replaced.
         replaced = deferToThread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
         done = []
         replaced.addBoth(done.append)
@@ -31,7 +31,7 @@ async def carried_boats(reactor, port, *command):
             await other.go(fastest)
         assert await keeps.callRemote("fastest") == fastest, round
         assert [len(boat.observers) for boat in boats] == [1, 1, 1], "each is followed by the same, and was sent once"
-        # Whatever the client knows of it by now: with its state or without, it comes as it is.
+        # The client sends it with its state or without, depending on what it knows by now. It arrives in its current state.
         assert await lets_go.callRemote("enter", other) == 1
         assert await lets_go.callRemote("fastest") == fastest, round
     assert await keeps.callRemote("home") is boats[0]

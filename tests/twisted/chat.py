@@ -1,4 +1,4 @@
-"""Two clients of Twisted 26.10 in one room: each is called by the service when the other does something."""
+"""Two clients on Twisted 26.10 in one room: the service calls each when the other does something."""
 from common import UsernamePassword, connect, defer, main, pb, trap
 
 

@@ -1,6 +1,6 @@
-"""A server of real Twisted 26.10 for the Rust client: it says its port, and goes when its standard input ends.
+"""A server on real Twisted 26.10 for the Rust client. It prints its port, and ends when its standard input ends.
 
-    client_peer.py [--login]       with it, "alice" logs in with "alice-pw" to what is its root without
+        client_peer.py [--login]       with --login, "alice" logs in with "alice-pw" to a `Peer`; without, the root is a `Peer`
 """
 import sys
 
@@ -48,7 +48,7 @@ pb.setUnjellyableForClass("race.Boat", Boat)
 
 
 def pattern(size):
-    """Bytes whose places can be told by what they are."""
+    """Bytes whose position can be told from their content."""
     whole = b"".join(b"%07d\n" % number for number in range(size // 8 + 1))
     return whole[:size]
 
@@ -97,7 +97,7 @@ class Peer(pb.Root, pb.Avatar):
         pass
 
     def __getattr__(self, name):
-        # An avatar's methods are the root's.
+        # The avatar has the methods of the root.
         if name.startswith("perspective_"):
             return getattr(self, "remote_" + name[len("perspective_"):])
         raise AttributeError(name)
@@ -143,7 +143,7 @@ class Peer(pb.Root, pb.Avatar):
         return self.kept
 
     def remote_loginKey(self, name, key, mind):
-        """Wants something signed that is good for another host."""
+        """Asks for a signature that another host would accept."""
         return b"\0\0\0\x20session of another host\0" + name.encode(), Challenger()
 
     def remote_loginPassword(self, name, password, mind):
@@ -185,7 +185,7 @@ class Peer(pb.Root, pb.Avatar):
         raise Busy("later")
 
     def remote_held(self):
-        """What this end's tables have: our objects that the client holds, its that we hold, and cached ones."""
+        """The sizes of this side's tables: this server's objects that the client holds, and cached objects."""
         broker = self.broker
         return [len([luid for luid in broker.localObjects if luid not in ("root", b"root")]), len(broker.remotelyCachedObjects)]
 

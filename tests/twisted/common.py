@@ -1,4 +1,4 @@
-"""What the programs for Twisted 26.10 share."""
+"""Helpers that the programs for Twisted 26.10 share."""
 import sys
 
 from twisted.cred.credentials import UsernamePassword
@@ -9,7 +9,7 @@ HOST = "127.0.0.1"
 
 
 class Mind(pb.Referenceable):
-    """Is called back, and remembers it."""
+    """Receives calls from the service, and records them."""
 
     def __init__(self):
         self.heard = []
@@ -33,7 +33,7 @@ def connect(reactor, port):
 
 
 async def trap(deferred, *classes):
-    """The error that a call must fail with, trapped by class name as programs do."""
+    """Returns the text of the error that a call must fail with. Compares class names, as programs do."""
     try:
         value = await deferred
     except Exception:
@@ -41,7 +41,7 @@ async def trap(deferred, *classes):
 
         failure = Failure()
         raised = failure.value
-        # A RemoteError carries the class name of the other side; a known class arrives as itself.
+        # A RemoteError carries the class name from the other side; a known class arrives as itself.
         name = getattr(raised, "remoteType", None)
         name = name.decode() if isinstance(name, bytes) else name
         name = name or "%s.%s" % (type(raised).__module__, type(raised).__name__)

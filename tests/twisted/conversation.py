@@ -1,7 +1,7 @@
-"""Random conversations with a host's service, and with a server of Twisted's own: what comes of them has to be the same.
+"""Random conversations with a host's service and with a server on Twisted itself: their outcomes must be the same.
 
-    conversation.py PORT SEED MESSAGES       compares; prints how many messages each side has sent
-    conversation.py PORT leak REFERENCES     so many references each way, with errors in between; nothing is left
+        conversation.py PORT SEED MESSAGES       compares; prints the number of messages with the host
+        conversation.py PORT leak REFERENCES     sends this many references each way, with errors in between; none may be left
 """
 import gc
 import random
@@ -22,7 +22,7 @@ class Card(pb.Copyable, pb.RemoteCopy):
 
 
 class Board(pb.Cacheable):
-    """The server's, in Python."""
+    """The server's board, in Python."""
 
     def __init__(self):
         self.score, self.observers = 0, []
@@ -69,7 +69,7 @@ class Node(pb.Referenceable):
 
 
 class Root(pb.Root):
-    """What the service `talk` is, as a server of Twisted's own has it."""
+    """The counterpart of the service `talk`, for a server on Twisted itself."""
 
     def __init__(self):
         self.held, self.playing = [], None
@@ -142,7 +142,7 @@ class Mine(pb.Referenceable):
 
 
 class Talk:
-    """One conversation: what is asked is chosen by the seed alone."""
+    """One conversation. The seed alone determines the calls."""
 
     def __init__(self, root, seed):
         self.root, self.random = root, random.Random(seed)
@@ -248,23 +248,23 @@ class Talk:
         elif kind == 18:
             await self.ask(node, "nosuch", self.value())
         else:
-            # Some are let go of: the labels of those that are left stay.
+            # Drops some nodes. The others keep their labels.
             gone = pick.randrange(len(self.nodes))
             self.nodes[gone : gone + 2] = []
         await self.several()
 
     async def several(self):
-        """Now and then, many at once: answers come in order."""
+        """Now and then, makes several calls at once. Their answers arrive in order."""
         if self.random.random() < 0.05:
             values = [self.value() for _ in range(10)]
             await defer.gatherResults([defer.ensureDeferred(self.ask(self.root, "echo", value)) for value in values])
 
 
 def until(talk, enough):
-    """Steps, one after the other, until so many messages have gone."""
+    """Makes steps, one after another, until this many messages have been exchanged."""
 
     async def run():
-        # Twisted gives a reference back before its answer has gone: what nobody keeps would come home as None.
+        # Twisted releases a reference before its answer is sent: an object that nothing else keeps would come back as None.
         for mine in talk.mine:
             await talk.ask(talk.root, "keep", mine)
         while talk.messages < enough:
@@ -276,7 +276,7 @@ def until(talk, enough):
 
 async def compare(port, seed, enough):
     total = 0
-    # Conversations of their own, so that tables end and begin.
+    # Several separate conversations, so that tables are discarded and created.
     while total < enough:
         talks = []
         server = reactor.listenTCP(0, pb.PBServerFactory(Root()), interface="127.0.0.1")
@@ -324,7 +324,7 @@ async def leak(port, enough):
         await root.callRemote("score", turn)
         await root.callRemote("wipe")
         given, taken = given + 600, taken + 500
-        # And what goes wrong: at each place where an answer, or a call, can fail.
+        # Errors, at each place where an answer or a call can fail.
         await expect(root.callRemote("take", things[:50] + [5]))
         await expect(root.callRemote("take", things[:50], 5))
         await expect(root.callRemote("nosuch", things[:50]))
@@ -338,7 +338,7 @@ async def leak(port, enough):
         given, taken = given + 320, taken + 150
         del things, boards
     gc.collect()
-    # What was let go of is heard of in the order of the calls: two later, both have.
+    # Releases travel in order with the calls: after two more calls, both sides have received them.
     await root.callRemote("alive")
     alive = await root.callRemote("alive")
     broker = root.broker

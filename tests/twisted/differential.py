@@ -1,7 +1,7 @@
 """Values through Twisted's own encoder and decoder, as hexadecimal lines.
 
-`generate SEED COUNT` writes values that it has made; `return` reads lines, decodes each, and writes what Twisted makes
-of the value again.
+`generate SEED COUNT` prints random values. `return FILE` decodes each line of the file, and prints Twisted's encoding of the
+value. `bases CLASS...` prints the base classes of each class.
 """
 import datetime
 import decimal
@@ -83,7 +83,7 @@ def value(r, depth, made):
         result.extend(value(r, depth - 1, made) for _ in range(r.randrange(5)))
         return result
     if kind == 1:
-        # The empty tuple is one object in all of Python.
+        # Python has only one empty tuple object.
         result = tuple(value(r, depth - 1, []) for _ in range(r.randrange(1, 5)))
     elif kind == 2:
         result = {}

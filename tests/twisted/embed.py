@@ -1,4 +1,4 @@
-"""The two services that are linked into examples/embed.rs, from Twisted 26.10."""
+"""Calls the two services that are linked into examples/embed.rs, from Twisted 26.10."""
 from common import UsernamePassword, connect, main
 
 

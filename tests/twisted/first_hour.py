@@ -1,4 +1,4 @@
-"""A Twisted programmer's first tries: what is answered, and what each mistake looks like."""
+"""A Twisted programmer's first tries: prints the answers, and what each mistake looks like."""
 import sys
 
 from common import connect

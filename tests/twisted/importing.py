@@ -1,5 +1,5 @@
-"""Writes files of people as other programs keep them: bcrypt's and argon2's hashes by the libraries that Python programs
-use. Prints what Twisted reads in its own file."""
+"""Writes user files in the formats of other programs. The libraries that Python programs use make the bcrypt and argon2
+hashes. Prints the entries that Twisted reads from its own file."""
 
 import base64
 import sys

@@ -1,4 +1,4 @@
-"""A client of IRC, by Twisted's own: comes into the room, says what it reads, prints what it hears."""
+"""An IRC client on Twisted's own implementation. It joins the room, sends its standard input, and prints what it receives."""
 
 import sys
 

@@ -1,13 +1,13 @@
-"""Twisted's own tests of Perspective Broker, turned on a host.
+"""Twisted's own tests of Perspective Broker, run against a host.
 
-    judge.py PORTS        PORTS: the host's ports by what they are for, as JSON
+        judge.py PORTS [TEST...]        PORTS: the host's ports by purpose, as JSON; without TEST, all tests run
 
-The tests run as they are. Their server is a relay: it moves the bytes that a test's pump moves over TCP to the host, whose
-service `judge` has the objects that the tests publish. What a test does to its server by hand (`a.notify(1)`) the relay does
-by a call of its own on the same connection, whose answer the client does not see.
+The tests run unmodified. A relay takes the place of their server: it forwards the bytes that a test's pump moves, over TCP, to
+the host, whose service `judge` has the objects that the tests publish. Where a test manipulates its server's objects directly
+(`a.notify(1)`), the relay makes a call of its own on the same connection. The client does not see the answer.
 
-It is strict: what the client asks has to be answered before the pump returns, and an error that nobody took fails the test.
-Prints one line of JSON for each test: its name, and what became of it.
+It is strict: the host must answer all calls of the client before the pump returns, and an unhandled error fails the test.
+Prints one line of JSON for each test: its name and its result.
 """
 import gc
 import json
@@ -46,7 +46,7 @@ def ends(test, clientBroker, relay):
 
 
 def connectServerAndClient(test, clientFactory, serverFactory):
-    """In the place of `test_pb.connectServerAndClient`."""
+    """Replaces `test_pb.connectServerAndClient`."""
     broker = clientFactory.buildProtocol(("127.0.0.1",))
     port = PORTS["open"]
     portal = getattr(serverFactory.root, "portal", serverFactory.root)
@@ -67,7 +67,7 @@ def connectServerAndClient(test, clientFactory, serverFactory):
 
 
 class Perspective:
-    """What a test asks its realm's last perspective. Another connection asks the host."""
+    """Answers a test's questions to its realm's last perspective. It asks the host on another connection."""
 
     def __init__(self, port, realm):
         broker = pb.PBClientFactory().buildProtocol(("127.0.0.1",))
@@ -82,7 +82,7 @@ class Perspective:
 
     @property
     def loggedOut(self):
-        """The host sees the end of a connection a moment after its client."""
+        """Polls: the host notices the end of a connection a moment after the client does."""
         end = time.time() + PATIENCE
         while time.time() < end:
             inside, gone = self.watcher.ask("root", "judgeInside")
@@ -91,7 +91,7 @@ class Perspective:
         return False
 
     def watch(self, pump):
-        """A perspective of the test's own is told that it is logged out."""
+        """Notifies a test's own perspective when the host has logged it out."""
         if self.realm.perspectiveFactory is test_pb.MyPerspective:
             return
         flush, own = pump.flush, self.realm.perspectiveFactory(b"")
@@ -107,7 +107,7 @@ class Perspective:
 
 
 class FakeReactor:
-    """`listenTCP` is the host's; all else is the reactor's."""
+    """Delegates to the real reactor, except that `listenTCP` returns the host's port and `connectTCP` uses 127.0.0.1."""
 
     def __init__(self, reactor):
         self.reactor = reactor
@@ -141,7 +141,7 @@ class FakeReactor:
 
 
 def iosim(server, client, **keywords):
-    """In the place of `twisted.test.iosim.connectedServerAndClient`, for the tests of failures."""
+    """Replaces `twisted.test.iosim.connectedServerAndClient`, for the tests of failures."""
     made = server()
     port = PORTS["traces" if made.factory.unsafeTracebacks else "open"]
     broker = client()
@@ -183,7 +183,7 @@ def cases():
 
 
 class Report(reporter.Reporter):
-    """One line for each test."""
+    """Prints one line for each test."""
 
     def say(self, test, what, why=None):
         name = ".".join(test.id().split(".")[-2:])
@@ -232,7 +232,7 @@ def names(case):
 
 
 def finish():
-    """Errors that nobody took are logged when they are collected: then trial sees them."""
+    """Unhandled errors are logged when they are garbage-collected. Only then does trial see them."""
     while OPEN:
         broker, relay = OPEN.pop()
         relay.close()

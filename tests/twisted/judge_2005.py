@@ -1,8 +1,8 @@
-"""Tests of Twisted 2.1.0, of 2005, of Perspective Broker, turned on a host: see `judge.py`, which is for today's.
+"""The Perspective Broker tests of Twisted 2.1.0 (2005), run against a host. See `judge.py`, which is for today's Twisted.
 
     judge_2005.py PORT LOGIN       LOGIN: the port of a host that has the service `test`, and no names
 
-Its runner does not run on Python 2.7: each test is a method, which is called.
+The test runner of Twisted 2.1.0 does not run on Python 2.7. Each test is a method, which this program calls.
 """
 import gc
 import json
@@ -44,7 +44,7 @@ NOT = {
 
 
 class Perspective:
-    """What a test asks its realm's perspective. Another connection asks the host."""
+    """Answers a test's questions to its realm's perspective. It asks the host on another connection."""
 
     def __init__(self):
         self.watcher, _ = relay.connect(PORT, pb.Broker())
@@ -57,7 +57,7 @@ class Perspective:
 
     @property
     def loggedOut(self):
-        """The host sees the end of a connection a moment after its client."""
+        """Polls: the host notices the end of a connection a moment after the client does."""
         end = time.time() + relay.PATIENCE
         while time.time() < end:
             inside, gone = self.inside()
@@ -67,7 +67,7 @@ class Perspective:
 
 
 def at_the_host(kind, port, before):
-    """A class of tests that has a server on a port: the host's, in its place."""
+    """Makes a class of tests that has a server on a port use the host's port instead."""
 
     def setUp(self):
         self.portno = port
@@ -88,7 +88,7 @@ def realm(test):
 
 
 def waited(result):
-    """What becomes of a Deferred; the reactor goes on until then."""
+    """Runs the reactor until a Deferred has fired. Raises its error, if it has one."""
     if not isinstance(result, defer.Deferred):
         return
     came = []
@@ -110,7 +110,7 @@ def replace():
     test_pb.Observable, test_pb.DeferredRemote = relay.Observable, relay.DeferredRemote
     test_pb.NestedComplicatedCache = relay.NestedComplicatedCache
     test_pb.Pagerizer = test_pb.FilePagerizer = relay.Pages
-    # The service's classes have the names that today's tests give them.
+    # The service's classes have the names from today's tests.
     module = "twisted.spread.test.test_pb."
     pb.setCopierForClass(module + "SimpleCopy", test_pb.SimpleLocalCopy)
     pb.setFactoryForClass(module + "SimpleFactoryCopy", test_pb.createFactoryCopy)
@@ -160,7 +160,7 @@ def run(kind, name):
 
 def main():
     replace()
-    # Tests write files where they run.
+    # Tests write files to the working directory.
     folder = tempfile.mkdtemp()
     os.chdir(folder)
     try:

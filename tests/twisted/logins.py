@@ -24,7 +24,7 @@ async def by_key(root, name, file, mind=None):
 
 
 async def ways(root, factory, token, *files):
-    # A password.
+    # By password.
     todo = await root.callRemote("loginPassword", "alice/todo", "alice-pw")
     await todo.callRemote("add", "by password")
     avatar = await root.callRemote("loginPassword", "alice", "alice-pw")
@@ -32,13 +32,13 @@ async def ways(root, factory, token, *files):
     await trap(root.callRemote("loginPassword", "alice/todo", "wrong"), *REFUSED)
     await trap(root.callRemote("loginPassword", "nobody", "alice-pw"), *REFUSED)
 
-    # A token.
+    # By token.
     avatar = await root.callRemote("loginToken", token)
     todo = await avatar.callRemote("attach", "todo")
     await todo.callRemote("add", "by token")
     await trap(root.callRemote("loginToken", token[:-1] + "x"), *REFUSED)
 
-    # Keys of all kinds; one that is nobody's.
+    # By keys of all kinds. A key of another identity and a wrong signature are refused.
     for file in files:
         todo = await by_key(root, "alice/todo", file)
         await todo.callRemote("add", "by key")
@@ -47,7 +47,7 @@ async def ways(root, factory, token, *files):
     _, challenger = await root.callRemote("loginKey", "alice", key.public().toString("OPENSSH"))
     await trap(challenger.callRemote("respond", key.sign(b"something else")), *REFUSED)
 
-    # Twisted's own words.
+    # By Twisted's own login.
     todo = await factory.login(UsernamePassword(b"alice/todo", b"alice-pw"))
     return await todo.callRemote("list")
 
@@ -64,7 +64,7 @@ async def logins(reactor, port, tls_port, ca, token, *files):
     listed = await ways(await factory.getRootObject(), factory, token, *files)
     assert len(listed) == 2 * (2 + len(files)), listed
 
-    # A host that another authority vouches for, or none, is not talked to.
+    # Twisted does not talk to a host whose certificate it does not trust.
     with open(files[0]) as file:
         assert "PRIVATE KEY" in file.read()
     strange = pb.PBClientFactory()

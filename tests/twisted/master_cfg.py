@@ -1,6 +1,6 @@
-"""A stock buildmaster's configuration: a build of ten steps for one worker, and what came of it in a file of JSON.
+"""The configuration of a stock buildmaster: a build of ten steps for one worker. Its result is written to a JSON file.
 
-PB_PORT and RESULT come by the environment; what is to be built comes by `addChange`, as from a hook of a repository.
+PB_PORT and RESULT are environment variables. `addChange` starts a build, as from a repository's hook.
 """
 import json
 import os
@@ -11,7 +11,7 @@ from twisted.internet import defer, reactor
 
 
 class Interrupted(steps.ShellCommand):
-    """Somebody presses "stop" while it runs."""
+    """A command that is interrupted while it runs, as by the "stop" button."""
 
     def run(self):
         reactor.callLater(1, self.interrupt, "it has run for long enough")

@@ -29,7 +29,7 @@ for name, kind in (("shop.Card", Card), ("shop.Coupon", Coupon)):
 
 
 def jellied_as(kind, name):
-    """A class goes by the name that both ends know it by."""
+    """Encodes a class under the name that both sides know."""
     kind.getTypeToCopyFor = lambda self, perspective: name.encode()
 
 
@@ -63,7 +63,7 @@ def login(reactor, port, name, mind=None):
 
 
 async def caught(deferred):
-    """The failure of what must fail."""
+    """Returns the failure of a call that must fail."""
     found = await deferred.addCallbacks(lambda value: value, lambda failure: [failure])
     assert isinstance(found, list) and found, found
     return found[0]
@@ -83,10 +83,10 @@ async def pages(desk):
     await desk.callRemote("getPages", Collector(), MANY, 65536)
     await done
     assert total == MANY, total
-    # The classic way.
+    # With Twisted's own helper.
     got = await util.getAllPages(desk, "getPages", 100_000, 8192)
     assert b"".join(got) == b"z" * 100_000 and len(got) == 13, len(got)
-    # And the other direction.
+    # In the other direction.
     assert await desk.callRemote("collect", Mine(), 5_000_000) == (5_000_000, True)
 
 
@@ -105,7 +105,7 @@ async def faults(desk):
         # Of `BaseException`, Twisted asks by its class alone.
         for parent in kind.__mro__[:-2]:
             assert failure.check(parent), (kind, parent, failure.parents)
-    # A client's own error keeps its ancestry, on its way to the service and through it.
+    # A client's own error keeps its base classes on the way to the service and through it.
     seen = await desk.callRemote("raised", Mine())
     assert seen[:3] == ("shop.OutOfMilk", True, True), seen
     failure = await caught(desk.callRemote("relay", Mine()))
@@ -123,7 +123,7 @@ async def caches(desk):
     assert await desk.callRemote("home") is boat
     assert len(boat.observers) == 1
     await desk.callRemote("forget")
-    # Decache and uncache: a call more, and both have heard.
+    # After one more call, both sides have processed `decache` and `uncache`.
     await desk.callRemote("fastest")
     assert not boat.observers and not slow.observers
     assert not desk.broker.remotelyCachedObjects, desk.broker.remotelyCachedObjects
@@ -158,17 +158,17 @@ async def references(reactor, desk, port):
     assert failure.check(AttributeError) and not failure.check(pb.NoSuchMethod)
     again = await desk.callRemote("any", False)
     assert await (await again.callRemote("any", True)).callRemote("count") == ("alice", 1)
-    # Two identities on one connection: each has a reference of its own to one object.
+    # Two identities: each has a reference of its own to one object.
     both, _ = login(reactor, port, "bob")
     bob = await both
     theirs = await bob.callRemote("counter")
     assert await theirs.callRemote("count") == ("bob", 1)
     assert await counter.callRemote("count") == ("alice", 2)
-    # What alice has left, bob rings.
+    # Bob calls an object that alice has left.
     mine = Mine()
     await desk.callRemote("leave", "bell", mine)
     assert await bob.callRemote("ring", "bell", "hello") == "rung: hello" and mine.heard == ["hello"]
-    # Who watches is told.
+    # The service notices when the client of a watched object disconnects.
     await bob.callRemote("watch", "bob's", Mine())
     bob.broker.transport.loseConnection()
     while "bob's" not in await desk.callRemote("gone"):
@@ -176,7 +176,7 @@ async def references(reactor, desk, port):
 
 
 async def let_go(reactor, desk, port):
-    """What was called before it was let go of answers, however many calls wait."""
+    """Calls made before a reference is dropped are answered, however many calls are waiting."""
     thing = await desk.callRemote("any", True)
     calls = [thing.callRemote("count") for _ in range(3000)]
     del thing

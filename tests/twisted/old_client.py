@@ -1,4 +1,4 @@
-"""The client of 2005: Twisted 2.1.0 on Python 2.7, unmodified. Every way that it has to get a perspective."""
+"""The client of 2005: Twisted 2.1.0 on Python 2.7, unmodified. It gets a perspective in every way that it has."""
 import sys
 
 from twisted.cred import error
@@ -65,7 +65,7 @@ def fails(deferred, *classes):
         problems.append("no error, but %r" % (value,))
 
     def failed(failure):
-        # By name: on Python 2.7, whose exceptions are new-style classes, 2.1.0 does not find a class itself.
+        # Compares names: on Python 2.7, whose exceptions are new-style classes, Twisted 2.1.0 does not trap a class itself.
         if not isinstance(failure.value, classes):
             failure.trap(*["%s.%s" % (each.__module__, each.__name__) for each in classes])
         return str(failure.value)
@@ -84,7 +84,7 @@ def connect():
 
 for value in [None, True, False, 0, 7, -7, 2**31, -(2**40), 2**63, 2**100, 1.5, "bytes", u"\xe9", [1, [2]], (1, (2,)), {"k": 1}, "remote", {"remote": 5}]:
     def echo(value=value):
-        # Its long integers are what Python 2 makes of any LONGINT.
+        # Python 2 decodes every LONGINT as a `long`.
         check = equal(value)
         if isinstance(value, (int, long)) and not isinstance(value, bool):
             check = lambda answer: answer == value or problems.append("%r is not %r" % (answer, value))
@@ -108,7 +108,7 @@ def shared():
 
 @step
 def shared_twice():
-    # What the arguments share is numbered from 1, and what the keyword arguments share from 1 again.
+    # Shared objects are numbered from 1 in the arguments, and from 1 again in the keyword arguments.
     one, two = [1], [2]
     def check(answer):
         if answer != ([[1], [1]], [[2], [2]]) or answer[0][0] is not answer[0][1] or answer[1][0] is not answer[1][1]:
@@ -187,13 +187,13 @@ def no_key():
 
 @step
 def wrong_password():
-    # respond answers None, which pb.connect then calls.
+    # `respond` returns None, and `pb.connect` then calls a method of it.
     return fails(pb.connect(HOST, PORT, "alice", "wrong", "my service", "alice", None, 30), AttributeError)
 
 
 @step
 def unknown_name():
-    # Unlike the original's server: a challenge is given, and no proof fits it.
+    # Unlike the original's server, the host returns a challenge that no response matches.
     return fails(pb.connect(HOST, PORT, "mallory", "x", "my service", "mallory", None, 30), AttributeError)
 
 

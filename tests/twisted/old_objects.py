@@ -1,4 +1,4 @@
-"""Twisted 2.1.0 on Python 2.7: what it cannot read is an error, and its connection stays."""
+"""Twisted 2.1.0 on Python 2.7: values that it cannot read are errors, and its connection stays open."""
 import sys
 
 from twisted.internet import reactor

@@ -1,4 +1,4 @@
-"""Real Twisted 26.10 gets and sends so many bytes in pages:    pages.py PORT SIZE"""
+"""Real Twisted 26.10 receives and sends SIZE bytes in pages:    pages.py PORT SIZE"""
 from common import connect, main
 
 from twisted.cred.credentials import UsernamePassword
@@ -18,7 +18,7 @@ class Collector(pb.Referenceable):
 
 
 class Source(pb.Referenceable):
-    """Sends pages as the connection takes them."""
+    """Sends pages as the connection accepts them."""
 
     def remote_send(self, collector, size):
         class Pager(util.Pager):

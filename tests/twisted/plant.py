@@ -1,4 +1,4 @@
-"""Logs in with the right and with a wrong password in Twisted's own words, and with a password in the name's place."""
+"""Logs in with the right and with a wrong password, by Twisted's own login, and with a password in place of the name."""
 from common import UsernamePassword, connect, main, trap
 
 REFUSED = ("twisted.cred.error.UnauthorizedLogin",)

@@ -1,4 +1,4 @@
-"""References as Twisted has them: what a client holds lives until it lets go of it, and comes home as what it is."""
+"""References work as in Twisted: an object lives until the client drops its reference, and comes back as the same object."""
 import gc
 
 from common import Mind, UsernamePassword, connect, main, pb, trap
@@ -23,14 +23,14 @@ async def references(reactor, port):
     factory, connector = connect(reactor, int(port))
     alice = UsernamePassword(b"alice/my service", b"alice-pw")
 
-    # The usual way: nobody keeps the perspective.
+    # The usual way: the client does not keep the perspective.
     thing = await factory.login(alice).addCallback(lambda perspective: perspective.callRemote("thing"))
     gc.collect()
     assert await thing.callRemote("touch") == 1
     mine = await factory.login(alice)
     assert await thing.callRemote("touch") == 2, "it lives on, whatever comes after it"
 
-    # Its own objects come home, also inside of anything, and so does the avatar.
+    # The service's own objects come back as themselves, also inside other values. So does the avatar.
     assert await mine.callRemote("samething", await mine.callRemote("thing"))
     inside = await mine.callRemote("echo", {"here": [thing]})
     assert inside["here"][0] == thing, (inside, thing)
@@ -40,7 +40,7 @@ async def references(reactor, port):
     assert await mine.callRemote("isme", mine)
     assert (await mine.callRemote("echo", mine)) == mine
 
-    # What goes to several is counted for each.
+    # References to an object are counted separately for each client.
     other_factory, other_connector = connect(reactor, int(port))
     other = await other_factory.login(alice)
     boards = [await mine.callRemote("board"), await other.callRemote("board")]
@@ -52,12 +52,12 @@ async def references(reactor, port):
     await mine.callRemote("none")
     assert await boards[1].shown.callRemote("touch") >= 1, "the other's is its own"
 
-    # A cached object lives while a client has it, though nobody else does.
+    # A cached object lives while a client has it, even if nothing else does.
     loose = await mine.callRemote("loose")
     assert await mine.callRemote("playon", loose, "e4") == 1
     assert loose.moves == ["e4"], loose.moves
 
-    # What a stock client could not read is an error to who sends it, and nobody's connection ends.
+    # A value that a stock client could not read is an error for its sender. No connection ends.
     for value in (int, [int], {"k": (Mind,)}):
         await trap(mine.callRemote("echo", value), INSECURE)
     mind = Mind()

@@ -1,6 +1,6 @@
-"""What Twisted's own tests have in the place of a server's broker: a relay to a host.
+"""A relay to a host, which takes the place of the server's broker in Twisted's own tests.
 
-For Python 2.7 with Twisted 2.1.0, and for today's. See `judge.py`.
+For Python 2.7 with Twisted 2.1.0, and for today's Python and Twisted. See `judge.py`.
 """
 import select
 import socket
@@ -11,27 +11,27 @@ from twisted.internet import protocol
 from twisted.python import failure, log, reflect
 from twisted.spread import banana, jelly
 
-# A guard: what is not answered by then never is.
+# A guard against hanging: the timeout, in seconds.
 PATIENCE = 10
-# The relay's own calls have numbers from here on.
+# The first request number of the relay's own calls.
 OWN = 1 << 40
-# Calls that are answered later, when something else has happened.
+# Methods whose answer comes later, after another event.
 LATER = {b"doItLater"}
 
 
 def text(data):
-    """A str of either Python."""
+    """Returns a `str`, on either Python."""
     return data if isinstance(data, str) else data.decode()
 
 
 def limit(reader):
-    """Today's Banana learns it from its connection."""
+    """Sets the prefix limit, which today's Banana would get from its connection."""
     if hasattr(reader, "setPrefixLimit"):
         reader.setPrefixLimit(64)
 
 
 class Splitter(banana.Banana):
-    """Whole expressions, each with its bytes."""
+    """Splits a stream into whole expressions, each with its bytes."""
 
     def __init__(self):
         banana.Banana.__init__(self)
@@ -63,7 +63,7 @@ def encoded(expression):
 
 
 class Transport:
-    """What tests look at of a server's transport."""
+    """The part of a server's transport that tests use."""
 
     def __init__(self, relay):
         self.relay = relay
@@ -80,7 +80,7 @@ class Transport:
 
 
 class Held:
-    """The server's table of what the client holds, as far as `in` can ask."""
+    """A server's table of objects that the client holds. It supports only `in`."""
 
     def __init__(self, holds):
         self.holds = holds
@@ -92,9 +92,9 @@ class Held:
 
 
 class Relay:
-    """A connection to the host, where a test has its server's broker."""
+    """A connection to the host, in place of a test's server-side broker."""
 
-    # What makes the copy that a test's factory is to find.
+    # Creates the copy that a test's factory must find.
     make = None
 
     def __init__(self, port):
@@ -111,7 +111,7 @@ class Relay:
         self.localObjects = Held(self.holds)
         self.remotelyCachedObjects = Held(self.caches)
 
-    # What a pump does.
+    # Used by the pump.
 
     def send(self, data):
         for expression, raw in self.client.feed(data):
@@ -120,7 +120,7 @@ class Relay:
             if isinstance(expression, list) and expression[0] in (b"message", b"cachemessage") and expression[4]:
                 self.waiting[expression[1]] = expression[3]
             if isinstance(expression, list) and expression[:1] == [b"message"] and expression[3] == b"getFactory":
-                # The test's own server makes it in the test's process.
+                # The test's own server would create it in the test's process.
                 self.make(expression[5][1])
             self.write(raw)
 
@@ -131,7 +131,7 @@ class Relay:
             self.close()
 
     def exchange(self):
-        """Everything that the host has to say to what it was asked so far."""
+        """Returns everything that the host sends in reply to the calls so far."""
         said = b""
         if not self.negotiated:
             while not said and not self.disconnected:
@@ -144,7 +144,7 @@ class Relay:
             if barrier in self.answers and not owed:
                 break
             if self.asked and not all(number >= OWN for number in owed):
-                # The client has something to answer first.
+                # The client must answer a call first.
                 break
             if time.time() > end:
                 raise AssertionError("no answer to %s" % (", ".join(repr(self.waiting[number]) for number in owed) or "the relay"))
@@ -152,7 +152,7 @@ class Relay:
         return said
 
     def read(self):
-        """Bytes for the client; answers to the relay's own calls are kept."""
+        """Returns bytes for the client. Keeps the answers to the relay's own calls."""
         ready, _, _ = select.select([self.socket], [], [], PATIENCE)
         if not ready:
             raise AssertionError("the host says nothing")
@@ -177,7 +177,7 @@ class Relay:
             said += raw
         return said
 
-    # What the relay asks for itself.
+    # The relay's own calls.
 
     def call_named(self, target, method, *arguments):
         self.own += 1
@@ -186,7 +186,7 @@ class Relay:
         return self.own
 
     def ask(self, target, method, *arguments):
-        """A value, or the class of an error."""
+        """Returns the answer, or the error as a `RuntimeError`."""
         number, said = self.call_named(target, method, *arguments), b""
         while number not in self.answers:
             if self.disconnected:
@@ -204,7 +204,7 @@ class Relay:
         return "Invalid Object ID" not in str(found)
 
     def caches(self, luid):
-        """Whether the host takes the client's copy for its own: only then it looks for the method."""
+        """Whether the host recognises the client's copy as its own object: only then does it look for the method."""
         self.own += 1
         arguments = [b"tuple", [b"lcache", luid]]
         self.write(encoded([b"message", self.own, b"obj", b"judgeNothing", 1, arguments, [b"dictionary"]]))
@@ -214,7 +214,7 @@ class Relay:
         self.pump.later(said)
         return b"NoSuchMethod" in encoded(self.answers.pop(self.own))
 
-    # What tests call of a broker.
+    # The methods of a broker that tests call.
 
     def setNameForLocal(self, name, thing):
         self.published[name] = thing
@@ -223,7 +223,7 @@ class Relay:
             thing.published()
 
     def remoteForName(self, name):
-        """The server's reference to an object of the client's: it is given, for nobody has named it to the host."""
+        """The server's reference to an object of the client. Calls pass the object itself: the host has no name for it."""
         return Reflected(self, name)
 
     def connectionLost(self, reason):
@@ -236,7 +236,7 @@ class Relay:
 
 
 class Reflected:
-    """An object of the client's, called by the host."""
+    """An object of the client that the host calls."""
 
     def __init__(self, relay, name):
         self.relay, self.name = relay, name
@@ -249,7 +249,7 @@ class Reflected:
 
 
 def logged(error):
-    """What a server of Twisted's writes into its log, and the tests look for there: the host has a log of its own."""
+    """Logs an error as a Twisted server would, because tests look for it in the log. The host has a log of its own."""
     if error[0] != b"twisted.spread.pb.CopyableFailure":
         return
     state = dict((key[1], value) for key, value in error[1][1:])
@@ -264,7 +264,7 @@ def logged(error):
 
 
 class Pump:
-    """Moves bytes, as the tests' own does."""
+    """Moves bytes, as the tests' own pump does."""
 
     def __init__(self, client, relay, clientIO):
         self.client, self.server, self.clientIO = client, relay, clientIO
@@ -317,7 +317,7 @@ def connect(port, clientBroker):
 
 
 class Stands:
-    """Stands in the test for an object that the host has."""
+    """Represents an object of the host in the test."""
 
     relay = None
 
@@ -374,7 +374,7 @@ class Sent:
 
 
 class Pages(Stands):
-    """Both kinds of pagers."""
+    """Replaces both kinds of pagers."""
 
     pager = Sent()
 
@@ -396,7 +396,7 @@ class Pages(Stands):
 
 
 def paged(pump_once):
-    """The callback that a pager calls when all is sent: it is the host's to say that it is."""
+    """Calls a pager's callback once the host reports that everything is sent."""
 
     def pump(self):
         thing = getattr(self.server, "named", None)
@@ -404,7 +404,7 @@ def paged(pump_once):
             thing.prepare()
         moved = pump_once(self)
         if thing is not None and thing.callback is not None and self.server.negotiated:
-            # A pager calls it when all is sent; the host, when all is answered.
+            # A pager calls it when everything is sent. The host counts the pages as sent when all of them are answered.
             self.server.send(self.take())
             thing.ask("judgeBarrier")
             if thing.ask("judgePaged"):

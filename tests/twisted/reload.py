@@ -1,4 +1,4 @@
-"""A client of Twisted 26.10 that notices nothing, though the library of its service is replaced five times."""
+"""A client on Twisted 26.10 that notices nothing while the library of its service is replaced, once for each given version."""
 import os
 
 from common import UsernamePassword, connect, defer, main, pb, trap
@@ -22,7 +22,7 @@ async def reload(reactor, port, library, *versions):
     named = await account.callRemote("named", "lamp")
     number = 0
     for count, version in enumerate(versions, 1):
-        # Calls are on their way while the file comes into place.
+        # Calls are in flight while the file is put in place.
         calls = []
         for _ in range(200):
             number += 1

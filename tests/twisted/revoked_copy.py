@@ -1,4 +1,4 @@
-"""A copy of a cached object is told of no more changes when the key that it came by is taken away."""
+"""A copy of a cached object receives no further updates once the key that the client got it by is removed."""
 import subprocess
 
 from common import UsernamePassword, connect, main, pb, trap
@@ -32,7 +32,7 @@ async def revoked_copy(reactor, port, credhost, home):
     assert bobs.moves == ["before", "after"], bobs.moves
     assert theirs.moves == ["another's"], "what came by a key that is there goes on: %r" % (theirs.moves,)
     assert board.moves == ["before"], "what came by one that is not does not: %r" % (board.moves,)
-    # Nor does it lead anywhere by another perspective.
+    # It is not usable through another perspective either.
     await trap(other.callRemote("sameboard", board), "twisted.spread.pb.DeadReferenceError")
     connector.disconnect()
     connector_of_bob.disconnect()

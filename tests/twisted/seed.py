@@ -1,4 +1,4 @@
-"""The example of Twisted.Cred's documentation, from Twisted 26.10: two services on one port, one authorizer."""
+"""The example from Twisted.Cred's documentation, on Twisted 26.10: two services on one port, one authorizer."""
 import datetime
 import decimal
 import gc
@@ -39,7 +39,7 @@ VALUES = [
 async def seed(reactor, port):
     factory, connection = connect(reactor, int(port))
 
-    # Both services through one connection.
+    # Both services on one connection.
     mind = Mind()
     mine = await factory.login(UsernamePassword(b"alice/my service", b"alice-pw"), mind)
     avatar = await factory.login(UsernamePassword(b"alice", b"alice-pw"))
@@ -57,7 +57,7 @@ async def seed(reactor, port):
     shared = [1]
     answer = await mine.callRemote("echo", [shared, shared])
     assert answer[0] is answer[1], answer
-    # Twisted numbers what the arguments share from 1, and what the keyword arguments share from 1 again.
+    # Twisted numbers shared objects from 1 in the arguments, and from 1 again in the keyword arguments.
     answer = await mine.callRemote("both", [shared, shared], other=[[2], shared, shared])
     assert answer == ([[1], [1]], [[2], [1], [1]]), answer
     assert answer[0][0] is answer[0][1] and answer[1][1] is answer[1][2], answer
@@ -86,7 +86,7 @@ async def seed(reactor, port):
     assert await mine.callRemote("add", 2, b=5) == 7
     assert await mine.callRemote("add", b=5, a=2) == 7
 
-    # Its mind is called, and its own objects come home.
+    # The service calls the client's mind, and the client's own objects come back as themselves.
     assert await mine.callRemote("callmind", "hi") == ["pong", ("hi",), {}]
     assert await mine.callRemote("callme", mind) == ["pong", (1,), {"k": "v"}]
     assert await mine.callRemote("giveback", mind) is mind
@@ -98,7 +98,7 @@ async def seed(reactor, port):
     assert await mine.callRemote("samething", thing) is True
     await trap(another.callRemote("now", thing), "builtins.TypeError", "twisted.spread.jelly.InsecureJelly")
 
-    # A cached object: its state comes once, its changes are told to all who have it, and it comes home.
+    # A cached object: its state is sent once, all clients that have it receive its changes, and it comes back as the same object.
     board = await mine.callRemote("board")
     assert isinstance(board, Board) and board.moves == [], vars(board)
     other, _ = connect(reactor, int(port))
@@ -115,7 +115,7 @@ async def seed(reactor, port):
     assert await mine.callRemote("sameboard", board) is True
     await trap(mine.callRemote("samething", board), "builtins.TypeError")
     await trap(another.callRemote("now", board), "builtins.TypeError", "twisted.spread.jelly.InsecureJelly")
-    # Let go of, it comes anew with its state of then.
+    # After the client has dropped it, it is sent again, with its current state.
     del board, again
     gc.collect()
     await mine.callRemote("none")
@@ -123,7 +123,7 @@ async def seed(reactor, port):
     assert (await mine.callRemote("board")).moves == ["e4", "e5", "Nf3"]
     other.disconnect()
 
-    # Later answers do not hold up others.
+    # Late answers do not delay others.
     later = mine.callRemote("defer")
     assert await mine.callRemote("add", 1) == 2
     assert not later.called
@@ -145,7 +145,7 @@ async def seed(reactor, port):
     for panics in "bump_and_panic", "deferpanic":
         await trap(mine.callRemote(panics), "builtins.RuntimeError")
 
-    # A change that panicked is undone; those before it are not.
+    # If a method panics, its change is undone. Earlier changes are kept.
     assert await mine.callRemote("bump") == 1
     await trap(mine.callRemote("bump_and_panic"), "builtins.RuntimeError")
     assert await mine.callRemote("bump") == 2
@@ -160,7 +160,7 @@ async def seed(reactor, port):
     await trap(root.callRemote("loginAnonymous", None), "twisted.cred.error.UnhandledCredentials")
     await trap(root.callRemote("nosuch"), "twisted.spread.flavors.NoSuchMethod")
 
-    # A text for a name works as bytes do.
+    # A name may be text as well as bytes.
     texts = await factory.login(UsernamePassword("alice/my service", b"alice-pw"))
     assert await texts.callRemote("bump") == 3
     connection.disconnect()

@@ -1,4 +1,4 @@
-"""Twisted's conch: knows the host by its key, logs in with one, runs a command, prints what it says and how it ends."""
+"""Twisted's conch: checks the host's key, logs in with a key, runs a command, and prints its output and its status."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Many sessions by SSH, by Twisted's conch: each line of standard input is typed in all of them; says when all have answered."""
+"""Many SSH sessions, on Twisted's conch. Types each line of standard input in all of them. Reports when all have answered."""
 
 import sys
 
@@ -82,7 +82,7 @@ class Typed(basic.LineReceiver):
 
 
 def come():
-    """The next one: a few at once would wait for each other's keys all the same."""
+    """Opens the next session. Opening several at once would not be faster: each would wait for the others' keys."""
     endpoints.TCP4ClientEndpoint(reactor, "127.0.0.1", port).connect(protocol.Factory.forProtocol(Transport))
 
 

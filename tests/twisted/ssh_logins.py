@@ -1,4 +1,4 @@
-"""Logs in by SSH, so many times, four at once, by Twisted's conch; says how long it took."""
+"""Logs in by SSH COUNT times, four at once, on Twisted's conch. Prints the seconds that it took."""
 
 import sys
 import time

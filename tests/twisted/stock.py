@@ -1,4 +1,4 @@
-"""One login in Twisted's own words, and one call."""
+"""One login by Twisted's own means, and one call."""
 from common import UsernamePassword, connect, main
 
 

@@ -1,5 +1,5 @@
-"""Real Twisted 26.10 gives minds that are no one object: a dictionary, a list, a copyable, each with objects in it, which the
-service calls, before and after it was replaced.
+"""Real Twisted 26.10 logs in with minds that are not a single object: a dictionary, a list, a copyable, each with objects in it.
+The service calls these objects, before and after it is replaced.
 
     whole_minds.py PORT COMMAND...       a host with `exchange`; the command that replaces it
 """
@@ -27,7 +27,7 @@ class Profile(pb.Copyable):
 
 
 async def gone(ears):
-    """Until nobody holds the client's objects: the host has given each back as often as it was sent."""
+    """Waits until nothing holds the client's objects: the host has released each as often as it was sent."""
     while gc.collect() or any(ear() is not None for ear in ears):
         await defer.ensureDeferred(pause())
 
@@ -62,14 +62,14 @@ async def whole_minds(reactor, port, *command):
             assert said == [name] + ["%s heard %s" % (ear.name, text) for ear in heard_by], (name, said)
 
     await ask("one")
-    # It is a mind of another kind, and says so.
+    # A mind of another kind is an error that says so.
     plain, _ = await factory.login(named, left), None
     message = await trap(plain.callRemote("ears", "x"), "builtins.TypeError", "TypeError")
     assert "mind" in message, message
     for round in ("two", "three"):
         await deferToThread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
         await ask(round)
-    # What is too large is refused.
+    # A mind that is too large is refused.
     message = await trap(factory.login(named, {"name": "x" * 20000, "ears": [left]}), "builtins.TypeError", "TypeError")
     assert "16384" in message, message
     # A cached object is followed from its login on, whatever code serves; an avatar's goes to one service.
@@ -82,7 +82,7 @@ async def whole_minds(reactor, port, *command):
         assert await sailing.callRemote("aboard") == knots
         await boat.go(knots + 0.5)
         assert await sailing.callRemote("aboard") == knots + 0.5
-    # The new code follows it for the desk, too.
+    # The new code also follows it for the desk.
     await sailing.callRemote("forget")
     assert boat.observers, "the mind has it"
     del sailing
@@ -102,7 +102,7 @@ async def whole_minds(reactor, port, *command):
     del admiral
     while any(boat.observers for boat in fleet):
         await defer.ensureDeferred(pause())
-    # Whoever lets go of its perspectives gets its objects back.
+    # Once the client drops its perspectives, the host releases the client's objects.
     held = [weakref.ref(ear) for ear in ears]
     del ears, left, right, third, profile, avatar, plain
     desks.clear()

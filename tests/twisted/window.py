@@ -1,4 +1,4 @@
-"""Somebody in the chat by Perspective Broker: says what is typed, prints what is heard, and ends when the connection does."""
+"""A chat client over Perspective Broker. It sends its standard input, prints what it receives, and ends with the connection."""
 import sys
 
 from common import UsernamePassword, connect, defer, main, pb

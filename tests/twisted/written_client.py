@@ -1,4 +1,4 @@
-"""Uses a client that `credhost describe --python todo` has written."""
+"""Uses the client that `credhost describe --python todo` has written."""
 import importlib.util
 import sys
 

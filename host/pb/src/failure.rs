@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn it_reads_what_it_writes() {
+    fn a_failure_is_read_back_as_written() {
         let failure = Failure::new("ValueError", "h\u{e9}llo");
         let mut bytes = Vec::new();
         failure.write(&mut bytes);
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_says_of_ancestry_and_fields_is_bounded() {
+    fn the_ancestry_of_a_peers_failure_is_bounded() {
         let many: Vec<String> = (0..10_000).map(|number| format!("a.C{number}")).collect();
         let failure = Failure::new("a.C", "").under(many.iter().map(String::as_str));
         assert!(failure.parents.len() < 2 * MOST_PARENTS);
@@ -348,14 +348,14 @@ mod tests {
     }
 
     #[test]
-    fn no_field_takes_the_place_of_what_every_failure_has() {
+    fn a_field_never_replaces_an_entry_that_every_failure_has() {
         let fields = Value::dictionary([(Value::from("type"), Value::from(3)), (Value::from("left"), Value::from(4))]);
         let failure = Failure { fields: fields.encode().into(), ..Failure::new("a.C", "text") };
         let mut written = Vec::new();
         failure.write(&mut written);
         let read = Failure::read(&written).unwrap();
         assert_eq!((read.class.as_str(), read.fields.len()), ("a.C", 0), "not one of them is sent");
-        // An exception sent as itself: its fields with the names that every failure uses are not passed on.
+        // An exception sent as itself: fields with names that every failure uses are not passed on.
         let mut sent = Vec::new();
         Failure { whole: true, ..failure }.write(&mut sent);
         let read = Failure::read(&sent).unwrap();
@@ -378,7 +378,7 @@ mod tests {
 
     /// 256 KiB may share one long text often enough for 16 MiB. A failure keeps as much of that as it would send.
     #[test]
-    fn the_fields_of_a_failure_are_bounded_with_shared_values_counted_each_time() {
+    fn the_fields_of_a_failure_are_bounded_as_expanded() {
         let read = |length: usize| {
             let mut bytes = Vec::new();
             token::list(&mut bytes, 2);
@@ -403,9 +403,10 @@ mod tests {
         assert_eq!(read(200_000), 0);
     }
 
-    /// A list within a list with a long text, and of nothing but that: short to send, and long to show.
+    /// A list in a list with a long text. The inner list consists of nothing but uses of the outer one: short to send, and long
+    /// to show.
     #[test]
-    fn what_is_no_failure_is_not_shown_whole() {
+    fn a_value_that_is_not_a_failure_is_shown_shortened() {
         let mut bytes = Vec::new();
         let (count, text) = (2000, vec![1; 200_000]);
         token::list(&mut bytes, 3);

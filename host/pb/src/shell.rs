@@ -221,8 +221,8 @@ impl<'v> Writing<'v> {
 mod tests {
     use super::*;
 
-    /// Lists that are defined within each other, each with all of those around it in it, and all of them once more behind: the ways
-    /// through them are more than can be counted.
+    /// Nested lists. Each contains references to itself and to all lists around it, and references to all of them follow at the
+    /// end: there are too many paths through them to enumerate.
     fn tangled(lists: u64, long: &str, named: bool) -> Value {
         use jelly::token;
         fn one(out: &mut Vec<u8>, number: u64, lists: u64, (long, named): (&str, bool)) {
@@ -232,7 +232,7 @@ mod tests {
             token::list(out, usize::try_from(number).unwrap() + if number < lists { 3 } else { 2 });
             token::bytes(out, b"list");
             if named {
-                // A dictionary with this one name.
+                // A dictionary with this one key.
                 token::list(out, 2);
                 token::bytes(out, b"dictionary");
                 token::list(out, 2);
@@ -262,10 +262,10 @@ mod tests {
     }
 
     #[test]
-    fn a_value_within_itself_is_written_once() {
+    fn a_cyclic_value_is_written_once() {
         let written = json(tangled(1, "a", false).root()).to_string();
         assert_eq!(written, r#"[[{"$bytes":"YQ=="},{"$cycle":true}],[{"$bytes":"YQ=="},{"$cycle":true}]]"#);
-        // It ends; and with no more values, or bytes, than a message has.
+        // Writing ends, with no more values or bytes than a message has.
         let texts = [(40, ""), (40, "a text of some length"), (30, &*"x".repeat(600_000))];
         for (lists, long, named) in
             texts.map(|(lists, long)| [(lists, long, false), (lists, long, true)]).as_flattened()
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_changed_or_lost_is_refused() {
+    fn arguments_that_would_be_changed_or_lost_are_refused() {
         for (texts, says) in [
             (&["what=a", "what=b"][..], "the argument what is given twice"),
             (&["99999999999999999999999"], "99999999999999999999999 is larger"),

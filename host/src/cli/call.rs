@@ -316,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_taken_apart() {
+    fn targets_are_parsed_into_their_parts() {
         let target = Target::parse("alice@127.0.0.1:9000/todo/work").ok().unwrap();
         assert_eq!(
             (target.user.as_str(), target.host.as_str(), target.port, target.path.as_str()),

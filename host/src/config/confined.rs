@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_said_with_its_place() {
+    fn invalid_confinement_settings_are_refused_with_their_place() {
         for (text, said) in [
             (
                 "[plugins]\nisolation = \"jail\"",

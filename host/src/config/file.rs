@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_stay_when_an_identity_is_taken_out() {
+    fn comments_stay_when_an_identity_is_removed() {
         let (_folder, mut file) = file(
             "# mine\n[pb] # the door\nlisten = \"127.0.0.1:1\" # here\n\n[identity.alice]\nkeys = [\"todo/alice\"]\n",
         );
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_said_with_its_place() {
+    fn errors_in_the_configuration_file_name_their_place() {
         let (_folder, odd) = file("[pb]\nlisen = \"127.0.0.1:1\"\n");
         let message = odd.settings().unwrap_err().to_string();
         assert!(message.contains("lisen") && message.contains("line 2"), "{message}");

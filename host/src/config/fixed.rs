@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_running_host_does_not_take_up_is_known_by_its_place() {
+    fn settings_that_need_a_restart_are_named_by_their_place() {
         let folder = tempfile::tempdir().unwrap();
         let fixed = |text: &str| {
             let path = folder.path().join("credhost.toml");

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_said_with_its_place() {
+    fn invalid_listeners_are_refused_with_their_place() {
         let all = [
             ("irc = 6667", "expected an address"),
             ("irc = \"6667\"", "is no address"),
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_one_that_was_named() {
+    fn only_configured_sources_are_proxies() {
         let all =
             read("[service.web.listen]\nhttp = { address = \"127.0.0.1:1\", proxies = [\"10.0.0.0/8\", \"::1\"] }\n")
                 .unwrap();
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_may_do_what_the_operator_lets_it() {
+    fn a_service_has_the_grants_that_the_operator_gives_it() {
         let listener = |may: &str, listen: &str| {
             let text = format!("[service.ssh]\n{may}\n[service.ssh.listen]\nssh = {listen}\n");
             read(&text).map(|all| all[0].clone())
@@ -302,14 +302,14 @@ mod tests {
             let said = listener(&format!("may = {may}"), near).unwrap_err();
             assert!(said.starts_with("[service.ssh] may: ") && said.contains(wanted), "{may}: {said}");
         }
-        // What it may do says nothing of how it can be listened to: the listener says so.
+        // A service's permissions do not cover how it may listen: that is up to the listener.
         let all = listener("may = [\"vouch\"]", "\"0.0.0.0:2222\"").unwrap_err();
         assert!(all.contains("can be reached by others"), "{all}");
         assert!(listener("", "{ address = \"0.0.0.0:2222\", encrypted = true }").unwrap().encrypted);
     }
 
     #[test]
-    fn a_service_is_handed_what_is_its_own() {
+    fn a_service_receives_only_its_own_settings() {
         let settings: Settings = toml_edit::de::from_str(
             "[service.a]\nx = 1\nmay = [\"attach\"]\n[service.a.listen]\nirc = \"127.0.0.1:1\"\n[service.b]\nlisten = \"own\"\n",
         )

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greeting_goes_where_it_fits_best() {
+    fn a_greeting_goes_to_the_best_matching_listener() {
         let all = [
             marks(&[], &[], &[]),
             marks(&["*.example.org"], &[], &[]),

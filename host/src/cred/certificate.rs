@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_a_certificate_is_the_key_as_openssh_has_it() {
+    fn a_certificates_key_equals_its_openssh_form() {
         for (kind, begins) in [
             (&rcgen::PKCS_ED25519, "ssh-ed25519 "),
             (&rcgen::PKCS_ECDSA_P256_SHA256, "ecdsa-sha2-nistp256 "),
@@ -114,7 +114,7 @@ mod tests {
             let read = ClientCertificate::read(certificate.der()).unwrap();
             assert_eq!(read.name.as_deref(), Some("alice"));
             assert!(read.key.line().starts_with(begins), "{}", read.key.line());
-            // By any of its forms.
+            // Each form of the key gives the same key.
             let (of_pem, comment) = PublicKey::parse(&certificate.pem()).unwrap();
             assert_eq!((&of_pem, comment.as_str()), (&read.key, "alice"));
             assert_eq!(PublicKey::parse(&key.public_key_pem()).unwrap(), (read.key.clone(), String::new()));
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_openssl_has_made_is_read() {
+    fn a_certificate_from_openssl_is_read() {
         // openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=rosa
         let (key, comment) = PublicKey::parse(include_str!("rosa.pem")).unwrap();
         assert_eq!(comment, "rosa");
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_is_said() {
+    fn invalid_certificates_are_refused_with_the_reason() {
         for (text, says) in [
             ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no certificate that can be read"),
             ("-----BEGIN CERTIFICATE-----\nAAAA", "not whole"),
@@ -155,14 +155,14 @@ mod tests {
             let said = PublicKey::parse(&two.map(String::as_str).join("\n")).unwrap_err().to_string();
             assert!(said.contains("2 keys or certificates"), "{said}");
         }
-        // What OpenSSL writes before a certificate says nothing.
+        // The text that OpenSSL writes before a certificate is ignored.
         PublicKey::parse(&format!("Certificate:\n    Data:\n{one}")).unwrap();
     }
 
     proptest! {
-        /// Whatever a client shows, it is read or refused.
+        /// Any bytes from a client are either read or refused.
         #[test]
-        fn no_bytes_are_too_strange(at: prop::sample::Index, byte: u8, cut: prop::sample::Index) {
+        fn any_certificate_bytes_are_read_or_refused(at: prop::sample::Index, byte: u8, cut: prop::sample::Index) {
             let (_, certificate) = made(&rcgen::PKCS_ED25519, Some("alice"));
             let mut der = certificate.der().to_vec();
             let at = at.index(der.len());

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_taken_once() {
+    fn a_name_can_be_added_only_once() {
         let authorizer = DefaultAuthorizer::new();
         authorizer.add(Identity::new("joe").unwrap()).unwrap();
         let again = authorizer.add(Identity::new("joe").unwrap()).unwrap_err();

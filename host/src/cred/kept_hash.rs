@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_can_be_checked_and_what_cannot_is_refused() {
+    fn accepted_hashes_can_be_checked_and_others_are_refused() {
         let (mut taken, mut refused) = (0, 0);
         let params = |memory, passes, lanes, keyid: &[u8], data: &[u8]| {
             let mut builder = ParamsBuilder::new();
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn bcrypt_is_checked_as_others_make_it() {
+    fn bcrypt_hashes_of_other_programs_are_checked() {
         for version in [bcrypt::Version::TwoA, bcrypt::Version::TwoB, bcrypt::Version::TwoY] {
             let hash = bcrypt::hash_with_result("Zo\u{eb} right", 4).unwrap().format_for_version(version);
             check_hash(&hash, MEMORY, HashCost::LEAST).unwrap();
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_taken_is_called_by_its_name() {
+    fn unsupported_hashes_are_refused_by_name() {
         let decoy = |memory, passes| HashCost { memory, passes }.decoy(&[1; 24]);
         assert!(check_hash(&decoy(19 << 10, 2), MEMORY, HashCost::LEAST).is_ok());
         assert!(check_hash(&decoy(64 << 10, 3), MEMORY, HashCost::LEAST).is_ok(), "as argon2-cffi makes them");

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn adding_twice_is_once_and_the_first_is_the_first_by_name() {
+    fn a_key_is_added_only_once_and_the_first_is_first_by_name() {
         let mut keyring = Keyring::default();
         assert!(keyring.add(Key::new("one", "b").unwrap()));
         assert!(keyring.add(Key::new("one", "a").unwrap()));

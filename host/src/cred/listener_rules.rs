@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_is_said_with_its_name() {
+    fn invalid_listener_rules_are_refused_with_their_name() {
         let none = BTreeMap::new();
         let rules = ListenerRules::read(Some("board/guest"), Some("todo"), &none, false).unwrap();
         assert_eq!(rules.anonymous, Some(Key::new("board", "guest").unwrap()));

@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_let_in_by_an_empty_password() {
+    fn an_empty_password_lets_nobody_in() {
         let (authorizer, login) = login();
         for hash in [Password::new("").hash(HashCost::LEAST, &[1; 16]).unwrap(), bcrypt::hash("", 4).unwrap()] {
             authorizer
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn names_ask_for_perspectives() {
+    fn a_login_name_can_request_a_perspective() {
         let wanted = |name| Wanted::parse(name).perspective;
         assert_eq!(wanted("alice"), None);
         assert_eq!(wanted("alice/todo"), Some(("todo".to_owned(), None)));

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_goes_on_while_it_is_used_and_not_for_ever() {
+    fn use_extends_a_login_but_not_for_ever() {
         let (mut alice, by) = alice();
         let login = alice.change_login(&begins(1, by), 10).unwrap().number;
         assert!(alice.takes(login, 109) && !alice.takes(login, 110));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_gone_with_what_it_began_with() {
+    fn a_login_ends_with_what_it_began_with() {
         type Take = fn(&mut Identity, u64);
         let ways: [(&str, Take); 5] = [
             ("the credential", |alice, by| alice.credentials.retain(|credential| credential.id != by)),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn no_login_begins_with_another() {
+    fn a_login_cannot_begin_with_another_login() {
         let (mut alice, by) = alice();
         let one = alice.change_login(&begins(1, by), 10).unwrap().number;
         let other = alice.change_login(&begins(2, one), 10).unwrap().number;
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_so_many_and_no_more() {
+    fn logins_have_a_limit_and_the_oldest_makes_room() {
         let (mut alice, by) = alice();
         let first = alice.change_login(&begins(0, by), 10).unwrap().number;
         for token in 1..=u8::try_from(MOST_LOGINS).unwrap() {

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_name_cannot_be_taken_for_another() {
+    fn a_new_name_cannot_be_mistaken_for_another() {
         for good in ["alice", "Zoë Müller", "o'brien@example.org", "李小龍", "שרה", "👍", "a b c"] {
             assert!(Name::chosen(NameOf::Identity, good).is_ok(), "{good:?}");
         }

@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_does_not_keep_memory_shares_one_which_is_erased() {
+    fn threads_without_own_memory_share_one_that_is_erased() {
         // More than any other test takes.
         let cost = HashCost { memory: 24 << 10, passes: 2 };
         let hash =
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_made_cheaper_than_asked_for_now_is_known() {
+    fn a_hash_cheaper_than_the_current_cost_is_recognized() {
         let hash = Password::new("x").hash(HashCost::LEAST, &[1; 16]).unwrap();
         assert!(!Password::is_cheaper(&hash, HashCost::LEAST));
         assert!(Password::is_cheaper(&hash, HashCost { passes: 3, ..HashCost::LEAST }));
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_programs_have_hashed_fits_as_it_was_typed() {
+    fn hashes_of_other_programs_match_the_password_as_typed() {
         // Without NFKC, which makes 2 of ² and ss of nothing.
         for typed in ["stra\u{df}e 20m\u{b2} \u{b5}", "\u{fb01}rst", "Zoe\u{308}"] {
             let cost = HashCost::LEAST;
@@ -324,7 +324,7 @@ mod tests {
         fn erased<T: zeroize::ZeroizeOnDrop>() {}
         erased::<Password>();
         erased::<crate::cred::Token>();
-        // On a thread of its own, which keeps its memory from then on.
+        // On its own thread, which keeps its hashing memory from then on.
         let checking = std::thread::spawn(|| {
             keep_memory(HashCost::LEAST.memory);
             let hash = Password::new("one").hash(HashCost::LEAST, &[1; 16]).unwrap();

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_not_be_kept_is_refused_with_its_line() {
+    fn text_that_cannot_be_kept_is_refused_with_its_line() {
         let rest = ED25519.split_once(' ').unwrap().1;
         for (text, says) in [
             (String::new(), "there is no key in it"),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_said() {
+    fn invalid_keys_and_signatures_are_refused() {
         assert!(PublicKey::parse("ssh-ed25519 nonsense").is_err());
         let private = PublicKey::parse("-----BEGIN OPENSSH PRIVATE KEY-----").unwrap_err().to_string();
         assert!(private.contains("private key"), "{private}");

@@ -111,12 +111,12 @@ mod tests {
     }
 
     #[test]
-    fn no_composition_is_asked_for() {
+    fn no_particular_composition_is_required() {
         assert_eq!(check("wooden giraffe sings at noon"), Ok(()));
     }
 
     #[test]
-    fn what_is_guessed_soon_is_refused_with_the_reason() {
+    fn easily_guessed_passwords_are_refused_with_the_reason() {
         for weak in ["aaaaaaaaaaaaaaaaaaaa", "passwordpassword", "alicealicealicealice", "umbrellaorchard"] {
             let refused = check(weak).unwrap_err();
             assert!(matches!(&refused, CredentialError::Weak { why, .. } if !why.is_empty()), "{weak}: {refused}");
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_the_list_is_refused() {
+    fn passwords_on_the_block_list_are_refused() {
         let rules = PasswordRules {
             blocked: HashSet::from(["our company's favourite motto".to_owned()]),
             ..PasswordRules::default()
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_weaker_than_the_standard_are_said() {
+    fn rules_weaker_than_the_standard_are_reported() {
         assert_eq!(PasswordRules::default().weaker_than_standard(), None);
         assert!(PasswordRules { shortest: 8, ..PasswordRules::default() }.weaker_than_standard().is_some());
     }

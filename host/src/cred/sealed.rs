@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn digests_of_other_parts_are_others() {
+    fn digests_of_different_parts_differ() {
         let secret = StoreSecret::new([1; 32]);
         assert_ne!(secret.digest("a", &[b"bc"]), secret.digest("ab", &[b"c"]));
         assert_ne!(secret.digest("a", &[b"b", b"c"]), secret.digest("a", &[b"bc"]));

@@ -255,12 +255,12 @@ mod tests {
     }
 
     #[test]
-    fn the_ladder_is_as_written() {
+    fn the_waits_follow_the_ladder() {
         let mut throttle = Throttle::new();
         let mut waits = Vec::new();
         let mut now = 0;
         for _ in 0..16 {
-            // A source of its own each time: the ladder by name.
+            // A new source each time, so that only the ladder by name applies.
             let source = Digest::from(u128::from(now + 1).to_le_bytes());
             match fail(&mut throttle, source, false, now) {
                 Ok(_) => waits.push(0),
@@ -301,18 +301,18 @@ mod tests {
     }
 
     #[test]
-    fn who_is_in_the_way_of_what_is_being_checked_waits_for_it() {
+    fn an_attempt_beyond_those_being_checked_waits_for_them() {
         let mut throttle = Throttle::new();
         let tries: Vec<Try> = (0..3).map(|_| throttle.begin(ALICE, HERE, true, [0; 2], 5).unwrap()).collect();
         let counter = Counter::of(ALICE, HERE, true);
         let next = |throttle: &mut Throttle, checking, now| throttle.begin(ALICE, HERE, true, [checking; 2], now);
         assert_eq!(next(&mut throttle, 3, 5), Err(Denied::Busy(Held::ByName(counter))));
-        // They were wrong: it waits as long as after three in a row.
+        // All three were wrong: the wait is the same as after three in a row.
         for one in tries {
             let _ = throttle.failed(one);
         }
         assert_eq!(next(&mut throttle, 0, 5), Err(Denied::Wait(1000)));
-        // The one after that is being checked: two at once are looked at no sooner than one after the other.
+        // The next attempt is being checked: two at once are checked no sooner than one after the other.
         let right = next(&mut throttle, 0, 1005).unwrap();
         assert_eq!(next(&mut throttle, 1, 1005), Err(Denied::Wait(2000)));
         assert!(throttle.succeeded(right, 0));
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_looked_at_at_once_however_many_are_right() {
+    fn successes_do_not_raise_the_number_of_concurrent_checks() {
         let mut throttle = Throttle::new();
         let begin = |throttle: &mut Throttle, checking| throttle.begin(ALICE, HERE, true, [checking; 2], 5);
         let tries: Vec<Try> = (0..3).map(|checking| begin(&mut throttle, checking).unwrap()).collect();
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_many_share_waits_for_what_is_being_checked_too() {
+    fn a_shared_source_also_waits_for_attempts_being_checked() {
         let mut throttle = Throttle::new();
         for name in 0..20u8 {
             let _ = throttle.begin([name; 16], HERE, true, [0, u32::from(name)], 5).unwrap();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_ends_the_row() {
+    fn a_success_ends_a_row_of_failures() {
         let mut throttle = Throttle::new();
         fail(&mut throttle, HERE, false, 1).unwrap();
         fail(&mut throttle, HERE, false, 1).unwrap();
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_have_counted_the_same_do_not_all_go_at_once() {
+    fn counters_with_equal_counts_are_not_all_evicted_at_once() {
         let mut throttle = Throttle { kept: 100, ..Throttle::default() };
         for name in 0..100u8 {
             throttle.restore(Counter { name: [name; 16], source: None }, 3, 0);
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_try_that_was_not_checked_makes_nobody_wait() {
+    fn an_unchecked_attempt_makes_nobody_wait() {
         let mut throttle = Throttle::new();
         for _ in 0..3 {
             let _ = fail(&mut throttle, HERE, false, 0);

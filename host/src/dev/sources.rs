@@ -180,7 +180,7 @@ mod tests {
         std::fs::write(folder.path().join("src/deep/other.rs"), "22").expect("it can be written");
         let changed = tokio::time::timeout(PATIENCE, sources.changed()).await.expect("it is seen");
         assert_eq!(changed, [Path::new("src/deep/other.rs")]);
-        // As editors save: another file in its place.
+        // Editors save this way: a new file replaces the old one.
         std::fs::write(folder.path().join("new"), "333").expect("it can be written");
         std::fs::rename(folder.path().join("new"), folder.path().join("src/lib.rs")).expect("it can be moved");
         let mut seen = Vec::new();
@@ -190,17 +190,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_saved_is_seen_where_the_file_system_tells() {
+    async fn saved_files_are_noticed_by_file_system_events() {
         is_seen(false).await;
     }
 
     #[tokio::test]
-    async fn what_is_saved_is_seen_where_it_does_not() {
+    async fn saved_files_are_noticed_by_polling() {
         is_seen(true).await;
     }
 
     #[tokio::test]
-    async fn what_it_is_made_with_is_watched_from_when_that_is_known() {
+    async fn dependencies_are_watched_once_they_are_known() {
         let folder = tempfile::tempdir().expect("a folder");
         let (own, other) = (folder.path().join("own"), folder.path().join("other"));
         for folder in [&own, &other] {
@@ -214,7 +214,7 @@ mod tests {
             std::fs::write(other.join("src/lib.rs"), format!("a change: {poll}")).expect("it can be written");
             let changed = tokio::time::timeout(PATIENCE, sources.changed()).await.expect("it is seen");
             assert_eq!(changed, [Path::new("other/src/lib.rs")]);
-            // What was saved while it was being built.
+            // A file that was saved during the build.
             let mut sources = Sources::new(&own, poll);
             sources.also(std::slice::from_ref(&other), SystemTime::UNIX_EPOCH);
             assert_eq!(sources.look(), [Path::new("other/src/lib.rs")]);

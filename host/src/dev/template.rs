@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_cargo_would_not_take_are_refused_and_say_why() {
+    fn names_that_cargo_would_refuse_are_refused_with_the_reason() {
         let folder = tempfile::tempdir().expect("a folder");
         for (name, says) in [
             ("Guest", "small letter"),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_there_is_left_as_it_is() {
+    fn an_existing_folder_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let place = folder.path().join("guest-book");
         assert_eq!(make(&place, &Api::Version("1".to_owned())).expect("it is made"), "guest-book");

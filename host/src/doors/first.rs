@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_whose_first_bytes_say() {
+    fn the_first_bytes_select_the_listener() {
         let all = all();
         for (first, whose) in [
             (hello("www.example.org", &["http/1.1"]), "web"),
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nobody_s_is_told_so() {
+    fn a_connection_that_matches_no_listener_is_refused() {
         let all = settings(
             r#"
             [service.a.listen]
@@ -298,7 +298,7 @@ mod tests {
         /// The verdict does not depend on how the bytes arrive. Each request is for more bytes than have arrived, and
         /// never for more than all of them.
         #[test]
-        fn bytes_may_come_in_any_parts(which in 0..5usize, records in 1..600usize, step in 1..40usize) {
+        fn the_verdict_does_not_depend_on_how_bytes_arrive(which in 0..5usize, records in 1..600usize, step in 1..40usize) {
             let all = all();
             let (first, whose) = match which {
                 0 => (cut(&hello("www.example.org", &["h2"]), records), "web"),
@@ -324,7 +324,7 @@ mod tests {
 
         /// Any bytes get a verdict.
         #[test]
-        fn no_bytes_are_too_strange(mut first in prop::collection::vec(any::<u8>(), 0..300), tls: bool, silent: bool) {
+        fn any_first_bytes_get_a_verdict(mut first in prop::collection::vec(any::<u8>(), 0..300), tls: bool, silent: bool) {
             if tls && !first.is_empty() {
                 first[0] = HANDSHAKE;
             }

@@ -383,7 +383,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_code_says_that_has_yet_to_serve_counts_once_it_does() {
+    fn a_generations_settings_count_once_it_serves() {
         let folder = tempfile::tempdir().unwrap();
         let address = format!("unix:{}", folder.path().join("socket").display());
         let listening =
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn each_client_has_a_little_though_the_listener_is_full() {
+    fn each_client_may_buffer_a_little_even_if_the_listener_is_full() {
         let folder = tempfile::tempdir().unwrap();
         let address = format!("unix:{}", folder.path().join("socket").display());
         let listening =
@@ -419,7 +419,7 @@ mod tests {
         assert!(!listening.buffers(1, false));
         listening.has_less(1);
         assert!(listening.buffers(1, false));
-        // Streams that wait for the service have a limit of their own, until it takes them.
+        // Streams that wait for the service have their own limit until the service takes them.
         let source = IpAddr::from([127, 0, 0, 1]);
         assert_eq!([1, 2].map(|number| listening.hold(number)), [None, None]);
         assert!(listening.admit(source, true, false, 2).is_none() && listening.admit(source, true, false, 3).is_some());
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_host_has_left_is_put_out_of_the_way_and_nothing_else() {
+    fn only_a_socket_that_a_host_left_behind_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         drop(UnixListener::bind(&path).unwrap());

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_near_who_comes_by_a_proxy_that_is_not() {
+    fn a_client_of_a_remote_proxy_is_never_local() {
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
         let (far, near) = (at("10.0.0.5:9"), at("127.0.0.1:9"));
         for (proxy, said, wanted) in [
@@ -148,11 +148,11 @@ mod tests {
     }
 
     #[test]
-    fn a_header_says_whose_it_is_and_what_is_behind_it_is_left() {
+    fn a_header_names_the_source_and_the_bytes_after_it_remain() {
         let four = [10, 1, 2, 3, 192, 168, 0, 1, 0x30, 0x39, 0x22, 0x53];
         let mut six = [0; 36];
         (six[15], six[31], six[33], six[35]) = (7, 1, 80, 81);
-        // With another field behind the addresses: a unique id.
+        // With another field after the addresses: a unique id.
         let more = [&four[..], &[0x05, 0, 2, b'i', b'd']].concat();
         let whose = |text: &str| Ok(Some(text.to_owned()));
         for (bytes, expected) in [
@@ -170,7 +170,7 @@ mod tests {
 
     /// With any number of bytes, `find_header` agrees with `header`.
     #[test]
-    fn the_end_of_a_header_is_found_where_it_is_read_to() {
+    fn finding_a_header_and_reading_it_agree_on_its_end() {
         let four = [10, 1, 2, 3, 192, 168, 0, 1, 0x30, 0x39, 0x22, 0x53];
         for bytes in [
             b"PROXY TCP4 10.1.2.3 192.168.0.1 12345 8787\r\nnext".to_vec(),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_said() {
+    fn invalid_headers_are_refused_with_the_reason() {
         let long = [&b"PROXY TCP4 "[..], &[b'1'; 200]].concat();
         let huge = [&SIGNATURE[..], &[0x21, 0x11, 0xff, 0xff], &[0; 100]].concat();
         for (bytes, expected) in [

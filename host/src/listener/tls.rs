@@ -284,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_made_is_taken_and_half_a_pair_is_not() {
+    fn a_generated_pair_is_loaded_and_half_a_pair_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];

@@ -35,7 +35,7 @@ mod tests {
 
     use super::stranger;
 
-    /// Who was served, in order: nine strangers, and one client that has logged in and has something in each pass.
+    /// The order in which clients are served: nine strangers, and one client that has logged in and has something in each pass.
     async fn served(turns: bool) -> String {
         let said = Rc::new(RefCell::new(String::new()));
         let all = LocalSet::new();
@@ -66,10 +66,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_inside_is_served_in_each_pass_and_one_stranger_is() {
+    async fn each_pass_serves_a_logged_in_client_and_one_stranger() {
         assert_eq!(served(false).await, "sssssssssiiiiiiiii", "as they come");
         let served = served(true).await;
-        // Two passes may end and begin with one each.
+        // One pass may end with a stranger, and the next may begin with one.
         assert!(served.matches('s').count() == 9 && !served.contains("sss"), "{served}");
     }
 }

@@ -145,14 +145,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_library_is_told_what_it_is() {
+    fn files_that_are_not_libraries_are_refused_with_the_reason() {
         assert_eq!(check(b"", 0).unwrap_err().to_string(), "it is empty");
         assert!(check(b"#!/bin/sh\n", 10).unwrap_err().to_string().starts_with("it is no library"));
         assert!(check(b"\x7fELF\x02\x01", 6).unwrap_err().to_string().starts_with("it is only part"));
     }
 
     #[test]
-    fn this_very_program_is_whole_until_it_is_cut() {
+    fn the_test_program_is_whole_until_it_is_cut() {
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         let length = own.len() as u64;
         let extent = check(&own, length).unwrap();
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn no_flipped_bit_in_the_head_does_more_than_be_refused() {
+    fn a_flipped_bit_in_the_head_never_causes_a_panic() {
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         for at in 0..512 {
             for bit in 0..8 {

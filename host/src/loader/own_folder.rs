@@ -141,11 +141,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn however_deep_and_whatever_it_is_it_goes() {
+    fn a_folder_is_removed_however_deep_and_whatever_it_contains() {
         let home = tempfile::tempdir().expect("a folder");
         let folder = OwnFolder::beside(&home.path().join("lib.so")).expect("it is made");
         let path = folder.path().to_owned();
-        // As deep as no path can be long: each level is put around the one before.
+        // Deeper than any path can be long: each level is put around the one before.
         std::fs::create_dir(path.join("d")).expect("it is made");
         for _ in 0..5_000 {
             std::fs::create_dir(path.join("n")).expect("it is made");

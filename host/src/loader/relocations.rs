@@ -237,7 +237,7 @@ mod tests {
         std::fs::read(std::env::current_exe().unwrap()).unwrap()
     }
 
-    /// Where in the file the relocations are, and the bytes that they take.
+    /// The offset of the relocations in the file, and their size in bytes.
     fn relocations(file: &[u8]) -> (usize, usize) {
         let image = Image::new(file).unwrap();
         let (table, size) = (image.value(elf::DT_RELA).unwrap(), image.value(elf::DT_RELASZ).unwrap());
@@ -246,12 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn this_very_program_is_sound() {
+    fn the_test_program_is_sound() {
         assert_eq!(check(&own()), Ok(()));
     }
 
     #[test]
-    fn what_would_write_or_point_outside_is_refused() {
+    fn relocations_that_write_or_point_outside_are_refused() {
         let good = own();
         let (start, size) = relocations(&good);
         for at in (start..start + size).step_by(24 * 997) {
@@ -266,14 +266,14 @@ mod tests {
         }
     }
 
-    /// Where in the file the header of a kind of segment is.
+    /// The offset in the file of the header of this kind of segment.
     fn header(file: &[u8], kind: elf::ProgramType) -> usize {
         let image = Image::new(file).unwrap();
         let header = image.segments.iter().find(|segment| segment.p_type(ENDIAN) == kind).unwrap();
         std::ptr::from_ref(header).addr() - file.as_ptr().addr()
     }
 
-    /// Where in the file an entry of the dynamic table is.
+    /// The offset in the file of an entry of the dynamic table.
     fn entry(file: &[u8], tag: elf::DynamicTag) -> usize {
         let image = Image::new(file).unwrap();
         let entry = image.dynamic.iter().find(|entry| entry.d_tag(ENDIAN) == tag).unwrap();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_and_tables_that_lie_elsewhere_are_refused() {
+    fn misplaced_segments_and_tables_are_refused() {
         const OFFSET: usize = 16;
         const SIZE: usize = 40;
         let good = own();
@@ -292,7 +292,8 @@ mod tests {
         };
         for kind in [elf::PT_GNU_RELRO, elf::PT_TLS, elf::PT_LOAD] {
             let at = header(&good, kind);
-            // What is protected is too long, or what is loaded overlaps; a thread's own part is shorter than what fills it.
+            // The RELRO segment becomes too long, or loaded segments overlap; the thread-local segment gets an address outside
+            // the image.
             let what = match kind {
                 elf::PT_TLS => refused(at + OFFSET + 4, 1),
                 _ => refused(at + SIZE + 4, 1),
@@ -310,11 +311,11 @@ mod tests {
     }
 
     #[test]
-    fn the_table_that_counts_is_the_one_that_the_linker_takes() {
+    fn the_check_reads_the_same_entry_as_the_linker() {
         let good = own();
         let image = Image::new(&good).unwrap();
         let size = image.value(elf::DT_RELASZ).unwrap();
-        // An entry after it becomes another of its kind: the linker would take that one's value.
+        // A later entry becomes another of its kind: the linker would take the later value.
         let after = image.dynamic.iter().skip_while(|entry| entry.d_tag(ENDIAN) != elf::DT_RELASZ).skip(1);
         let other = after.map(|entry| entry.d_tag(ENDIAN)).find(|tag| *tag == elf::DT_RELAENT).unwrap();
         let mut bad = good.clone();
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn no_flipped_bit_does_more_than_be_refused() {
+    fn a_flipped_bit_never_causes_a_panic() {
         let good = own();
         let (start, _) = relocations(&good);
         let mut flipped = good.clone();

@@ -297,15 +297,15 @@ mod tests {
     use std::sync::mpsc::channel;
 
     #[test]
-    fn sources_take_turns_and_what_is_too_much_is_refused() {
+    fn sources_take_turns_and_excess_checks_are_refused() {
         let hashing = Hashing::with_threads(&[Serves::All], 1, 1);
         let (one, other) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
         let (go, wait) = channel::<()>();
         let (told, heard) = channel();
-        // Keeps the one thread until all have come.
+        // Occupies the only thread until all checks are submitted.
         hashing
             .submit((one, false), 1, move || {
-                // Its other end is dropped: that is the word.
+                // The test gives the signal by dropping the other end.
                 let _ = wait.recv();
             })
             .unwrap();
@@ -352,7 +352,7 @@ mod tests {
         drop(go);
         let order: Vec<bool> = heard.iter().take(8).collect();
         assert_eq!(order.iter().take(7).filter(|known| **known).count(), 3, "{order:?}");
-        // And those who belong here do not keep strangers out.
+        // And known sources do not keep strangers out.
         assert!(order.iter().filter(|known| !**known).count() >= 3, "{order:?}");
     }
 
@@ -362,7 +362,7 @@ mod tests {
         let (go, wait) = channel::<()>();
         let (wait, here) = (Arc::new(Mutex::new(wait)), IpAddr::from([127, 0, 0, 1]));
         let (told, heard) = channel();
-        // Two at once would take all; 20 are for the two threads of known sources.
+        // Two at once would take all the memory; 20 are reserved for the two threads of known sources.
         for _ in 0..2 {
             let (wait, told) = (Arc::clone(&wait), told.clone());
             let work = move || {
@@ -392,7 +392,7 @@ mod tests {
                 let _ = wait.recv();
             })
             .unwrap();
-        // More strangers wait than there is a thread for.
+        // More strangers wait than there are threads for them.
         for _ in 0..3 {
             let told = told.clone();
             hashing.submit((here, false), 1, move || told.send("stranger").unwrap()).unwrap();
@@ -417,7 +417,7 @@ mod tests {
                 {
                     let mut now = now.lock();
                     now.0 += memory;
-                    // One that is larger than the budget is done alone.
+                    // A check that is larger than the budget runs alone.
                     now.1 = now.1.max(if now.0 == memory { memory.min(100) } else { now.0 });
                 }
                 std::thread::yield_now();
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_panics_takes_nobody_along() {
+    fn a_check_that_panics_does_not_affect_the_next() {
         let hashing = Hashing::with_threads(&[Serves::All], 1, 1);
         let here = IpAddr::from([127, 0, 0, 1]);
         let (told, heard) = channel();

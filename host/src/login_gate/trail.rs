@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_chooses_makes_no_lines() {
+    fn values_that_a_client_chooses_make_no_extra_lines() {
         let mut sums = Sums::default();
         let written = (0..100_000).filter(|index| sums.note(kind(1), &digest(*index), event(), 1000).is_some()).count();
         assert_eq!(written as u64, BURST);
@@ -259,7 +259,7 @@ mod tests {
             let of = kind(index % 2);
             if !sums.counts("login.refused", of, &digest(index), 1000 + index) {
                 noted += 1;
-                // As whoever notes one does.
+                // As every caller of `note` does.
                 assert!(sums.due(1000 + index).is_empty());
                 let event = event().with("identity", index);
                 written += u64::from(sums.note(of, &digest(index), event, 1000 + index).is_some());
@@ -291,12 +291,12 @@ mod tests {
         let times: u64 = due.iter().map(|line| line.about["times"].as_u64().unwrap()).sum();
         assert_eq!(times + lines, 200_000, "each is counted");
         assert!(due.iter().any(|line| line.about["peer"] == "many"));
-        // The next minute has lines of its own.
+        // The next minute has its own lines.
         assert!(sums.note(kind(1), &digest(1), event(), 1001 + INTERVAL).is_some());
     }
 
     #[test]
-    fn few_names_are_counted_well() {
+    fn names_are_counted_within_a_fifth() {
         for names in [1, 10, 100, 1000, 10_000] {
             let mut estimate = Estimate::default();
             (0..3 * names).for_each(|index| estimate.add(&digest(index % names)));

@@ -261,7 +261,7 @@ mod tests {
 
     use super::*;
 
-    /// A perspective's state is wanted: what comes of it.
+    /// Asks for a perspective's state. Returns the channel of the result.
     fn wants(visited: &Visited, perspective: &str, now: Instant) -> Receiver<Result<(), StoreError>> {
         let (done, came) = channel();
         visited.once_yielded(perspective, now, Box::new(move |how| drop(done.send(how))));
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_ever_nor_do_too_many() {
+    fn waiting_for_a_state_is_limited_in_time_and_number() {
         let (elsewhere, visited, now) = (Elsewhere::default(), Arc::<Visited>::default(), Instant::now());
         let (asked, second) = (asked(&visited), Duration::from_secs(1));
         elsewhere.begins(&visited);
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(asked.try_iter().count(), 2, "it is asked again");
         elsewhere.yielded("alice");
         assert_eq!(again.recv(), Ok(Ok(())));
-        // When the trial is over, nothing is taken from what serves any more.
+        // When the trial is over, nothing more is taken from the serving version.
         visited.visit("bob", || ());
         visited.visit("dave", || ());
         visited.leave("dave");

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_are_loaded_when_too_many_stay() {
+    fn nothing_more_is_loaded_when_too_many_generations_stay() {
         let ended = Ended::default();
         for number in 1..MOST_HELD as u32 {
             ended.count("todo", number, &UnloadOutcome::Condemned);

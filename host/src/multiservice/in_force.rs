@@ -131,7 +131,7 @@ fn tell(generation: &Generation, limits: &ServiceLimits) {
 mod tests {
     use super::*;
 
-    /// Whoever holds a lock of their own may read, while another thread notifies generations, which take that lock.
+    /// A thread that holds its own lock may read the limits while another thread notifies generations, which take that lock.
     #[test]
     fn limits_are_read_while_generations_are_notified() {
         let limits = LimitsInForce::default();

@@ -80,7 +80,7 @@ pub struct Quarantined {
 mod tests {
     use super::*;
 
-    /// What comes of crashes at these seconds after the first.
+    /// The decisions after crashes at these seconds after the first.
     fn after(seconds: &[f64]) -> Vec<Next> {
         let (mut recovery, began) = (Recovery::default(), Instant::now());
         seconds.iter().map(|at| recovery.crashed(began + Duration::from_secs_f64(*at))).collect()
@@ -97,12 +97,12 @@ mod tests {
             (&[0.0, 1.0], vec![start(0.0), start(0.1)]),
             (&[0.0, 1.0, 59.0], vec![start(0.0), start(0.1), Next::Quarantine]),
             (&[0.0, 30.0, 60.0, 89.0], vec![start(0.0), start(0.1), start(0.2), Next::Quarantine]),
-            // One in forty seconds: it rests longer each time, but no longer than half a minute.
+            // One crash in forty seconds: the delay grows each time, up to half a minute.
             (
                 &[0.0, 40.0, 80.0, 120.0, 160.0, 200.0, 240.0, 280.0, 320.0, 360.0, 400.0],
                 [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0].map(start).to_vec(),
             ),
-            // Ten good minutes.
+            // Ten minutes without a crash.
             (&[0.0, 40.0, 640.0], vec![start(0.0), start(0.1), start(0.0)]),
             (&[0.0, 40.0, 639.0], vec![start(0.0), start(0.1), start(0.2)]),
         ] {

@@ -265,7 +265,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Mail in parts is the same mail: each part is whole frames, no more than was wanted unless it is one.
+        /// The parts together are the mail. Each part consists of whole frames, and is no longer than wanted unless it is a
+        /// single frame.
         #[test]
         fn parts_are_whole_frames(sizes in proptest::collection::vec(0..300usize, 0..40), most in 0..1000usize) {
             let mut mail = Vec::new();
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mail_is_one_part() {
+    fn malformed_mail_is_one_part() {
         for mail in [&[][..], &[1; 7], &[1; 11], &[255; 30]] {
             assert_eq!(first_frames(mail, 5), mail.len());
         }

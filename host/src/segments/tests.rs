@@ -24,7 +24,7 @@ fn head(store: &MemoryStore) -> (Head, Head) {
 }
 
 #[test]
-fn how_much_is_kept_is_a_time_or_a_size() {
+fn the_amount_to_keep_is_a_time_or_a_size() {
     assert_eq!(Keep::parse("90 days"), Ok(Keep::Time(Duration::from_secs(90 * 24 * 3600))));
     assert_eq!(Keep::parse(" 12h"), Ok(Keep::Time(Duration::from_secs(12 * 3600))));
     assert_eq!(Keep::parse("100 MiB"), Ok(Keep::Bytes(100 << 20)));
@@ -52,7 +52,7 @@ fn old_lines_move_into_segments_in_order_and_the_rest_verifies() {
         let covers = verify_file(store.secret(), &file).unwrap();
         assert_eq!((covers.first, covers.last, covers.after), (first, last, before));
         before = covers.end;
-        // The trail that is kept begins where the segment ends, and a head that was noted down before still fits.
+        // The kept trail begins where the segment ends, and a head that was noted before still fits.
         assert_eq!(head(&store).0.to_string(), before);
         verify(&store, &[Some(noted.clone())], &mut |_| ()).unwrap();
     }
@@ -115,7 +115,7 @@ fn a_change_anywhere_in_a_segment_is_detected() {
         twice.insert(at, lines[at]);
         others.push((format!("line {at} twice"), twice.join("\n")));
     }
-    // Where another segment ends is no place for this one to begin or to end.
+    // This segment may not begin or end where another segment ends.
     let other = folder.path().join("other");
     export(&store, &other, 3).unwrap();
     let other = fs::read_to_string(&other).unwrap();
@@ -141,7 +141,7 @@ fn a_change_anywhere_in_a_segment_is_detected() {
 }
 
 #[test]
-fn what_cannot_be_written_into_the_archive_is_kept() {
+fn lines_that_cannot_be_archived_are_kept() {
     let (store, folder) = (trail(10), folder());
     let in_the_way = folder.path().join("archive");
     fs::write(&in_the_way, "a file").unwrap();
@@ -155,7 +155,7 @@ fn what_cannot_be_written_into_the_archive_is_kept() {
 }
 
 #[test]
-fn a_prune_cut_off_after_the_file_is_repeated() {
+fn a_prune_interrupted_after_its_file_is_repeated() {
     let (store, folder) = (trail(10), folder());
     let archive = folder.path().join("archive");
     fs::create_dir(&archive).unwrap();
@@ -171,15 +171,15 @@ fn a_prune_cut_off_after_the_file_is_repeated() {
     }
 }
 
-/// The host ends while it drops what is in a segment: a part of that is still in the trail.
+/// The host ends while it drops the lines of a segment: some of them are still in the trail.
 #[test]
-fn no_line_is_in_two_segments_though_a_prune_was_cut_off() {
+fn an_interrupted_prune_puts_no_line_into_two_segments() {
     for grown in [10, 20] {
         let (store, folder) = (trail(10), folder());
         let archive = folder.path().join("archive");
         fs::create_dir(&archive).unwrap();
         export(&store, &archive.join("audit-0000000001-0000000009.jsonl"), 9).unwrap();
-        // A name alone is no segment.
+        // A file is not a segment by its name alone.
         fs::write(archive.join("audit-0000000002-0000000007.jsonl"), "half a segment\n").unwrap();
         let fifth = wait(|done| store.audit(4, 1, done)).unwrap().remove(0);
         drop_through(&store, &Head { number: 5, digest: fifth.digest }, "a test", None).unwrap();
@@ -203,9 +203,9 @@ fn no_line_is_in_two_segments_though_a_prune_was_cut_off() {
 }
 
 #[test]
-fn nothing_is_dropped_of_a_trail_that_somebody_has_changed() {
-    // Who can write to the store, but has not the key, has old lines dropped, or new ones; or makes the latest so long that all
-    // others have to go.
+fn nothing_is_dropped_from_a_trail_that_was_tampered_with() {
+    // Somebody who can write to the store, but does not have the key, tries to get old lines or new ones dropped, or makes the
+    // latest so long that all others have to go.
     for (at, text) in [
         (0, "x"),
         (8, "x"),
@@ -219,7 +219,7 @@ fn nothing_is_dropped_of_a_trail_that_somebody_has_changed() {
         }
         assert_eq!(wait(|done| store.anchor(done)).unwrap(), Head::beginning());
     }
-    // And a line that was changed after it was verified is not dropped for the one that was.
+    // A line that was changed after verification is not dropped in place of the verified one.
     let store = trail(10);
     let through = dispensable(&store, Keep::Bytes(0), 0).unwrap().unwrap();
     store.tamper(3, "x");

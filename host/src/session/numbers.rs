@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_of_one_connection_and_one_kind() {
+    fn a_number_is_valid_for_one_connection_and_one_kind() {
         let no = Table::<HandleKind, ()>::default().insert(());
         assert_eq!(HandleNo::of(no.on(7), 7), Some(no));
         assert_eq!(HandleNo::of(no.on(7), 8), None);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_given_up_does_not_come_back_soon() {
+    fn a_removed_number_is_not_reused_soon() {
         let mut table = Table::<CallKind, u8>::default();
         let first = table.insert(1);
         assert_eq!(table.remove(first), Some(1));
@@ -338,7 +338,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_table_is_a_map_whose_keys_it_makes(steps in prop::collection::vec((any::<bool>(), any::<usize>()), 0..400)) {
+        fn a_table_is_a_map_that_makes_its_own_keys(steps in prop::collection::vec((any::<bool>(), any::<usize>()), 0..400)) {
             let mut table = Table::<CallKind, usize> { next: MASK - 20, ..Table::default() };
             let mut model: Vec<(CallNo, usize)> = Vec::new();
             for (put, value) in steps {

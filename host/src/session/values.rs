@@ -200,7 +200,7 @@ mod tests {
     proptest! {
         /// Scanning ahead in parts, whether the value is then served or not, does not change the result.
         #[test]
-        fn a_value_that_was_looked_at_in_parts_is_as_one_that_was_not(
+        fn scanning_a_value_ahead_does_not_change_its_verdict(
             all in prop::collection::vec((value(), 1..40_usize, any::<bool>()), 1..8),
         ) {
             let mut values = Values::new(Limits::default());

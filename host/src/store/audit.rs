@@ -295,16 +295,16 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_noted_down_by_who_has_the_key_alone() {
+    fn a_head_can_be_noted_only_with_the_key() {
         let secret = StoreSecret::new([1; 32]);
         let lines = trail(&secret);
         let head = |at: usize| Head { number: lines[at].number, digest: lines[at].digest.clone() };
         assert_eq!(Head::unsealed(&head(4).sealed(Edge::Head, &secret), Edge::Head, &secret), Some(head(4)));
-        // What stands in the store is not enough, and neither is the seal of another line.
+        // The head as it is in the store is not enough, and neither is the seal of another line.
         assert_eq!(Head::unsealed(&head(2).to_string(), Edge::Head, &secret), None);
         let moved = head(4).sealed(Edge::Head, &secret).replace(&head(4).to_string(), &head(2).to_string());
         assert_eq!(Head::unsealed(&moved, Edge::Head, &secret), None);
-        // The head beside the store does not say where the trail begins: else all before it could be taken away.
+        // The head beside the store is not the beginning of the trail; otherwise everything before it could be removed.
         for (made, read) in [(Edge::Head, Edge::Anchor), (Edge::Anchor, Edge::Head)] {
             assert_eq!(Head::unsealed(&head(4).sealed(made, &secret), read, &secret), None);
         }
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_not_the_key_cannot_write_one_that_fits() {
+    fn a_trail_written_without_the_key_does_not_verify() {
         let forged = trail(&StoreSecret::new([2; 32]));
         assert_eq!(verify(&forged, None), Err(Broken::Changed(1)));
     }

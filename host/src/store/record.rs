@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_is_said() {
+    fn invalid_identities_are_refused_with_the_reason() {
         let wrong = |json: &str| serde_json::from_str::<Record>(json).unwrap().identity().unwrap_err().to_string();
         assert!(wrong(r#"{"name": "a/b"}"#).contains("it has a `/`"));
         assert!(wrong(r#"{"name": "a", "keys": ["todo"]}"#).contains("service/perspective"));

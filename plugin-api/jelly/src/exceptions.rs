@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_in_order_and_whole() {
+    fn the_table_is_sorted_and_complete() {
         assert!(BUILTINS.is_sorted_by(|one, other| one.0 < other.0));
         for (name, all) in BUILTINS {
             for base in *all {

@@ -769,7 +769,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_by_byte_finds_what_all_at_once_finds() {
+    fn scanning_byte_by_byte_finds_the_same_as_scanning_at_once() {
         let bytes =
             tokens("(message 1 root echo 1 (tuple (remote 5) (list 1 2 (local 7))) (dictionary (k (remote 6))))");
         let mut whole = Scanner::new(Shape::Message, Limits::default());
@@ -802,7 +802,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_that_looks_like_a_reference_is_none() {
+    fn a_dictionary_pair_that_looks_like_a_reference_is_not_one() {
         let bytes = tokens("(dictionary (remote 5) (a (remote 6)))");
         let mut scanner = Scanner::new(Shape::Value, Limits::default());
         let scanned = scanner.scan(&bytes).unwrap().unwrap();
@@ -854,7 +854,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_are_of_named_classes_where_classes_are_named() {
+    fn only_instances_of_named_classes_pass_where_classes_are_named() {
         let defect = |text: &str, classes| {
             let mut scanner = Scanner::new(Shape::Value, Limits::default()).with_classes(classes);
             scanner.scan(&tokens(text)).unwrap().unwrap().defect.cloned()
@@ -877,7 +877,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_python_client_is_a_defect() {
+    fn values_that_break_a_python_client_are_defects() {
         for (text, expected) in [
             ("(boolean maybe)", malformed("boolean")),
             ("(unicode)", malformed("unicode")),

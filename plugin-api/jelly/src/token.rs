@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_met_at_the_header() {
+    fn limits_are_checked_at_the_header() {
         let mut header = Vec::new();
         digits(&mut header, u64::from(SIZE_LIMIT) + 1);
         let list_header = [header.clone(), vec![LIST]].concat();
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_users_go_out_as_numbers_too() {
+    fn words_of_users_are_written_as_numbers_too() {
         let mut out = Vec::new();
         bytes(&mut out, b"list");
         bytes(&mut out, b"lists");

@@ -580,14 +580,14 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_holds_itself_first_is_no_list_of_nothing() {
+    fn a_list_that_contains_itself_first_is_not_empty() {
         let bytes = Value::decode(&[3, 0x80, 4, 0x87, 1, 0x81, 2, 0x80, 8, 0x87, 2, 0x80, 3, 0x87, 1, 0x81]).unwrap();
         assert_eq!(bytes.root().items().len(), 1);
         assert!(bytes.root().items().next().unwrap().is(&bytes.root()));
     }
 
     #[test]
-    fn a_deep_value_is_dropped_flat() {
+    fn a_deep_value_is_dropped_without_recursion() {
         let mut value = Value::from(1);
         for _ in 0..2_000 {
             value = Value::list([value]);

@@ -1,4 +1,4 @@
-//! What holds for all values, and for all bytes.
+//! Properties of all values, and of all bytes.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +35,7 @@ fn shade() -> impl Strategy<Value = Shade> {
         Just(Shade::Plain),
         any::<(u8, u8)>().prop_map(|(one, two)| Shade::Mixed(one, two)),
         any::<String>().prop_map(|name| Shade::Named { name }),
-        // Some(None) and None are the same to Python: an Option of an Option is not kept apart.
+        // Some(None) and None are the same to Python, so an Option of an Option is not distinguished.
     ];
     leaf.prop_recursive(3, 6, 1, |inner| inner.prop_map(|inner| Shade::Wrapped(Some(Box::new(inner)))))
 }
@@ -77,28 +77,28 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn typed_values_come_back(value in everything()) {
+    fn typed_values_survive_a_round_trip(value in everything()) {
         let bytes = jelly::to_vec(&value).unwrap();
         prop_assert_eq!(&jelly::from_slice::<Everything>(&bytes).unwrap(), &value);
-        // The untyped way is the same bytes.
+        // The untyped form has the same bytes.
         prop_assert_eq!(Value::decode(&bytes).unwrap().encode(), bytes);
     }
 
     #[test]
-    fn integers_of_any_size_come_back(digits in "-?[1-9][0-9]{0,130}") {
+    fn integers_of_any_size_survive_a_round_trip(digits in "-?[1-9][0-9]{0,130}") {
         let value: BigInt = digits.parse().unwrap();
         let bytes = jelly::to_vec(&value).unwrap();
         prop_assert_eq!(jelly::from_slice::<BigInt>(&bytes).unwrap().to_string(), digits);
     }
 
     #[test]
-    fn no_bytes_do_more_than_be_refused(bytes in nearly()) {
+    fn any_bytes_are_read_or_refused_without_a_panic(bytes in nearly()) {
         let value = Value::decode(&bytes);
         let _ = jelly::from_slice::<Everything>(&bytes);
         let _ = jelly::from_slice::<Vec<Value>>(&bytes);
         let _ = jelly::from_slice::<BTreeMap<String, Value>>(&bytes);
         if let Ok(value) = value {
-            // What is taken is written, and taken again, as the same.
+            // An accepted value is written and read back as the same value.
             let again = value.encode();
             prop_assert_eq!(Value::decode(&again).unwrap().encode(), again);
             let _ = value.to_string();

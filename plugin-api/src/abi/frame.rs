@@ -874,7 +874,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_read_as_written_and_unknown_ones_are_passed_over() {
+    fn frames_are_read_as_written_and_unknown_ones_are_skipped() {
         let call = ToLibrary::Call {
             call: 7,
             attachment: 1,
@@ -897,7 +897,7 @@ mod tests {
     }
 
     #[test]
-    fn no_truncation_and_no_flipped_byte_is_more_than_an_end() {
+    fn truncated_frames_are_ends_and_flipped_bits_never_panic() {
         let mut bytes = Vec::new();
         ToHost::Failed { call: 1, class: "a", message: "b", fault: true, detail: &[] }.write(&mut bytes);
         for end in 0..bytes.len() {

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_older_host_does_not_send_has_its_default() {
+    fn limits_that_an_older_host_does_not_send_have_their_default() {
         let mut limits = ServiceLimits::default();
         for (number, field) in limits.fields().into_iter().enumerate() {
             match field {

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_is_erased() {
+    fn bytes_that_were_taken_are_erased() {
         let mut input = Input::from(&b"secret\nrest"[..]);
         drop(input.line());
         assert_eq!(&input.bytes[..7], [0; 7]);

@@ -121,7 +121,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// After how many seconds it is late, if this many bytes move after each second. `None`: not within ten minutes.
+    /// The second at which it is late, if this many bytes move after each second. `None`: not within ten minutes.
     fn late_after(bytes: impl Fn(u32) -> usize) -> Option<u32> {
         let (mut pace, start) = (Pace::new(20 * SECOND, 500), Instant::now());
         pace.begin(start);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_slow_is_late_and_who_has_much_is_not() {
+    fn a_slow_transfer_is_late_and_a_large_one_is_not() {
         assert_eq!(late_after(|_| 0), Some(20));
         assert_eq!(late_after(|_| 1), Some(20), "a byte now and then");
         assert_eq!(late_after(|_| 400), Some(20));
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_late_where_nothing_is_to_move() {
+    fn nothing_is_late_while_nothing_has_to_move() {
         let (mut pace, start) = (Pace::new(20 * SECOND, 500), Instant::now());
         assert_eq!(pace.due(), None);
         pace.begin(start);

@@ -150,12 +150,12 @@ mod tests {
         let served = served(&clients).await;
         let (bob, last) = (|one: &String| one == "bob", served.iter().rposition(|one| one == "bob").unwrap());
         assert_eq!((served.len(), served.iter().filter(|one| bob(one)).count()), (1020, 20));
-        // Each of bob's turns begins after the one before, with one of the others between.
+        // Each of bob's turns begins after his previous one, with one of the others' in between.
         assert!(last < 45, "bob's last turn was number {last}");
     }
 
     #[tokio::test]
-    async fn who_goes_while_it_waits_holds_up_nobody() {
+    async fn a_waiter_that_leaves_holds_up_nobody() {
         let queue = Rc::new(Queue::default());
         let all = LocalSet::new();
         let giving = Rc::clone(&queue);
@@ -173,7 +173,7 @@ mod tests {
             for one in waiting {
                 let _ = one.await;
             }
-            // One that has a turn, and never looks.
+            // A future that gets a turn and is never polled again.
             let mut unpolled = Box::pin(queue.turn(&owner));
             let polled = poll_fn(|poll| Poll::Ready(unpolled.as_mut().poll(poll).is_pending())).await;
             assert!(polled);

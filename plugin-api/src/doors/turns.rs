@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn each_owner_has_as_much_however_many_connections_it_has() {
+    fn owners_get_equal_shares_however_many_connections_they_have() {
         let mut turns = Turns::default();
         for one in ["alice1", "alice2", "alice3", "alice4", "bob"] {
             turns.wait(one.trim_end_matches(char::is_numeric), one);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_now_and_then_is_next_and_has_saved_nothing_up() {
+    fn an_occasional_owner_is_next_but_has_saved_nothing_up() {
         let mut turns = Turns::default();
         turns.wait("alice", "alice");
         let _ = served(&mut turns, 1000, |_| 1000);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn so_much_is_read_as_costs_a_turn() {
+    fn the_amount_read_is_what_one_turn_costs() {
         let mut turns = Turns::<()>::default();
         assert_eq!(turns.room("alice"), 250);
         let mut after = |cost_of_byte: u64, count: usize| {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_for_one_who_was_forgotten_is_counted() {
+    fn work_for_a_forgotten_owner_is_counted() {
         let mut turns = Turns::default();
         turns.wait("carol", "carol");
         turns.charge("alice", 1_000_000);

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_identity_has_so_many_and_each_call_so_long() {
+    fn orphans_are_limited_in_number_and_each_in_time() {
         let mut orphans = Orphans::default();
         let (alice, bob): (Arc<str>, Arc<str>) = ("alice".into(), "bob".into());
         let now = Instant::now();

@@ -155,6 +155,7 @@ impl<S: Service> TestHost<S> {
     /// let mut client = host.connect("knock")?;
     /// client.send("alice\n")?;
     /// assert_eq!(client.line()?, "try again soon");
+    /// assert_eq!(host.remembered("alice"), 0);
     /// host.busy_after(None);
     /// client.send("alice\n")?;
     /// assert_eq!(client.line()?, "good day alice");

@@ -96,7 +96,7 @@ mod tests {
             assert_eq!(is_own(&Method::POST, &headers, &hosts), wanted, "{said:?}");
             assert!(is_own(&Method::GET, &headers, &hosts));
         }
-        // Of another port.
+        // From another port.
         let other = [(header::ORIGIN, "https://example.org".parse().unwrap())].into_iter().collect();
         assert!(!is_own(&Method::POST, &other, &hosts));
     }

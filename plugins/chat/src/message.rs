@@ -146,7 +146,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_said_is_whole_lines_of_512_bytes(head in ":[a-z]{1,30} PRIVMSG #chat :", text in "\\PC{0,900}|[ \r\n\0a-zß€]{0,900}") {
+        fn any_text_is_sent_as_whole_lines_of_up_to_512_bytes(head in ":[a-z]{1,30} PRIVMSG #chat :", text in "\\PC{0,900}|[ \r\n\0a-zß€]{0,900}") {
             let sent = lines(&head, &text);
             for one in &sent {
                 prop_assert!(one.len() <= LONGEST && one.ends_with("\r\n"));

@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn by_sasl() {
+    fn a_client_logs_in_by_sasl() {
         let mut session = Session::default();
         assert!(said(&told(&mut session, "CAP LS 302")).contains("LS :sasl=PLAIN echo-message"));
         assert!(told(&mut session, "NICK al").is_empty() && told(&mut session, "USER a 0 * :Al").is_empty());
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn by_a_certificate() {
+    fn a_client_logs_in_by_a_certificate() {
         let shown = Means { certificate: true, ..Means::default() };
         for (answer, name) in [("+", ""), ("YWxpY2U=", "alice")] {
             let mut session = Session::default();
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn by_pass() {
+    fn a_client_logs_in_by_pass() {
         for (pass, nick, user, name, password) in [
             ("a password", "alice", "x", "alice", "a password"),
             ("alice:a password", "al", "alice", "alice", "a password"),
@@ -533,14 +533,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_to_plain_is_refused() {
+    fn invalid_answers_to_plain_are_refused() {
         for said in ["", "!!!!", "AAA=", "YQBi", "AGEAYgBj", "eABhAGI="] {
             assert_eq!(plain(said), None, "{said}");
         }
     }
 
     #[test]
-    fn who_is_silent_is_asked_once() {
+    fn a_silent_client_is_pinged_once() {
         let mut session = Session::default();
         assert!(said(&[session.idle()]).starts_with("PING"));
         told(&mut session, "PONG x");
@@ -549,7 +549,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client sends, it is inside only after a login, and what it is told are whole lines.
+        /// Whatever a client sends, it gets in only after a login, and it receives whole lines only.
         #[test]
         fn only_a_login_leads_inside(lines in proptest::collection::vec(
             "(CAP (LS 302|REQ :sasl|END)|NICK [a-z]{1,3}|USER a 0 \\* :b|PASS x|AUTHENTICATE (PLAIN|AGEAYg==|\\*)|JOIN #chat|PRIVMSG #chat :x|[A-Z]{1,6} \\PC{0,20})", 0..30)

@@ -14,7 +14,7 @@ fn ear() -> (impl FnMut(&str, Value) -> Result<Value>, Receiver<String>) {
 }
 
 #[test]
-fn everybody_present_hears_what_is_said_and_who_comes_and_goes() {
+fn everybody_present_hears_messages_arrivals_and_departures() {
     let host = TestHost::<Chat>::start().unwrap();
     let (mind, heard) = ear();
     let alice = host.attach_with("alice", mind).unwrap();
@@ -37,7 +37,7 @@ fn one_guest_can_be_asked() {
     assert_eq!(bob.call::<String>("ask", ("carol", "there?")).unwrap_err().class(), "chat.NotPresent");
 }
 
-/// A client of IRC that has come into the room.
+/// An IRC client that has joined the room.
 fn irc<'h>(host: &'h TestHost<Chat>, name: &str) -> TestStream<'h, Chat> {
     let mut client = host.connect("irc").unwrap();
     client.send(format!("PASS {name}-secret\r\nNICK {name}\r\nUSER {name} 0 * :{name}\r\nJOIN #chat\r\n")).unwrap();
@@ -45,7 +45,7 @@ fn irc<'h>(host: &'h TestHost<Chat>, name: &str) -> TestStream<'h, Chat> {
     client
 }
 
-/// Reads up to a line that has this in it.
+/// Reads up to a line that contains this.
 fn until(client: &mut TestStream<'_, Chat>, wanted: &str) -> String {
     loop {
         let line = client.line().unwrap();
@@ -90,7 +90,7 @@ fn one_room_has_two_doors() {
 }
 
 #[test]
-fn whoever_is_here_twice_comes_and_goes_once() {
+fn a_user_with_two_clients_comes_and_goes_once() {
     let host = with_identities();
     let mut bob = irc(&host, "bob");
     let (alice, mut window) = (host.attach("alice").unwrap(), irc(&host, "alice"));
@@ -104,7 +104,7 @@ fn whoever_is_here_twice_comes_and_goes_once() {
 }
 
 #[test]
-fn windows_stay_when_the_code_is_replaced() {
+fn irc_clients_stay_when_the_code_is_replaced() {
     let host = with_identities();
     let (mut alice, mut bob) = (irc(&host, "alice"), irc(&host, "bob"));
     until(&mut alice, "bob@credhost JOIN");
@@ -120,7 +120,7 @@ fn windows_stay_when_the_code_is_replaced() {
 }
 
 #[test]
-fn a_wrong_password_is_told_and_ends_it() {
+fn a_wrong_password_is_reported_and_ends_the_connection() {
     let host = with_identities();
     let mut client = host.connect("irc").unwrap();
     client.send("PASS wrong\r\nNICK alice\r\nUSER a 0 * :a\r\n").unwrap();
@@ -147,8 +147,8 @@ fn a_reload_announces_nobody_and_all_stay_present() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
 
-    /// However what a client says is cut into pieces, and wherever the code is replaced between them: everybody in the room hears
-    /// each line, once and in order.
+    /// However a client's text is split, and wherever the code is replaced between the pieces, everybody in the room receives
+    /// each line once and in order.
     #[test]
     fn no_line_is_lost_or_doubled_wherever_the_code_is_replaced(
         said in proptest::collection::vec("[a-zß€ ]{0,40}[a-z]", 1..12),

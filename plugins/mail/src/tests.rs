@@ -19,7 +19,7 @@ fn a_letter_is_in_both_mailboxes_and_the_latest_come_first() {
 }
 
 #[test]
-fn letters_sent_at_once_have_numbers_of_their_own() {
+fn letters_sent_at_once_have_different_numbers() {
     let host = TestHost::<Mail>::start().unwrap();
     let (alice, bob) = (host.attach("alice").unwrap(), host.attach("bob").unwrap());
     let begun: Vec<_> = (0..20).map(|_| alice.begin("send", ("bob", "x")).unwrap()).collect();
@@ -30,7 +30,7 @@ fn letters_sent_at_once_have_numbers_of_their_own() {
 }
 
 #[test]
-fn a_letter_to_no_name_lands_in_nobodys_mailbox() {
+fn a_letter_to_an_invalid_name_reaches_no_mailbox() {
     let host = TestHost::<Mail>::start().unwrap();
     let (alice, bob) = (host.attach("alice").unwrap(), host.attach("bob").unwrap());
     for to in ["bob/x", "bob/", "/", ""] {

@@ -8,7 +8,7 @@ fn standing(answer: &Value) -> (i64, i64, i64) {
 }
 
 #[test]
-fn the_table_is_everybodys_and_tries_are_ones_own() {
+fn users_share_the_table_and_have_their_own_tries() {
     let host = TestHost::<Scores>::start().unwrap();
     let (alice, bob) = (host.attach("alice").unwrap(), host.attach("bob").unwrap());
     assert_eq!(standing(&alice.call("submit", (50,)).unwrap()), (50, 1, 1));
@@ -20,7 +20,7 @@ fn the_table_is_everybodys_and_tries_are_ones_own() {
 }
 
 #[test]
-fn the_table_is_there_again_after_a_restart() {
+fn the_table_survives_a_restart() {
     let host = TestHost::<Scores>::start().unwrap();
     host.attach("alice").unwrap().call::<Value>("submit", (50,)).unwrap();
     let host = TestHost::<Scores>::start_with(&(), host.stop().unwrap()).unwrap();

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_does_not_read_is_told_how_much_was_lost() {
+    async fn a_user_who_does_not_read_is_told_how_much_was_lost() {
         let mut called = Called::new(Limits::default());
         let arguments = Value::tuple([Value::from("x".repeat(100_000).as_str())]);
         for _ in 0..50 {

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn help_shows_what_there_is_keys_for() {
+    fn help_shows_the_services_that_the_user_has_keys_for() {
         let help = |words: &[&str]| reach().help(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
         let all = help(&[]).unwrap();
         assert!(
@@ -342,7 +342,7 @@ mod tests {
         #[test]
         fn any_typed_line_is_parsed_or_refused_and_completed(text in "[a-z /'\"=\\\\\u{e9}\u{65e5}-]{0,40}|\\PC{0,60}") {
             if let Ok(Line { request: Request::Call(call), .. }) = Line::read(&text) {
-                // Some are no arguments.
+                // Some are not valid arguments.
                 let _ = call.arguments(&manifest());
             }
             let (start, found) = reach().complete(&text);
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_begun_can_be_completed() {
+    fn a_begun_word_can_be_completed() {
         for (text, start, wanted) in [
             ("", 0, &["exit", "help", "logout", "mail", "quit", "todo"][..]),
             ("to", 0, &["todo"]),

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_have_a_least_and_a_most() {
+    fn limits_have_a_minimum_and_a_maximum() {
         assert_eq!(Limits::default().checked(), Ok(Limits::default()));
         let none = Limits { channels: 0, ..Limits::default() };
         assert_eq!(none.checked().unwrap_err().message(), "[service.ssh] channels is 0: it may be from 1 to 1000");

@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_do_what_they_do_everywhere() {
+    fn keys_work_as_in_other_line_editors() {
         let one = |text: &str| vec![Done::Line(text.to_owned())];
         for (keys, wanted) in [
             (&b"milk\r"[..], "milk"),
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_before_come_back() {
+    fn earlier_lines_can_be_recalled() {
         let mut editor = Editor::new("> ", 80, LONGEST);
         typed(&mut editor, b"one\rtwo\r");
         let lines = |done: Vec<Done>| format!("{done:?}");
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_run_of_a_line_that_is_longer_than_one_may_be() {
+    fn no_part_of_a_line_that_is_too_long_is_run() {
         let mut editor = Editor::new("> ", 80, LONGEST);
         let letters = "x".repeat(LONGEST);
         assert_eq!(typed(&mut editor, format!("{letters}\r").as_bytes()), [Done::Line(letters.clone())]);
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_seen_where_the_cursor_is() {
+    fn a_long_line_is_shown_where_the_cursor_is() {
         let (mut editor, mut out) = (Editor::new("> ", 20, LONGEST), String::new());
         typed(&mut editor, b"0123456789abcdefghijklmnopqrstuvwxyz");
         editor.draw(&mut out);
@@ -448,7 +448,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_typed_is_drawn_within_the_terminal(bytes in proptest::collection::vec(any::<u8>(), 0..300), wide in 0usize..200) {
+        fn any_input_is_drawn_within_the_terminal(bytes in proptest::collection::vec(any::<u8>(), 0..300), wide in 0usize..200) {
             let (mut editor, mut out) = (Editor::new("alice> ", wide, LONGEST), String::new());
             for byte in bytes {
                 out.clear();

@@ -74,13 +74,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_came_from_elsewhere_does_not_steer_a_terminal() {
+    fn foreign_text_does_not_control_the_terminal() {
         assert_eq!(escaped("a\u{1b}[2Jb\u{9b}c\r\u{202e}d\n\te"), "a\\u{1b}[2Jb\\u{9b}c\\u{d}\\u{202e}d\n\te");
         let value = Value::list([Value::from("x\u{7}\ny"), Value::from(5)]);
         assert_eq!(answer(&value), "x\\u{7}\\ny\n5\n");
         let json = serde_json::json!(["a\u{9b}b\u{202e}c\u{7}\nd\u{e9}"]);
         assert_eq!(as_json(&json), "[\"a\\u009bb\\u202ec\\u0007\\nd\u{e9}\"]\n");
-        // All of a long list is shown, whatever is in it.
+        // A long list is shown completely, whatever it contains.
         let moments = Value::list((0..10_000).map(|at| Value::from(1_700_000_000_000_i64 + at)));
         assert_eq!(answer(&moments).lines().count(), 10_000);
         let numbers = Value::list((0..10_000).map(|at| Value::from(1.0 / (f64::from(at) + 3.0))));

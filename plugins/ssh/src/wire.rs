@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_bounded_and_no_part_of_a_command_is_left() {
+    fn waiting_input_is_bounded_and_contains_whole_commands() {
         let line = b"todo add something\n";
         for (by, room) in
             [(Use::Command, 0), (Use::Terminal(80), Limits::default().typed), (Use::Pipe, Limits::default().piped)]
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_of_a_connection_share_what_may_wait() {
+    fn channels_of_a_connection_share_the_limit_of_waiting_input() {
         let (mut one, waiting) = heard(Use::Pipe);
         let mut other = Heard::new(Use::Pipe, false, Arc::clone(&waiting));
         one.take(&vec![b'\n'; Limits::default().piped - 10]);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gives_a_command_up_does_not_give_up_the_next() {
+    fn an_interrupt_ends_one_command_and_not_the_next() {
         let (mut typed, _) = heard(Use::Terminal(80));
         typed.hear(data(b"todo\x03next"));
         assert!(typed.gives_up());

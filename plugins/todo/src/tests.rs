@@ -3,7 +3,7 @@ use plugin_api::testing::TestHost;
 use super::*;
 
 #[test]
-fn a_list_belongs_to_one_and_is_there_again_after_a_restart() {
+fn a_list_belongs_to_one_user_and_survives_a_restart() {
     let host = TestHost::<Todo>::start().unwrap();
     let alice = host.attach("alice").unwrap();
     assert_eq!(alice.call::<usize>("add", ("milk",)).unwrap(), 0);
@@ -18,7 +18,7 @@ fn a_list_belongs_to_one_and_is_there_again_after_a_restart() {
 }
 
 #[test]
-fn a_task_that_is_not_there_is_an_error_with_a_class_to_trap() {
+fn an_unknown_task_is_an_error_with_a_class_to_trap() {
     let host = TestHost::<Todo>::start().unwrap();
     let alice = host.attach("alice").unwrap();
     assert_eq!(alice.call::<()>("done", (7,)).unwrap_err().class(), "todo.NoSuchTask");
@@ -41,7 +41,7 @@ fn the_client_is_rung() {
     assert_eq!(deaf.call::<()>("remind", (0, 0)).unwrap_err().class(), "ValueError");
 }
 
-/// A client's object that says what it was called with.
+/// A client's object that reports its calls.
 fn ringing() -> (impl FnMut(&str, Value) -> Result<Value> + 'static, std::sync::mpsc::Receiver<String>) {
     let (rung, heard) = std::sync::mpsc::channel();
     let mind = move |method: &str, arguments: Value| {

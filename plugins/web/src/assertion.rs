@@ -81,9 +81,9 @@ impl Signer {
 mod tests {
     use super::*;
 
-    // That others read it is tried with PyJWT, in tests/tests/web.rs.
+    // tests/tests/web.rs checks with PyJWT that others can read it.
     #[test]
-    fn one_is_three_texts_of_which_the_last_signs_the_others() {
+    fn an_assertion_has_three_parts_and_the_last_signs_the_others() {
         let signer = Signer::new(&[7; 32]);
         let said = signer.sign(("https://auth.example.org", "wiki"), ("alice", "admin"), 1_000).unwrap();
         let (signed, signature) = said.rsplit_once('.').unwrap();

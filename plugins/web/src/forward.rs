@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_written_so_that_no_two_are_the_same() {
+    fn different_names_are_written_differently() {
         for (name, wanted) in
             [("alice", "alice"), ("a b", "a b"), ("100%", "100%25"), ("zoë", "zo%C3%AB"), ("a\nb", "a%0Ab")]
         {

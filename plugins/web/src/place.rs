@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_visitor_is_sent_to_hosts_that_are_known_and_to_no_others() {
+    fn a_visitor_is_redirected_to_known_hosts_only() {
         let places = Places::new(Some("Example.org".to_owned()));
         let hosts = ["auth.local:8443".to_owned()];
         let good = [
@@ -103,7 +103,7 @@ mod tests {
         ];
         for to in bad {
             let allowed = places.allowed(to, &hosts);
-            // What is taken for a path is one.
+            // Anything that is accepted as a path is one.
             let harmless = allowed.as_deref().is_none_or(|path| {
                 let read = Url::parse("https://here.invalid/").unwrap().join(path).unwrap();
                 read.host_str() == Some("here.invalid")
@@ -116,7 +116,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn whatever_is_said_a_browser_stays_here_or_within_the_domain(to in "[/\\\\a-z.:@#?%\t\n ]{0,20}(example\\.org)?[/\\\\a-z.:@]{0,8}") {
+        fn any_target_keeps_a_browser_here_or_within_the_domain(to in "[/\\\\a-z.:@#?%\t\n ]{0,20}(example\\.org)?[/\\\\a-z.:@]{0,8}") {
             let places = Places::new(Some("example.org".to_owned()));
             if let Some(allowed) = places.allowed(&to, &[]) {
                 let read = Url::parse("https://here.invalid/").unwrap().join(&allowed).unwrap();

@@ -57,7 +57,7 @@ impl Pair {
 }
 
 #[test]
-fn a_call_is_answered_and_an_error_is_told() {
+fn a_call_gets_its_answer_or_its_error() {
     let mut pair = Pair::new();
     let first = pair.client.output.call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
     let second = pair.client.output.call(Target::Luid(9), "echo", true, TUPLE, DICTIONARY);
@@ -76,7 +76,7 @@ fn a_call_is_answered_and_an_error_is_told() {
 }
 
 #[test]
-fn references_are_counted_by_each_time_they_are_sent() {
+fn each_sending_of_a_reference_is_counted() {
     let mut pair = Pair::new();
     let call = pair.client.output.call(Target::Name("root"), "get", true, TUPLE, DICTIONARY);
     pair.at_server().unwrap();
@@ -94,7 +94,7 @@ fn a_cached_object_is_sent_once_and_ends_with_its_last_decache() {
     let mut pair = Pair::new();
     let call = pair.client.output.call(Target::Name("root"), "get", true, TUPLE, DICTIONARY);
     pair.at_server().unwrap();
-    // A list of the same object twice, whose state has a reference of its own: the way a service writes it.
+    // A list with the same object twice, as a service writes it. The object's state contains a reference.
     let mut value = Vec::new();
     token::list(&mut value, 3);
     token::bytes(&mut value, b"list");
@@ -149,7 +149,7 @@ fn a_cached_object_is_sent_once_and_ends_with_its_last_decache() {
 }
 
 #[test]
-fn what_twisted_closes_on_is_closed_on() {
+fn messages_that_twisted_closes_on_close_the_connection() {
     let (list, spelled) =
         (|out: &mut Vec<u8>, n| token::list(out, n), |out: &mut Vec<u8>, s: &str| token::bytes(out, s.as_bytes()));
     type Write = Box<dyn Fn(&mut Vec<u8>)>;
@@ -252,7 +252,7 @@ fn what_twisted_closes_on_is_closed_on() {
 }
 
 #[test]
-fn an_unknown_command_is_answered_and_the_connection_goes_on() {
+fn an_unknown_command_is_answered_and_the_connection_stays_open() {
     let mut pair = Pair::new();
     token::list(&mut pair.client.output.bytes, 1);
     token::bytes(&mut pair.client.output.bytes, b"frobnicate");
@@ -262,7 +262,7 @@ fn an_unknown_command_is_answered_and_the_connection_goes_on() {
 }
 
 #[test]
-fn an_unknown_dialect_is_refused_and_none_is_spelled_out() {
+fn an_unknown_dialect_is_refused_and_none_spells_words_out() {
     let mut server: Broker<char> = Broker::new(Role::Server, Limits::default(), 16);
     token::spelled(server.input.buffer(), b"morse");
     assert_eq!(drain(&mut server), Err(PeerFault::Dialect));
@@ -299,7 +299,7 @@ fn bad_arguments_reach_the_call_and_the_next_call_is_read() {
 }
 
 #[test]
-fn the_fourth_reference_too_many_closes() {
+fn the_fourth_excess_reference_closes_the_connection() {
     let mut pair = Pair::new();
     pair.server.output.set_limit(1);
     assert!(pair.server.output.tables.export(&'a').is_ok());
@@ -310,7 +310,7 @@ fn the_fourth_reference_too_many_closes() {
 }
 
 #[test]
-fn byte_by_byte_is_the_same() {
+fn bytes_that_arrive_one_by_one_give_the_same_calls() {
     let mut pair = Pair::new();
     for name in ["one", "two", "three"] {
         pair.client.output.call(Target::Name("root"), name, true, TUPLE, DICTIONARY);

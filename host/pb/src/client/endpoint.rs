@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_keep_what_was_said_of_the_connection() {
+    fn setting_options_keeps_a_private_connection_private() {
         let private = |endpoint: Endpoint| endpoint.options.private;
         let of = || Endpoint::tcp("localhost:8787");
         assert!(!private(of().options(Options::default())));

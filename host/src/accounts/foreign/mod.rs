@@ -221,7 +221,7 @@ mod tests {
 
     const BCRYPT: &str = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
 
-    /// What comes of a text, an entry a line.
+    /// The entries read from a text, one line each.
     fn read(format: Format, text: &str) -> Vec<String> {
         let entries = Reader::new(text.as_bytes(), format).map(|entry| {
             let (line, entry) = entry.unwrap();
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_format_is_known_by_its_first_line() {
+    fn a_format_is_recognized_by_its_first_line() {
         for (line, format) in [
             ("{\"name\": \"alice\"}", Some(Format::Json)),
             ("dn: uid=alice,dc=example", Some(Format::Ldif)),
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_that_stand_in_the_wrong_place_are_not_said() {
+    fn misplaced_secrets_are_not_repeated_in_errors() {
         for line in ["{\"name\": \"a\", \"credentials\": \"hunter2hunter2\"}", "[\"a\", true]", "{\"hunter2\": 5}"] {
             let said = read(Format::Json, line).concat();
             assert!(said.contains("wrong") && (!said.contains("hunter2") || line.contains("{\"hunter2")), "{said}");
@@ -399,13 +399,13 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_as_they_are_kept() {
+    fn names_are_read_in_the_form_in_which_they_are_stored() {
         let read = read(Format::FilePasswordDb, "Zoe\u{308}:first password");
         assert_eq!(read, ["1: Zo\u{eb} by password \"first password\""]);
     }
 
     #[test]
-    fn a_line_that_is_too_long_takes_no_other_along() {
+    fn a_line_that_is_too_long_does_not_affect_the_next() {
         let text = format!("a:{}\nb:{BCRYPT}\n", "x".repeat(17 << 20));
         assert_eq!(read(Format::Htpasswd, &text), ["1: wrong: it is longer than 16 MiB", "2: b by $2y$05$"]);
     }

@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_are_told_in_a_clients_words() {
+    fn types_are_described_in_a_clients_words() {
         for (written, words, python, rust) in [
             ("String", "text", "str", "String"),
             ("&'static str", "text", "str", "String"),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_written_is_read_in_some_way() {
+    fn any_text_is_read_as_a_type_without_a_panic() {
         for odd in [
             "<",
             ">",

@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_has_so_many_lines_a_minute_and_the_rest_is_counted() {
+    fn each_kind_of_line_is_rate_limited_and_the_rest_is_counted() {
         let (mut limiter, start) = (Limiter::default(), Instant::now());
         let written = |limiter: &mut Limiter<&str>, of: &'static str, service, second: u64, lines: u32| {
             let now = start + Duration::from_secs(second);

@@ -1,4 +1,4 @@
-//! A generation that takes as long as it is told to, and connections that ask it for things.
+//! A simulated generation whose calls take as long as a test says, and connections that call it.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ fn lane(connection: u32) -> Lane<()> {
     Lane { connection, owner: connection as usize, meter: () }
 }
 
-/// A frame that says whose it is, and which.
+/// A frame that contains its connection's number and its own index.
 fn bytes(kind: u8, connection: u32, index: u32, more: usize) -> Vec<u8> {
     let mut out = (9 + more as u32).to_le_bytes().to_vec();
     out.push(kind);
@@ -33,7 +33,7 @@ fn read(mut all: &[u8]) -> Vec<(u8, u32, u32)> {
     frames
 }
 
-/// A queue, the time, and what each connection's calls take.
+/// A queue, the time, and the paused connections.
 #[derive(Default)]
 struct World {
     queue: FairQueue<()>,
@@ -54,7 +54,7 @@ impl World {
 }
 
 #[test]
-fn what_takes_calls_away_comes_before_them_and_before_barriers() {
+fn frames_that_take_calls_away_overtake_them_and_barriers() {
     for barred in [false, true] {
         let mut world = World::default();
         (0..3).for_each(|index| world.call(1, index));
@@ -83,7 +83,7 @@ fn one_owner_may_fill_a_quarter_and_a_full_gate_admits_a_little() {
         }
         admitted
     };
-    // By whatever number of connections.
+    // However many connections the owner uses.
     assert!(push(1, 1, LIMITS.all / 4 - 100) && push(2, 1, 100) && !push(3, 1, 100));
     for owner in 2..=4 {
         assert!(push(owner as u32 * 10, owner, LIMITS.all / 4));
@@ -107,7 +107,7 @@ fn a_flood_of_long_calls_delays_others_by_one_call() {
         world.call(1, index);
     }
     let took = |connection: u32| if connection == 1 { 50_000_000 } else { 5_000 };
-    // What its calls take is not known at first: one batch of a millisecond's estimate goes by.
+    // The cost of its calls is unknown at first: one batch with an estimate of a millisecond goes by.
     for frame in world.pop() {
         world.now += took(frame.1);
     }
@@ -129,7 +129,7 @@ fn a_flood_of_long_calls_delays_others_by_one_call() {
 }
 
 #[test]
-fn those_who_ask_for_more_than_there_is_get_the_same_time() {
+fn connections_that_ask_for_too_much_get_equal_time() {
     let mut world = World::default();
     let took = [0, 1_000, 10_000, 3_000_000];
     let mut spent = [0; 4];
@@ -142,7 +142,7 @@ fn those_who_ask_for_more_than_there_is_get_the_same_time() {
             spent[connection as usize] += took[connection as usize];
         }
     }
-    // The first has no more than this to do: 20,000 of a microsecond.
+    // The first has no more than this to do: 20,000 calls of a microsecond each.
     assert_eq!(spent[1], 20_000_000);
     let [two, three] = [spent[2], spent[3]];
     assert!(two == 200_000_000 && three > 700_000_000, "{spent:?}");
@@ -202,7 +202,7 @@ fn a_barrier_waits_for_everything_before_it_even_if_paused() {
 }
 
 #[test]
-fn lanes_of_those_who_have_gone_are_forgotten() {
+fn lanes_of_former_connections_are_forgotten() {
     let mut world = World::default();
     for connection in 0..100_000 {
         world.call(connection, 0);
@@ -239,7 +239,8 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    /// Nothing is lost or doubled, each connection's order is kept, a barrier has all before it and nothing behind.
+    /// No frame is lost or duplicated, and each connection's frames keep their order. A barrier comes after all earlier frames
+    /// and before all later ones.
     #[test]
     fn every_frame_comes_once_and_in_order(acts in prop::collection::vec(act(), 1..80)) {
         let mut world = World::default();

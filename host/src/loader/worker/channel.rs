@@ -313,7 +313,7 @@ mod tests {
         (a.into(), b.into())
     }
 
-    /// All messages that come until the other side has nothing more to send.
+    /// All messages that arrive until the other side has nothing more to send.
     fn exchanged(bodies: &[(Vec<u8>, usize)]) -> Vec<(usize, u64, usize)> {
         let (a, b) = pair();
         let (mut out, mut inbound, mut found) = (Outbound::default(), Inbound::new(64 << 20, 2_000), Vec::new());
@@ -340,7 +340,7 @@ mod tests {
         for (number, size) in [0, 1, 100, LARGE, LARGE + 1, 3 << 20, 7, 1 << 20, 50_000].into_iter().enumerate() {
             bodies.push((vec![number as u8 + 1; size], number * 3));
         }
-        // More than go at once.
+        // More descriptors than can be sent at once.
         bodies.push((vec![1; 2_000], 700));
         bodies.push((vec![2; 10], 0));
         let expected: Vec<_> = bodies
@@ -377,7 +377,7 @@ mod tests {
             assert_eq!(inbound.read(&b), Ok(Come::Some), "{what}");
             assert!(inbound.message().is_err(), "{what}");
         }
-        // Fewer than it says.
+        // Fewer descriptors than the header says.
         let (a, b) = pair();
         let header = Header { length: 0, kind: Kind::Frames, large: false, descriptors: 1 };
         rustix::io::write(&a, &header.bytes()).expect("it is written");

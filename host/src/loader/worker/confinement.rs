@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_and_what_is_not_known_is_said() {
+    fn permissions_are_read_back_and_unknown_words_are_named() {
         for word in ["read:/etc/ssl", "write:/srv/x", "net:tcp:443", "net:udp", "processes"] {
             assert_eq!(word.parse::<Permission>().map(|found| found.to_string()), Ok(word.to_owned()));
         }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_is_held_against_what_is_granted() {
+    fn wanted_permissions_are_checked_against_granted_ones() {
         let granted: Vec<Permission> =
             ["read:/etc", "write:/srv/x", "net:tcp:443"].iter().map(|word| word.parse().expect("it is one")).collect();
         for (wanted, is_within) in [

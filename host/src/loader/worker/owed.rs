@@ -414,7 +414,7 @@ mod tests {
         let mut owed = Owed::default();
         owed.given(&stream);
         assert_eq!(said(&mut owed, &taken(u64::MAX)), Ok(HashMap::from([(3, 9)])));
-        // Something more of a stream that it has let go of meanwhile.
+        // Another descriptor for a stream that the worker closes meanwhile.
         owed.given(&ToLibrary::Lent {
             request: 1,
             stream: 3,
@@ -426,14 +426,14 @@ mod tests {
         assert_eq!(said(&mut owed, &[ToHost::Closed { stream: 3 }]), Ok(HashMap::new()));
         assert_eq!(said(&mut owed, &taken(12)), Ok(HashMap::new()));
 
-        // One that it did not come to take is its successor's, as it was told.
+        // A stream that the worker did not take goes to its successor, with the same frame.
         let mut owed = Owed::default();
         owed.given(&stream);
         assert_eq!(ToLibrary::read(&mut owed.untaken().as_slice()), Some(stream));
     }
 
     #[test]
-    fn what_a_worker_may_not_say_is_an_error() {
+    fn frames_that_a_worker_may_not_send_are_errors() {
         let cases: [(&str, &[ToHost<'_>]); 6] = [
             ("a descriptor that it was not given", &[ToHost::Taken { stream: 1, descriptor: 5 }]),
             ("a stream that it was not given", &[ToHost::Closed { stream: 1 }]),

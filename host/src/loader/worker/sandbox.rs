@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_confined_that_is_not_to_be() {
+    fn the_default_confinement_confines_nothing() {
         let none = Confinement::default();
         assert_eq!(confine(&none, Path::new("/nowhere.so"), Path::new("/nowhere")), Ok(()));
         assert!(std::fs::read("/etc/passwd").is_ok());

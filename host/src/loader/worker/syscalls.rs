@@ -366,7 +366,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lets_a_service_out_is_not_listed() {
+    fn system_calls_that_let_a_service_out_are_not_allowed() {
         let never = [
             libc::SYS_ptrace,
             libc::SYS_process_vm_readv,
@@ -402,7 +402,7 @@ mod tests {
         for call in never {
             assert!(!rules.contains_key(&call), "{call}");
         }
-        // With everything granted, what is not of sockets and processes stays away.
+        // With everything granted, the calls that do not concern sockets and processes are still not allowed.
         let all = ["net:tcp:1", "net:udp", "processes"].map(|word| word.parse().expect("it is one"));
         let rules = allowed(&all, true).expect("the rules can be made");
         for call in never.iter().filter(|call| ![libc::SYS_socket, libc::SYS_execve].contains(call)) {

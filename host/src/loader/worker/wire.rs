@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_an_error() {
+    fn invalid_message_headers_are_errors() {
         let cases = [
             ([0, 0, 0, 0, 9, 0, 0, 0], Malformed::Kind(9)),
             ([0, 0, 0, 0, 0, 0, 0, 0], Malformed::Kind(0)),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     proptest! {
-        /// However a socket cuts them, messages come out as they went in.
+        /// However a socket splits them, messages come out as they went in.
         #[test]
         fn messages_come_out_as_they_went_in(
             bodies in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..8),
@@ -244,9 +244,9 @@ mod tests {
             prop_assert_eq!(decoder.lacks(), HEADER);
         }
 
-        /// Whatever comes is a message, a part of one, or an error.
+        /// Any bytes are a message, a part of one, or an error.
         #[test]
-        fn nothing_is_worse_than_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn any_bytes_are_messages_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let mut decoder = Decoder::new(200);
             decoder.feed(&bytes);
             while let Ok(Some((header, body))) = decoder.message() {

@@ -9,7 +9,7 @@ use crate::multiservice::SlotLimits;
 use crate::multiservice::context::HostContext;
 use crate::store::{Change, Done, Entries, Kept, MemoryStore, Write, audit};
 
-/// Commits when it is told to.
+/// A store that commits when the test says so.
 #[derive(Default)]
 struct Slow {
     memory: MemoryStore,
@@ -17,7 +17,7 @@ struct Slow {
 }
 
 impl Slow {
-    /// The oldest commit comes to this.
+    /// Finishes the oldest commit with this result.
     fn finish(&self, result: Result<(), StoreError>) {
         let (writes, done) = self.waiting.lock().remove(0);
         match result {
@@ -116,7 +116,7 @@ fn save(perspective: &str, version: u64) -> ToHost<'_> {
 }
 
 #[test]
-fn nothing_that_follows_a_change_is_told_before_it_is_committed() {
+fn frames_with_or_after_a_change_wait_for_its_commit() {
     let (outgoing, store, mailbox, call) = outgoing();
     let answer = |n| ToHost::Answer { call: call(n), value: &[], objects: &[] };
     say(&outgoing, &[answer(1), save("a", 1), answer(2)]);
@@ -126,7 +126,7 @@ fn nothing_that_follows_a_change_is_told_before_it_is_committed() {
     assert!(heard(&mailbox).is_empty(), "what is told of a change may stand before it");
     store.finish(Ok(()));
     assert_eq!(heard(&mailbox), ["answer 1", "answer 2"]);
-    // What has come meanwhile is one commit.
+    // Everything that has come meanwhile is one commit.
     store.finish(Ok(()));
     assert_eq!(heard(&mailbox), ["answer 3", "answer 4", "answer 5"]);
     assert!(store.waiting.lock().is_empty());
@@ -144,7 +144,7 @@ fn a_failed_commit_fails_its_answers_and_all_that_follow() {
     let undone = |n: u32| format!("failed {n}: the change could not be saved, and is undone");
     assert_eq!(heard(&mailbox), [undone(1), undone(2)]);
     assert!(store.waiting.lock().is_empty(), "what was made from it is not committed");
-    // What the service says before it has gone back is made from what was undone, too.
+    // Frames that the service sends before it has reverted are based on undone changes, too.
     say(&outgoing, &[answer(3), save("c", 1)]);
     assert_eq!(heard(&mailbox), [undone(3)]);
     say(&outgoing, &[ToHost::Reverted {}, ToHost::Reverted {}, answer(4), ToHost::Reverted {}, answer(5)]);
@@ -155,7 +155,7 @@ fn a_failed_commit_fails_its_answers_and_all_that_follow() {
 }
 
 #[test]
-fn a_second_writer_is_found_out_and_not_overwritten() {
+fn a_second_writer_is_detected_and_not_overwritten() {
     let (outgoing, store, mailbox, call) = outgoing();
     let other = Change { service: "?".to_owned(), perspective: "a".to_owned(), state: vec![9], base: 0, version: 1 };
     store.memory.commit(vec![Write::State(other)], Box::new(|done| done.unwrap()));

@@ -6,7 +6,7 @@ use super::*;
 use crate::memory::{AccountKey, Budget, Meter};
 use crate::store::MemoryStore;
 
-/// `hold` keeps the service's thread until the test says so.
+/// `hold` occupies the service's thread until the test sets this.
 static MAY: AtomicBool = AtomicBool::new(false);
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static MARKED: AtomicUsize = AtomicUsize::new(0);
@@ -55,9 +55,9 @@ fn call(no: u64, method: &str) -> Vec<u8> {
     frame
 }
 
-/// At each of the moments of a stop, a client leaves whose calls have not begun: they were made before, and begin.
+/// A client whose calls have not begun leaves at each of the moments of a stop. The calls were made before, so they begin.
 #[tokio::test]
-async fn calls_of_who_leaves_while_the_service_stops_begin_first() {
+async fn calls_of_a_client_that_leaves_during_a_stop_still_begin() {
     for moment in ["before the stop", "the service serves no more", "it is told so"] {
         let slot = Slot::linked::<Busy>(&HostContext::new(Arc::new(MemoryStore::new()))).await.unwrap();
         slot.start().await.unwrap();
@@ -101,8 +101,8 @@ async fn calls_of_who_leaves_while_the_service_stops_begin_first() {
     }
 }
 
-/// While a service stands still, what waits for it is each owner's, as in its gate: one that sends much keeps nobody else from it,
-/// and it is counted as kept for whoever has sent it.
+/// While a service is frozen, each owner has its own share of the queue, as in the gate: an owner that sends much does not keep
+/// others out, and the queued frames are counted for the owner that sent them.
 #[tokio::test]
 async fn frames_queued_during_a_reload_are_bounded_per_owner() {
     let slot = Slot::linked::<Busy>(&HostContext::new(Arc::new(MemoryStore::new()))).await.unwrap();
@@ -113,7 +113,7 @@ async fn frames_queued_during_a_reload_are_bounded_per_owner() {
         Lane { connection, meter: Arc::new(Meter::new(account, usize::MAX)) }
     };
     let (alice, also_alice, bob) = (lane(1, "alice"), lane(2, "alice"), lane(3, "bob"));
-    // A frame of a kind that a library passes over.
+    // A frame of a kind that a library ignores.
     let mut frame = vec![200; 1 << 20];
     frame[..4].copy_from_slice(&((1 << 20) - 4_u32).to_le_bytes());
     let submit = |lane| slot.submit(lane, &frame, &mut Vec::new());
@@ -134,7 +134,7 @@ async fn frames_queued_during_a_reload_are_bounded_per_owner() {
     tokio::time::timeout(STOP, taken).await.expect("it is served, and not kept any more");
     assert!(submit(&alice).is_ok());
     slot.stop().await;
-    // One that comes to nothing is not counted for ever.
+    // A frame that is never served is not counted for ever.
     let slot = Slot::linked::<Busy>(&HostContext::new(Arc::new(MemoryStore::new()))).await.unwrap();
     slot.start().await.unwrap();
     slot.current.freeze(|_| {});

@@ -1,11 +1,11 @@
-//! What becomes of what, when what ends: one row for each thing that can be had, one column for each way in which it can be
-//! taken away.
+//! The fate of each thing when something ends: one row for each thing that a client can have, one column for each way of taking
+//! it away.
 
 use plugin_api::abi::frame::ToHost;
 
 use super::pair::{DEAD, Heard, Pair, Told, cache, list, luid, references, remote};
 
-/// Something that came by alice's key to "board/alice", or the client's object that went by it.
+/// Something that came by alice's key to "board/alice", or the client's object that was sent by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Thing {
     Perspective,
@@ -14,11 +14,11 @@ enum Thing {
     ObjectOfObject,
     CachedCopy,
     Mind,
-    /// The service has answered, with an object; the session has not looked yet.
+    /// The service has answered with an object; the session has not processed the answer yet.
     AnswerOnItsWay,
     CallUnderWay,
     ParkedCall,
-    /// An object that also came by bob's key, who is logged in on the same connection.
+    /// An object that also came by the key of bob, who is logged in on the same connection.
     SharedObject,
 }
 
@@ -41,13 +41,13 @@ enum Fate {
     Lives,
     /// Using it fails with DeadReferenceError; what it counted for is given back, on both sides.
     Dead,
-    /// There is no such luid any more: the client gave it back itself.
+    /// The luid no longer exists: the client gave it back itself.
     Unknown,
     /// The connection has ended, and what it counted for is given back to the service.
     Closed,
 }
 
-/// Who may have what, and why.
+/// The expected fate, and the reason.
 fn fate(thing: Thing, end: End) -> (Fate, &'static str) {
     use End::{ClientGone, PerspectiveLetGo, ServiceReplaced, ServiceStopped, SessionCut};
     match (thing, end) {
@@ -84,15 +84,15 @@ const ENDS: [End; 9] = [
     End::ClientGone,
 ];
 
-/// A client that is attached as alice (with a mind) and as bob, and has one thing.
+/// A client that is attached as alice (with a mind), for a shared object also as bob, and has one thing.
 struct Scene {
     pair: Pair,
     /// Alice's.
     attachment: u64,
     perspective: u64,
-    /// The mind, as the service knows it.
+    /// The service's handle of the mind.
     mind: u64,
-    /// What the thing is known by: a luid, or the client's or the service's number of a call.
+    /// The numbers that identify the thing: a luid, or the client's or the service's number of a call.
     luid: u64,
     request: u64,
     call: u64,
@@ -160,7 +160,7 @@ impl Scene {
         }
     }
 
-    /// The service's word arrives just before the end is told.
+    /// The service answers the call with an object.
     fn answer(&mut self) {
         let (call, value, objects) = (self.call, remote(OBJECT), list(&[OBJECT]));
         self.pair.says_as(1, "board", &ToHost::Answer { call, value: &value, objects: &objects });
@@ -200,7 +200,7 @@ impl Scene {
             }
             End::ServiceStopped => pair.says("board", &ToHost::Stopped {}),
             End::ServiceReplaced => {
-                // The next generation has the mind, too, and the one before lets go of it.
+                // The next generation has the mind too, and the previous one releases it.
                 pair.says_as(2, "board", &ToHost::Retained { handle: self.mind });
                 pair.says_as(1, "board", &ToHost::Release { handle: self.mind, count: 1 });
                 pair.turn();
@@ -213,7 +213,7 @@ impl Scene {
         }
     }
 
-    /// What has become of it.
+    /// The thing's actual fate.
     fn fate(&mut self, thing: Thing) -> Fate {
         if self.pair.session.is_none() {
             assert!(self.pair.service("board").out.lock().is_empty(), "all is given back");
@@ -299,7 +299,7 @@ impl Scene {
 }
 
 #[test]
-fn everything_ends_with_what_it_came_by_and_not_before() {
+fn each_thing_ends_when_its_source_ends_and_not_before() {
     let mut rows = 0;
     for thing in THINGS {
         for end in ENDS {
@@ -310,7 +310,7 @@ fn everything_ends_with_what_it_came_by_and_not_before() {
                     scene.end(end);
                     scene.answer();
                 } else {
-                    // The end comes first, and what was said before it arrives after it.
+                    // The end comes first. The answer was sent before it, and arrives after it.
                     scene.end(end);
                     if scene.pair.session.is_some() {
                         scene.answer();
@@ -334,9 +334,9 @@ fn everything_ends_with_what_it_came_by_and_not_before() {
     assert_eq!(rows, THINGS.len() * ENDS.len());
 }
 
-/// The same, where the perspective was let go of first: what lives on for that must still end with its key.
+/// Things that live on after the client has released their perspective must still end with its key.
 #[test]
-fn what_outlives_its_perspective_ends_with_its_key() {
+fn things_that_outlive_their_perspective_end_with_its_key() {
     let kept = [Thing::Object, Thing::ObjectOfObject, Thing::CachedCopy, Thing::Mind, Thing::CallUnderWay];
     for thing in kept {
         for end in [End::KeyRemoved, End::CredentialRemoved, End::IdentityDisabled, End::IdentityRemoved] {
@@ -354,7 +354,7 @@ fn what_outlives_its_perspective_ends_with_its_key() {
     }
 }
 
-/// One object, two attachments: each word of the service's goes by the one that it says.
+/// One object, two attachments: each of the service's messages goes by the attachment that it names.
 #[test]
 fn a_mind_given_twice_counts_for_the_attachment_that_calls_it() {
     for (lost, other) in [("alice", "shared"), ("shared", "alice")] {
@@ -404,13 +404,13 @@ fn a_mind_given_twice_counts_for_the_attachment_that_calls_it() {
         assert_eq!(pair.reaches("board", of(other)), Ok(by[other]), "{lost}: it came by the key that is there");
         assert_eq!(hand(&mut pair, by[lost], 62), None, "{lost}: that mind is deaf");
         assert!(hand(&mut pair, by[other], 63).is_some(), "{lost}: the other's mind is not");
-        // A service that does not know by which attachment it has the object calls it by those that are left.
+        // A service that does not know by which attachment it has the object calls it by the remaining ones.
         assert!(hand(&mut pair, 0, 64).is_some());
     }
 }
 
 #[test]
-fn a_call_ends_after_the_answer_though_the_client_let_go() {
+fn a_released_perspective_detaches_after_its_last_use() {
     let mut scene = Scene::new(Thing::CallUnderWay);
     scene.end(End::PerspectiveLetGo);
     assert_eq!(scene.pair.told("board"), [Told::LetGo(scene.attachment)]);
@@ -418,7 +418,7 @@ fn a_call_ends_after_the_answer_though_the_client_let_go() {
     scene.pair.turn();
     let object = luid(&scene.pair.answer(scene.request));
     assert_eq!(scene.pair.reaches("board", object), Ok(scene.attachment), "calls of it come by the attachment");
-    // The mind is a use of it, too.
+    // The mind uses the attachment, too.
     scene.pair.says("board", &ToHost::Release { handle: scene.mind, count: 1 });
     assert!(!scene.pair.told("board").contains(&Told::Detach(scene.attachment)));
     scene.pair.client.output.release(object, 1);

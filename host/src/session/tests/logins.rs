@@ -1,4 +1,4 @@
-//! Log-in: what each word comes to, when refusals leave, and what happens to who is looked up while they change.
+//! Logins: the result of each message, the time of refusals, and what an identity gets that changes during its lookup.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,7 +31,7 @@ fn challenge(value: &Value) -> (Vec<u8>, u64) {
 }
 
 #[test]
-fn both_eras_log_in_by_a_challenge_that_is_never_the_same() {
+fn both_eras_log_in_by_a_challenge_that_never_repeats() {
     let mut pair = Pair::new();
     let mut seen = Vec::new();
     for method in ["username", "login", "login"] {
@@ -59,7 +59,7 @@ fn both_eras_log_in_by_a_challenge_that_is_never_the_same() {
 }
 
 #[test]
-fn a_name_may_ask_for_its_perspective_at_once() {
+fn a_login_name_may_include_the_perspective() {
     let mut pair = Pair::new();
     let request = pair.log_in("alice/board/shared", Some('m'));
     pair.turn();
@@ -96,7 +96,7 @@ fn a_name_may_ask_for_its_perspective_at_once() {
 fn every_refusal_is_sent_at_its_time_whatever_the_reason() {
     for (name, class, text) in [
         ("mallory", "twisted.cred.error.UnauthorizedLogin", ""),
-        // Nobody has this name; whoever proves it has just been removed.
+        // No identity has this name: it was removed right after its proof.
         ("nobody", "twisted.cred.error.UnauthorizedLogin", ""),
         ("busy", "twisted.cred.error.LoginFailed", "busy"),
         ("wait", "twisted.cred.error.LoginFailed", "too many failed logins"),
@@ -133,13 +133,13 @@ fn a_client_with_many_pending_refusals_is_not_read() {
     pair.now.instant += Duration::from_millis(250);
     pair.turn();
     for request in requests {
-        // Four are looked at at once; the others are told that the host is busy, at the same time.
+        // Four are checked at once. The others are refused as busy, at the same time.
         assert!(pair.error(request).starts_with("twisted.cred.error."));
     }
 }
 
 #[test]
-fn calls_that_make_no_sense_are_errors_and_keep_nothing() {
+fn invalid_login_calls_are_errors_and_retain_nothing() {
     let mut pair = Pair::new();
     for (method, arguments, class) in [
         ("nonsense", text(&[]), "twisted.spread.flavors.NoSuchMethod"),
@@ -160,8 +160,8 @@ fn calls_that_make_no_sense_are_errors_and_keep_nothing() {
 }
 
 #[test]
-fn who_changes_while_they_log_in_gets_what_they_are_afterwards() {
-    // The identity is looked up; before the answer is looked at, it is disabled, or loses its key.
+fn an_identity_that_changes_during_its_login_counts_as_changed() {
+    // The identity is looked up. Before the session processes the result, the identity is disabled or loses its key.
     for disabled in [true, false] {
         let mut pair = Pair::new();
         pair.holds_questions = true;
@@ -213,7 +213,7 @@ fn an_avatar_attaches_for_as_long_as_its_credential_lasts() {
 }
 
 #[test]
-fn passwords_under_way_and_questions_have_a_bound_of_their_own() {
+fn pending_passwords_and_other_questions_have_their_own_limits() {
     let mut pair = Pair::new();
     pair.login("alice", None);
     pair.holds_questions = true;
@@ -241,7 +241,7 @@ fn passwords_under_way_and_questions_have_a_bound_of_their_own() {
 }
 
 #[test]
-fn attachments_have_a_limit_that_those_let_go_of_count_towards() {
+fn released_attachments_in_use_count_towards_the_limit() {
     let mut limits = super::super::Limits::default();
     limits.after.attachments = 2;
     let mut pair = Pair::with(limits);
@@ -279,7 +279,7 @@ fn a_service_may_refuse_an_attachment_or_end_it() {
     pair.reaches("board", perspective).unwrap();
     pair.says("board", &ToHost::End { attachment });
     assert_eq!(pair.reaches("board", perspective), Err(DEAD.to_owned()));
-    // A refusal while it stands: the code that replaced what it was attached to does not take it.
+    // A refusal of an existing attachment: the new code does not take it over.
     let (attachment, perspective) = pair.attach(avatar, "board", "alice", None);
     pair.says(
         "board",
@@ -322,7 +322,7 @@ fn a_2005_perspective_stays_attached_until_disconnect() {
 
 #[test]
 fn a_removed_identitys_proof_does_not_open_its_successor() {
-    // While the proof is looked at, the identity is removed, and another of its name and number is added.
+    // During the check of the proof, the identity is removed, and another with its name and number is added.
     for (removed, well) in [("alice", false), ("bob", true)] {
         let mut pair = Pair::new();
         pair.holds_questions = true;
@@ -352,9 +352,9 @@ fn a_removed_identitys_proof_does_not_open_its_successor() {
     }
 }
 
-/// Who has no name is somebody once a service has taken them, and not before; and nobody when the last has gone.
+/// An anonymous client counts as logged in once a service has accepted it, and no longer once its last attachment has ended.
 #[test]
-fn who_has_no_name_counts_once_a_service_has_taken_them() {
+fn an_anonymous_client_counts_once_a_service_accepts_it() {
     let rules = ListenerRules {
         anonymous: Some(Key::new("board", "guest").unwrap()),
         names: BTreeMap::from([("shop".to_owned(), Key::new("mail", "shop").unwrap())]),
@@ -368,7 +368,7 @@ fn who_has_no_name_counts_once_a_service_has_taken_them() {
     assert!(pair.begin("board", perspective, &text(&["x"])).1.is_some());
     pair.says("board", &ToHost::End { attachment });
     assert!(!pair.session().logged_in(), "they are gone");
-    // By a name: the call waits for nothing, and what refuses it answers it.
+    // By a name: the call does not wait, and the service's refusal answers it.
     let request = pair.call(Target::Name("shop"), "m", &text(&["x"]));
     pair.turn();
     let told = pair.told("mail");
@@ -387,9 +387,9 @@ fn who_has_no_name_counts_once_a_service_has_taken_them() {
     assert_eq!(pair.error(request), "twisted.spread.pb.Error");
 }
 
-/// A connection that nobody has logged in by has a few attachments, whatever others may have.
+/// A connection without a login may have few attachments, whatever the limit of others.
 #[test]
-fn without_a_name_there_are_few_attachments() {
+fn an_anonymous_connection_may_have_few_attachments() {
     let rules = ListenerRules { anonymous: Some(Key::new("board", "guest").unwrap()), ..ListenerRules::default() };
     let mut pair = Pair::with_rules(rules);
     for _ in 0..16 {
@@ -400,9 +400,9 @@ fn without_a_name_there_are_few_attachments() {
     assert_eq!(pair.error(request), "twisted.spread.pb.Error");
 }
 
-/// What a listener gives without a login is the operator's word, and what it gives no more ends at once: nothing else does.
+/// The operator decides what a listener gives without a login. Whatever it no longer gives ends at once, and nothing else does.
 #[test]
-fn what_is_given_without_a_login_no_more_ends_at_once() {
+fn access_that_is_no_longer_given_without_login_ends_at_once() {
     let key = |service: &str, perspective: &str| Key::new(service, perspective).unwrap();
     let rules = |anonymous: Option<(&str, &str)>, shop: Option<(&str, &str)>| ListenerRules {
         anonymous: anonymous.map(|(service, perspective)| key(service, perspective)),
@@ -411,7 +411,7 @@ fn what_is_given_without_a_login_no_more_ends_at_once() {
     };
     let guest = Some(("board", "guest"));
     let shop = Some(("mail", "shop"));
-    // The rules from then on; whether what came by an anonymous login lives, and what came by a name.
+    // The new rules, and whether what came by an anonymous login lives, and what came by a name.
     for (after, anonymous, named) in [
         (rules(guest, shop), true, true),
         (rules(None, shop), false, true),
@@ -444,7 +444,7 @@ fn what_is_given_without_a_login_no_more_ends_at_once() {
             assert_eq!(pair.reaches("board", luid).is_ok(), anonymous, "{what}");
         }
         pair.reaches("board", own).expect("whoever has a key keeps what it leads to");
-        // What is to come goes by the new rules.
+        // Later logins and calls follow the new rules.
         let request = root(&mut pair, "loginAnonymous", &text(&[]));
         match after.anonymous {
             Some(_) => drop(pair.attached("board", request)),

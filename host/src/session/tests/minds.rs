@@ -1,5 +1,5 @@
-//! Minds: whatever a client gives when it logs in or attaches, however that ends, each of its objects is given back as often
-//! as it was sent.
+//! Minds: each object in what a client gives at a login or an attachment is given back as often as it was sent, however that
+//! ends.
 
 use jelly::{Scanner, Shape, token};
 use pb::{Jelly, Target, Translated};
@@ -8,7 +8,7 @@ use plugin_api::abi::frame::ToHost;
 use super::pair::{Heard, Pair, Told, cache, luid, references, remote, with_mind};
 use crate::cred::{Key, ListenerRules};
 
-/// What a client gives: objects that are called, and those that are copied.
+/// What a client gives: objects to be called, and objects to be copied.
 const MINDS: [(&str, &[char], &[char]); 9] = [
     ("one object", &['m'], &[]),
     ("a text", &[], &[]),
@@ -21,7 +21,7 @@ const MINDS: [(&str, &[char], &[char]); 9] = [
     ("the same cached object twice, and an object", &['m'], &['c', 'c']),
 ];
 
-/// How it gives it.
+/// How the client gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// With a login that leads to a perspective.
@@ -30,28 +30,28 @@ enum Way {
     Kept,
     /// With `attach`.
     Attach,
-    /// With a login of nobody's.
+    /// With an anonymous login.
     Anonymous,
     /// With a key that is to be proven.
     Key,
 }
 
-/// How it ends.
+/// How the attachment ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// The service refuses to attach.
     Refused,
-    /// The service takes nothing.
+    /// The service accepts nothing.
     Bounced,
     /// There is no such key, or the proof was wrong.
     NotLetIn,
-    /// The client lets go of everything, and the service of its objects.
+    /// The client releases everything, and the service releases the client's objects.
     LetGo,
     /// The identity is removed.
     Removed,
     /// The service stops.
     Stopped,
-    /// The service is replaced; the new code has it, the old one gives it back, and later the new one does.
+    /// The service is replaced: the new code has the mind, the old code gives it back, and later the new code does.
     Replaced,
 }
 
@@ -95,7 +95,7 @@ fn mind(pair: &mut Pair, which: usize) -> Vec<u8> {
     out
 }
 
-/// Who gives it, and the call of theirs whose answer is the perspective.
+/// Gives it. Returns the luid that holds it, if any, and the call whose answer is the perspective.
 fn give(pair: &mut Pair, way: Way, end: End, which: usize) -> (Option<u64>, Option<u64>) {
     let given = mind(pair, which);
     let bad = end == End::NotLetIn;
@@ -154,7 +154,7 @@ fn release(pair: &mut Pair, generation: u64, handles: &[u64]) {
     pair.turn();
 }
 
-/// Whether the client's cached objects in a mind have not been given back.
+/// Whether the client's cached objects in a mind are still held.
 fn are_copied(pair: &Pair, which: usize) -> bool {
     MINDS[which].2.iter().all(|object| pair.client.output.tables.cached_as(object).is_some())
 }
@@ -297,7 +297,7 @@ fn objects_in_minds_are_released_in_every_case() {
 }
 
 #[test]
-fn a_mind_has_its_own_service_s_objects_and_nobody_else_s() {
+fn a_mind_may_contain_its_own_services_objects_only() {
     let mut pair = Pair::new();
     let avatar = pair.login("alice", None);
     let (_, board) = pair.attach(avatar, "board", "alice", None);
@@ -328,7 +328,7 @@ fn a_mind_has_its_own_service_s_objects_and_nobody_else_s() {
     assert_eq!(attach(&mut pair, &home(mail)).unwrap_err(), "twisted.spread.jelly.InsecureJelly");
 }
 
-/// A change of a cached object of the client's.
+/// Sends a change of one of the client's cached objects.
 fn tell(pair: &mut Pair, object: char) {
     let luid = pair.client.output.tables.cached_as(&object).expect("it was sent");
     let (arguments, keywords) = (jelly::to_vec(&(5,)).unwrap(), [1, 0x80, 5, 0x87]);
@@ -346,7 +346,8 @@ fn kept(pair: &mut Pair) -> u64 {
     self::luid(&pair.answer(request))
 }
 
-/// Attaches with an avatar's mind. Answers with the service's numbers of the client's objects in it, and what the service heard then.
+/// Attaches with an avatar's mind. Returns the service's numbers of the client's objects in it, and what else the service
+/// received.
 fn attach(pair: &mut Pair, avatar: u64, service: &str, name: &str) -> Result<(Vec<u64>, Vec<Told>), String> {
     let request = pair.begin_attach(avatar, service, name, None);
     pair.turn();
@@ -361,9 +362,9 @@ fn attach(pair: &mut Pair, avatar: u64, service: &str, name: &str) -> Result<(Ve
     }
 }
 
-/// A copy that came with what was refused is of nobody: the service hears that, and keeps nothing of it.
+/// A copy that came with a refused attachment belongs to nobody: the service is notified, and keeps nothing of it.
 #[test]
-fn copies_that_came_by_what_has_ended_are_ended_in_the_service() {
+fn copies_from_a_refused_attachment_end_in_the_service() {
     let mut pair = Pair::new();
     let avatar = pair.login("alice", None);
     pair.attach(avatar, "board", "alice", None);
@@ -409,8 +410,9 @@ fn changes_before_an_attachment_are_sent_after_it() {
 }
 
 #[test]
-fn a_state_in_a_mind_is_one_services_and_never_an_old_one() {
-    // It is the first's that is attached, also once more; and nobody's any more when that has let go of it.
+fn a_state_in_a_mind_belongs_to_one_service_and_is_never_stale() {
+    // The state belongs to the first service that is attached, which may attach again; no other service gets it after that one
+    // has released it.
     let mut pair = Pair::new();
     let avatar = kept(&mut pair);
     let (first, _) = attach(&mut pair, avatar, "board", "alice").unwrap();
@@ -424,7 +426,7 @@ fn a_state_in_a_mind_is_one_services_and_never_an_old_one() {
     pair.turn();
     assert_eq!(pair.client.output.tables.held().1, 0, "the client has it back");
 
-    // The service takes nothing just now, and later it does.
+    // The service accepts nothing at first, and later it does.
     let mut pair = Pair::new();
     let avatar = kept(&mut pair);
     pair.service("board").refuse(Some("it starts"));

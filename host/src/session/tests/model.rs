@@ -1,5 +1,5 @@
-//! Random lives of a connection against a model that says who may have what: a set of attachments for each object, and
-//! nothing else.
+//! Random sequences of actions on a connection, against a model of access: a set of attachments for each object, and nothing
+//! else.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,11 +58,11 @@ struct Attachment {
     number: u64,
     person: usize,
     which: usize,
-    /// The perspective's luid, until the client has let go of it.
+    /// The perspective's luid, until the client has released it.
     luid: Option<u64>,
 }
 
-/// An object that the client has: by what, and how often it was sent.
+/// An object that the client has: the attachments by which it came, and how often it was sent.
 #[derive(Debug, Clone, Default)]
 struct Held {
     object: u64,
@@ -85,7 +85,7 @@ impl Life {
         Self { pair: Pair::new(), attachments: Vec::new(), held: BTreeMap::new(), cached: BTreeMap::new() }
     }
 
-    /// The attachments whose perspective the client has.
+    /// One of the attachments whose perspective the client has.
     fn attached(&self, at: usize) -> Option<Attachment> {
         let all: Vec<&Attachment> = self.attachments.iter().filter(|of| of.luid.is_some()).collect();
         (!all.is_empty()).then(|| all[at % all.len()].clone())
@@ -105,7 +105,7 @@ impl Life {
         held.count += 1;
     }
 
-    /// These attachments were taken away.
+    /// Takes these attachments away.
     fn gone(&mut self, gone: impl Fn(&Attachment) -> bool) {
         let numbers: BTreeSet<u64> = self.attachments.iter().filter(|of| gone(of)).map(|of| of.number).collect();
         self.attachments.retain(|of| !numbers.contains(&of.number));
@@ -181,7 +181,7 @@ impl Life {
                 self.gone(|of| of.person == person);
             }
             Act::Reload => {
-                // Whoever is attached is told to the next generation; the session notices nothing.
+                // The next generation is told of all attachments; the session notices nothing.
                 let known = self.pair.service("board").known();
                 let lives = |of: &&Attachment| of.luid.is_some() || self.is_used(of.number);
                 assert_eq!(known, self.attachments.iter().filter(lives).count());
@@ -199,7 +199,7 @@ impl Life {
         self.held.values().chain(self.cached.values()).any(|held| held.by.contains(&number))
     }
 
-    /// What the session lets through is what the model says.
+    /// The session lets through exactly what the model says.
     fn compare(&mut self) {
         for (luid, held) in self.held.clone() {
             match self.pair.reaches("board", luid) {
@@ -212,7 +212,7 @@ impl Life {
                 assert_eq!(self.pair.reaches("board", luid), Ok(of.number));
             }
         }
-        // The service is owed as often as the client has what it handed out.
+        // The service is owed each object as often as the client has it.
         let mut owed: BTreeMap<u64, u64> = BTreeMap::new();
         for held in self.held.values().chain(self.cached.values()).filter(|held| !held.dead) {
             *owed.entry(held.object).or_default() += held.count;
@@ -240,7 +240,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn who_may_have_what_is_what_it_came_by(acts in prop::collection::vec(act(), 1..40)) {
+    fn an_object_works_exactly_while_an_attachment_it_came_by_lasts(acts in prop::collection::vec(act(), 1..40)) {
         let mut life = Life::new();
         for act in &acts {
             life.act(act);

@@ -23,7 +23,7 @@ pub(super) const DEAD: &str = "twisted.spread.pb.DeadReferenceError";
 pub(super) const CONNECTION: u32 = 7;
 const EMPTY_DICTIONARY: &[u8] = &[1, 0x80, 5, 0x87];
 
-/// What a service was told.
+/// What a service receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Told {
     Attach { attachment: u64, mind: u64, value: Vec<u8>, handles: Vec<u64> },
@@ -38,7 +38,7 @@ pub(super) enum Told {
     Other(String),
 }
 
-/// What the client hears.
+/// What the client receives.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Heard {
     Answer {
@@ -66,19 +66,19 @@ pub(super) enum Heard {
     Dropped(char),
 }
 
-/// A service that writes down what it is told, and says what the test says.
+/// A service that records what it receives, and sends what the test tells it to.
 #[derive(Default)]
 pub(super) struct Service {
     number: u32,
     told: Mutex<Vec<Told>>,
     refuses: Mutex<Option<String>>,
-    /// Who is attached, as the next generation would be told.
+    /// The attachments, as the next generation would receive them.
     attached: Mutex<BTreeMap<u64, Vec<u8>>>,
-    /// Own objects that were handed out, and not given back: each with how often.
+    /// The service's own objects that were handed out and not given back, with their counts.
     pub(super) out: Mutex<BTreeMap<u64, u64>>,
-    /// The host's own calls, which tell when it has heard something: every service answers them with an error.
+    /// The host's own calls, by whose answers it knows what the service has received. Every service answers them with an error.
     heard: Mutex<Vec<u64>>,
-    /// It takes its time to answer those.
+    /// The service does not answer those calls for now.
     pub(super) deaf: AtomicBool,
 }
 
@@ -138,12 +138,12 @@ impl Service {
         }
     }
 
-    /// How many attachments the next generation would be told of.
+    /// The number of attachments that the next generation would receive.
     pub(super) fn known(&self) -> usize {
         self.attached.lock().len()
     }
 
-    /// From now on it takes nothing (`Some`: why), or takes everything again.
+    /// From now on the service refuses everything (`Some`: the reason), or accepts everything again.
     pub(super) fn refuse(&self, why: Option<&str>) {
         *self.refuses.lock() = why.map(str::to_owned);
     }
@@ -195,16 +195,16 @@ pub(super) struct Pair {
     pub(super) sessions: Arc<Sessions>,
     pub(super) rules: Arc<CurrentRules>,
     pub(super) now: Now,
-    /// By which credential the next password proves whose it is.
+    /// The credential by which the next proof succeeds.
     pub(super) credential: u64,
-    /// Questions are kept instead of answered.
+    /// Questions are collected instead of answered.
     pub(super) holds_questions: bool,
     pub(super) questions: Vec<(super::super::login::QuestionNo, Question)>,
     pub(super) notes: Vec<Refused>,
     pub(super) heard: Vec<Heard>,
 }
 
-/// The luid of the reference that a value is.
+/// The luid of a value that is a reference.
 pub(super) fn luid(value: &Value) -> u64 {
     match value.root().node() {
         Node::Reference(RefKind::Remote, Some(luid)) => luid,
@@ -212,7 +212,7 @@ pub(super) fn luid(value: &Value) -> u64 {
     }
 }
 
-/// `(remote n)` in Jelly, as one of a tuple.
+/// A tuple of references in Jelly, all with this tag.
 pub(super) fn references(tag: &[u8], luids: &[u64]) -> Vec<u8> {
     let mut out = Vec::new();
     token::list(&mut out, luids.len() + 1);
@@ -239,7 +239,7 @@ fn one(out: &mut Vec<u8>, tag: &[u8], luid: u64) {
     token::uint(out, luid);
 }
 
-/// A cached object with its state, as a service writes it; in its state, references to these.
+/// A cached object as a service writes it. Its state consists of references to these objects.
 pub(super) fn cache(number: u64, state: &[u64]) -> Vec<u8> {
     let mut out = Vec::new();
     token::list(&mut out, 3);
@@ -321,7 +321,7 @@ impl Pair {
         &self.services.0[name]
     }
 
-    /// Lets everything happen that can.
+    /// Runs everything until nothing more happens.
     pub(super) fn turn(&mut self) {
         loop {
             let sent = std::mem::take(&mut self.client.output.bytes);
@@ -355,7 +355,7 @@ impl Pair {
         }
     }
 
-    /// Services have heard what they were told.
+    /// Services acknowledge what they have received.
     pub(super) fn acknowledge(&mut self) {
         let services: Vec<(&str, Vec<u64>)> = (self.services.0.iter())
             .filter(|(_, service)| !service.deaf.load(Ordering::Relaxed))
@@ -369,7 +369,7 @@ impl Pair {
         }
     }
 
-    /// The answer to a question: every proof is right, but for these names'.
+    /// The answer to a question: every proof is right, except for these names.
     pub(super) fn find(&self, question: &Question) -> Found {
         match question {
             Question::Prove(Proof::Password(name, _)) if name == "mallory" => Found::Wrong,
@@ -436,12 +436,12 @@ impl Pair {
         self.client.output.tables.export(&object).unwrap()
     }
 
-    /// The client calls something; its number.
+    /// The client calls something. Returns the request's number.
     pub(super) fn call(&mut self, target: Target<'_>, method: &str, arguments: &[u8]) -> u64 {
         self.client.output.call(target, method, true, arguments, EMPTY_DICTIONARY)
     }
 
-    /// What the client has heard of a call: its answer, or its error.
+    /// The reply to a call, if there is one: its answer, or its error.
     pub(super) fn reply(&mut self, request: u64) -> Option<Heard> {
         let at = self.heard.iter().position(|heard| {
             matches!(heard, Heard::Answer { request: of, .. } | Heard::Error { request: of, .. } if *of == request)
@@ -465,18 +465,18 @@ impl Pair {
         }
     }
 
-    /// What a service was told since it was asked last.
+    /// What a service has received since this was last called.
     pub(super) fn told(&mut self, service: &str) -> Vec<Told> {
         std::mem::take(&mut *self.service(service).told.lock())
     }
 
-    /// A service says something, as its first generation.
+    /// A service's first generation sends a frame.
     pub(super) fn says(&mut self, service: &str, frame: &ToHost<'_>) {
         self.says_as(1, service, frame);
         self.turn();
     }
 
-    /// The same, without letting anything happen after it.
+    /// A generation of a service sends a frame, and nothing else happens after it.
     pub(super) fn says_as(&mut self, generation: u64, service: &str, frame: &ToHost<'_>) {
         let service = Arc::clone(self.service(service));
         let objects = match frame {
@@ -489,7 +489,7 @@ impl Pair {
         self.session().mail(&mail);
     }
 
-    /// Logs in by a password; the avatar's luid.
+    /// Logs in by a password. Returns the avatar's luid.
     pub(super) fn login(&mut self, name: &str, mind: Option<char>) -> u64 {
         let request = self.log_in(name, mind);
         self.turn();
@@ -502,12 +502,12 @@ impl Pair {
         self.log_in_with(name, mind.as_deref())
     }
 
-    /// The same, with a mind in Jelly.
+    /// Begins to log in, with a mind in Jelly.
     pub(super) fn log_in_with(&mut self, name: &str, mind: Option<&[u8]>) -> u64 {
         self.call(Target::Name("root"), "loginPassword", &with_mind(&[name, "a password"], mind))
     }
 
-    /// Attaches by an avatar; the attachment's number and the perspective's luid.
+    /// Attaches by an avatar. Returns the attachment's number and the perspective's luid.
     pub(super) fn attach(&mut self, avatar: u64, service: &str, perspective: &str, mind: Option<char>) -> (u64, u64) {
         let request = self.begin_attach(avatar, service, perspective, mind);
         self.turn();
@@ -519,7 +519,7 @@ impl Pair {
         self.begin_attach_with(avatar, service, perspective, mind.as_deref())
     }
 
-    /// The same, with a mind in Jelly.
+    /// Begins to attach, with a mind in Jelly.
     pub(super) fn begin_attach_with(
         &mut self,
         avatar: u64,
@@ -530,7 +530,7 @@ impl Pair {
         self.call(Target::Luid(avatar), "attach", &with_mind(&[service, perspective], mind))
     }
 
-    /// The service takes the attachment that it was asked for last.
+    /// The service accepts the attachment that it was last asked for.
     pub(super) fn attached(&mut self, service: &str, request: u64) -> (u64, u64) {
         let told = self.told(service);
         let asked = told.iter().rev().find_map(|told| match told {
@@ -542,7 +542,7 @@ impl Pair {
         (attachment, luid(&self.answer(request)))
     }
 
-    /// The client calls a luid; what the service is told of it, if it is, and the client's number for it.
+    /// The client calls a luid. Returns the request's number, and the call as the service receives it, if it does.
     pub(super) fn begin(&mut self, service: &str, target: u64, arguments: &[u8]) -> (u64, Option<Told>) {
         let request = self.call(Target::Luid(target), "m", arguments);
         self.turn();
@@ -561,7 +561,7 @@ impl Pair {
         }
     }
 
-    /// The client is handed an object of the service's; its luid.
+    /// The client receives one of the service's objects. Returns its luid.
     pub(super) fn hand_out(&mut self, service: &str, target: u64, object: u64) -> u64 {
         luid(&self.get(service, target, &remote(object), &[object]).0)
     }
@@ -580,13 +580,13 @@ impl Pair {
         }
     }
 
-    /// An identity has changed: the session hears of it, and has done what follows when this returns.
+    /// Notifies the session that an identity has changed. The session has acted on it when this returns.
     pub(super) fn tell_of(&mut self, name: &str) {
         let identity = self.identities.get(name).map(|identity| Arc::new(identity.clone()));
         self.tell(|sessions| sessions.changed(name, identity.as_ref()));
     }
 
-    /// The listener gives this beside keys, from now on.
+    /// From now on, the listener gives this in addition to keys.
     pub(super) fn gives(&mut self, rules: ListenerRules) {
         self.rules.set(rules);
         self.tell(Sessions::rules_changed);

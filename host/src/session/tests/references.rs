@@ -1,4 +1,4 @@
-//! References on their way: what goes through, what each becomes, and that each is given back, whatever fails.
+//! References in transit: which pass, what each becomes, and that each is given back, whatever fails.
 
 use jelly::token;
 use pb::Target;
@@ -15,7 +15,7 @@ fn attached() -> (Pair, u64, u64) {
     (pair, attachment, perspective)
 }
 
-/// Attached with a mind, and the perspective let go of again; the attachment, and the mind's handle.
+/// Attaches with a mind and releases the perspective again. Returns the attachment and the mind's handle.
 fn let_go_with_mind() -> (Pair, u64, u64) {
     let mut pair = Pair::new();
     let avatar = pair.login("alice", None);
@@ -33,7 +33,8 @@ fn keywords() -> Vec<u8> {
     jelly::to_vec(&std::collections::BTreeMap::<u8, u8>::new()).unwrap()
 }
 
-/// The arguments with which the service is called, when the client's are these.
+/// The client calls with these arguments. Returns the call's number, and the arguments and handles as the service receives
+/// them.
 fn arrives(pair: &mut Pair, perspective: u64, arguments: &[u8]) -> Result<(u64, Vec<u8>, Vec<u64>), String> {
     match pair.begin("board", perspective, arguments) {
         (_, Some(Told::Call { call, arguments, handles, .. })) => Ok((call, arguments, handles)),
@@ -46,12 +47,12 @@ fn answer(pair: &mut Pair, call: u64, value: &[u8], objects: &[u64]) {
 }
 
 #[test]
-fn the_clients_object_comes_home_as_its_own() {
+fn a_clients_object_returns_to_it_as_its_own() {
     let (mut pair, _, perspective) = attached();
     let mine = pair.own('a');
     let (call, arguments, handles) = arrives(&mut pair, perspective, &references(b"remote", &[mine])).unwrap();
     assert_eq!(arguments, references(b"remote", &handles));
-    // Typed, a service writes it as the reader's own; in an untyped value it stands as it came.
+    // In a typed value, a service writes it as the reader's own; in an untyped value it stays as it came.
     let home = [references(b"local", &handles), references(b"remote", &handles)];
     answer(&mut pair, call, &home[0], &[]);
     let value = pair.heard.iter().find_map(|heard| match heard {
@@ -65,7 +66,7 @@ fn the_clients_object_comes_home_as_its_own() {
     assert!(
         matches!(&pair.heard[..], [Heard::Answer { value, .. }] if value.encode() == references(b"local", &[mine]))
     );
-    // The service lets go: so does the client.
+    // The service releases it, and so does the client.
     pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
     assert!(pair.heard.contains(&Heard::Dropped('a')));
 }
@@ -76,7 +77,7 @@ fn a_services_object_in_an_untyped_value_can_be_forwarded() {
     let object = pair.hand_out("board", perspective, 50);
     let (call, arguments, _) = arrives(&mut pair, perspective, &references(b"local", &[object])).unwrap();
     assert_eq!(arguments, references(b"local", &[50]), "it is the service's own again");
-    // The service answers with what it was given: counted once more.
+    // The service answers with what it was given, which counts once more.
     answer(&mut pair, call, &arguments, &[50]);
     let again = references(b"remote", &[object]);
     assert!(pair.heard.iter().any(|heard| matches!(heard, Heard::Answer { value, .. } if value.encode() == again)));
@@ -99,20 +100,20 @@ fn the_avatar_can_be_an_argument_and_comes_back_as_itself() {
 }
 
 #[test]
-fn what_is_not_its_senders_to_name_does_not_go_through() {
+fn references_that_the_sender_may_not_use_do_not_pass() {
     let (mut pair, _, perspective) = attached();
     let avatar = pair.login("bob", None);
     let (_, mail) = pair.attach(avatar, "mail", "bob", None);
     let letter = pair.hand_out("mail", mail, 70);
-    // To a service: an avatar, a perspective and an object of another service's, a cached object of the client's.
+    // To a service: an avatar, another service's perspective and object, and a cached object of the client's.
     for (tag, luid) in [(&b"local"[..], avatar), (b"local", mail), (b"local", letter), (b"lcache", 5), (b"cached", 5)] {
         let refused = arrives(&mut pair, perspective, &references(tag, &[luid]));
         assert_eq!(refused, Err(INSECURE.to_owned()), "{tag:?} {luid}");
     }
-    // What nobody knows is None, as Twisted has it.
+    // An unknown reference becomes None, as in Twisted.
     let (call, arguments, _) = arrives(&mut pair, perspective, &references(b"local", &[999])).unwrap();
     assert_eq!(arguments, jelly::to_vec(&(None::<u8>,)).unwrap());
-    // To the client: a handle that is nobody's, another connection's, an attachment of another service's.
+    // To the client: another connection's handle, an unknown handle, and another service's attachment.
     let foreign = u64::from(CONNECTION + 1) << 32 | 1;
     let nobody = u64::from(CONNECTION) << 32 | 2 << 30 | 77;
     let mut calls = vec![call];
@@ -128,7 +129,7 @@ fn what_is_not_its_senders_to_name_does_not_go_through() {
 }
 
 #[test]
-fn an_unknown_cached_number_costs_nothing() {
+fn an_unknown_cached_number_is_not_given_back() {
     let (mut pair, _, perspective) = attached();
     let before = pair.session().output().len();
     pair.call(Target::Luid(perspective), "m", &references(b"cached", &[99]));
@@ -170,12 +171,12 @@ fn a_clients_cacheable_is_followed_returned_and_released() {
         _ => None,
     });
     assert_eq!(home, Some(references(b"lcache", &[luid])));
-    // Once more, without its state: the same object.
+    // Sent again without its state, it is the same object.
     let (_, second) = own_cached(&mut pair, 'c');
     let (call, arguments, again) = arrives(&mut pair, perspective, &second).unwrap();
     assert_eq!((again.as_slice(), arguments), (handles.as_slice(), references(b"cached", &handles)));
     answer(&mut pair, call, &references(b"remote", &[]), &[]);
-    // It changes: who follows it is called, by the attachment that it came by.
+    // It changes: its follower is called, by the attachment that it came by.
     let empty = [1, 0x80, 11, 0x87];
     let nothing = pb::Jelly::new(&empty, &[], 0, 4);
     let keywords = [1, 0x80, 5, 0x87];
@@ -194,16 +195,16 @@ fn a_clients_cacheable_is_followed_returned_and_released() {
     assert_eq!(pair.client.output.tables.held().1, 1);
     pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
     assert_eq!(pair.client.output.tables.held().1, 0);
-    // The client has ended it: the service is told, and it comes with its state the next time.
+    // The client has ended it: the service is notified, and the next time it comes with its state.
     assert!(pair.told("board").iter().any(|told| matches!(told, Told::Other(what) if what.contains("Uncached"))));
     let (_, anew) = own_cached(&mut pair, 'c');
     let (_, arguments, _) = arrives(&mut pair, perspective, &anew).unwrap();
     assert!(arguments.windows(8).any(|window| window == b"board.Bo"), "its state comes with it");
 }
 
-/// What the client sends before it has heard that nobody has its object any more, it sends without the state.
+/// Until the client has heard that nobody has its object any more, it sends the object without the state.
 #[test]
-fn a_cacheable_that_is_being_given_back_can_come_once_more() {
+fn a_cacheable_that_is_being_given_back_can_be_sent_again() {
     let (mut pair, _, perspective) = attached();
     let (_, first) = own_cached(&mut pair, 'c');
     let (_, _, handles) = arrives(&mut pair, perspective, &first).unwrap();
@@ -215,9 +216,9 @@ fn a_cacheable_that_is_being_given_back_can_come_once_more() {
     assert_eq!(pair.client.output.tables.held().1, 0);
 }
 
-/// A service keeps the state of each until the client has ended it: so all of them together have a bound.
+/// A service keeps each state until the client has ended it, so all states together have a limit.
 #[test]
-fn the_states_of_a_clients_cacheables_are_bounded_in_all() {
+fn the_states_of_a_clients_cacheables_are_bounded_in_total() {
     let (mut pair, _, perspective) = attached();
     pair.turn();
     let mut came = Vec::new();
@@ -236,7 +237,7 @@ fn the_states_of_a_clients_cacheables_are_bounded_in_all() {
     }
     assert_eq!(came[2].as_ref().unwrap_err(), "builtins.MemoryError");
     assert_eq!(pair.client.output.tables.held().1, 2, "what was refused was given back");
-    // One is ended: there is room again.
+    // Once one has ended, there is room again.
     let (_, _, handles) = came[0].as_ref().unwrap();
     pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
     assert_eq!(pair.client.output.tables.held().1, 1);
@@ -244,7 +245,7 @@ fn the_states_of_a_clients_cacheables_are_bounded_in_all() {
 }
 
 #[test]
-fn a_cacheable_of_the_clients_is_one_services() {
+fn a_clients_cacheable_belongs_to_one_service() {
     let (mut pair, _, perspective) = attached();
     let (_, first) = own_cached(&mut pair, 'c');
     let (_, _, handles) = arrives(&mut pair, perspective, &first).unwrap();
@@ -256,14 +257,14 @@ fn a_cacheable_of_the_clients_is_one_services() {
         other => panic!("{other:?}"),
     };
     assert_eq!(refused, INSECURE, "its state is not sent a second time");
-    // What it does not take is given back to the client; what the other has, stays.
+    // What one service does not accept is given back to the client; what the other has stays.
     assert_eq!(pair.client.output.tables.held().1, 1);
     pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
     assert_eq!(pair.client.output.tables.held().1, 0);
 }
 
 #[test]
-fn the_last_word_to_a_copy_comes_before_its_end() {
+fn the_last_update_of_a_copy_comes_before_its_end() {
     let (mut pair, attachment, perspective) = attached();
     let (call, _, _) = arrives(&mut pair, perspective, &references(b"remote", &[])).unwrap();
     answer(&mut pair, call, &cache(7, &[]), &[7]);
@@ -293,9 +294,9 @@ fn the_last_word_to_a_copy_comes_before_its_end() {
     assert!(pair.heard.is_empty(), "what comes later reaches nobody");
 }
 
-/// Whatever becomes of a value, its objects are given back as often as they were counted.
+/// Whatever happens to a value, its objects are given back as often as they were counted.
 #[test]
-fn objects_in_what_goes_to_nobody_are_given_back() {
+fn objects_in_undeliverable_values_are_given_back() {
     let many = vec![0u8; 700_000];
     let mut large = Vec::new();
     token::list(&mut large, 3);
@@ -365,7 +366,7 @@ fn objects_in_what_goes_to_nobody_are_given_back() {
 }
 
 #[test]
-fn objects_in_what_arrives_too_late_are_given_back() {
+fn objects_in_late_messages_are_given_back() {
     let (mut pair, attachment, perspective) = attached();
     let mine = pair.own('m');
     let (call, _, handles) = arrives(&mut pair, perspective, &references(b"remote", &[mine])).unwrap();
@@ -422,7 +423,7 @@ fn a_cached_state_that_is_not_sent_again_gives_its_objects_back() {
 }
 
 #[test]
-fn a_copy_that_was_taken_away_is_sent_anew_with_its_state() {
+fn a_copy_that_was_taken_away_is_sent_again_with_its_state() {
     let (mut pair, _, perspective) = attached();
     let (_, stale) = pair.get("board", perspective, &cache(60, &[]), &[60]);
     let alice = pair.identities.get_mut("alice").unwrap();
@@ -433,7 +434,7 @@ fn a_copy_that_was_taken_away_is_sent_anew_with_its_state() {
     let (value, fresh) = pair.get("board", shared, &cache(60, &[]), &[60]);
     assert_ne!(stale, fresh, "it missed updates");
     assert!(matches!(value.root().node(), jelly::Node::Instance("board.Board")), "{value}");
-    // The stale one is still the client's to give back.
+    // The client still has to give back the stale copy.
     pair.client.output.decache(stale[0]);
     pair.client.output.decache(fresh[0]);
     pair.turn();
@@ -453,7 +454,7 @@ fn a_revoked_luid_never_names_anything_again() {
     assert_ne!(object, again);
     assert_eq!(pair.reaches("board", again), Ok(by));
     assert_eq!(pair.reaches("board", object), Err(DEAD.to_owned()));
-    // As an argument it is no more than that.
+    // As an argument, it is dead too.
     let refused = arrives(&mut pair, shared, &references(b"local", &[object]));
     assert_eq!(refused, Err(DEAD.to_owned()));
     pair.client.output.release(object, 1);
@@ -462,7 +463,7 @@ fn a_revoked_luid_never_names_anything_again() {
 }
 
 #[test]
-fn a_service_that_takes_nothing_refuses_calls_and_keeps_nothing() {
+fn a_service_that_accepts_nothing_refuses_and_keeps_nothing() {
     let (mut pair, _, perspective) = attached();
     pair.service("board").refuse(Some("board: too much waits"));
     let mine = pair.own('a');
@@ -483,7 +484,7 @@ fn a_service_that_takes_nothing_refuses_calls_and_keeps_nothing() {
 }
 
 #[test]
-fn what_avatars_keep_is_given_back_when_nobody_has_it() {
+fn an_avatars_mind_is_given_back_when_nobody_has_it() {
     let mut pair = Pair::new();
     let avatar = pair.login("alice", Some('m'));
     let request = pair.begin_attach(avatar, "board", "alice", None);
@@ -492,7 +493,7 @@ fn what_avatars_keep_is_given_back_when_nobody_has_it() {
     assert_ne!(mind, 0, "an avatar lends its mind to what is attached by it");
     pair.says("board", &ToHost::Attached { attachment });
     let perspective = luid(&pair.answer(request));
-    // The avatar goes first: the perspective still has the mind.
+    // The avatar is released first: the perspective still has the mind.
     pair.client.output.release(avatar, 1);
     pair.turn();
     assert!(!pair.heard.contains(&Heard::Dropped('m')));
@@ -527,7 +528,7 @@ fn a_call_that_a_service_gave_up_on_is_forgotten() {
     assert_eq!(pair.session().owners.calls.counts(), (0, 0, 1));
     pair.says("board", &ToHost::Forget { call: 3, handle: handles[0] });
     assert_eq!(pair.session().owners.calls.counts(), (0, 0, 0));
-    // The client answers all the same, with a reference: that is given back.
+    // The client answers nevertheless, with a reference, which is given back.
     let luid = pair.own('x');
     pair.client.output.answer(request, &remote(luid));
     pair.turn();
@@ -536,7 +537,7 @@ fn a_call_that_a_service_gave_up_on_is_forgotten() {
 }
 
 #[test]
-fn the_clients_answers_and_errors_go_to_who_asked() {
+fn the_clients_answers_and_errors_go_to_the_caller() {
     let (mut pair, attachment, perspective) = attached();
     let mine = pair.own('m');
     let (_, _, handles) = arrives(&mut pair, perspective, &references(b"remote", &[mine])).unwrap();
@@ -571,7 +572,7 @@ fn the_clients_answers_and_errors_go_to_who_asked() {
     pair.client.output.fail(request, &pb::Failure::new("KeyError", "no"));
     pair.turn();
     assert_eq!(pair.told("board").pop(), Some(Told::Failed { call: 2, class: "builtins.KeyError".to_owned() }));
-    // An answer that cannot be read is an error to who asked, and nothing more.
+    // An unreadable answer is an error for the caller, and nothing more.
     let request = ask(&mut pair, 3);
     pair.client.output.answer(request, &references(b"cached", &[4]));
     pair.turn();
@@ -589,7 +590,7 @@ fn the_clients_answers_and_errors_go_to_who_asked() {
 #[test]
 fn a_mind_outlives_its_perspective_and_can_be_given_objects() {
     let (mut pair, attachment, mind) = let_go_with_mind();
-    // Nothing can come by it: the service need not know it, though it may hold the mind.
+    // Nothing can come by the attachment, so the service need not know it, though it may hold the mind.
     assert_eq!(pair.told("board"), [Told::LetGo(attachment), Told::Detach(attachment)]);
     assert_eq!(pair.service("board").known(), 0);
     let (arguments, keywords, objects) = (references(b"remote", &[50]), keywords(), list(&[50]));
@@ -607,7 +608,7 @@ fn a_mind_outlives_its_perspective_and_can_be_given_objects() {
         },
     );
     let Some(Heard::Call { object: 'm', luids, .. }) = pair.heard.pop() else { panic!("{:?}", pair.heard) };
-    // From here on something can: it is told of it again, and has the mind once more.
+    // From here on something can come by it: the service is told of it again, and has the mind once more.
     assert!(matches!(&pair.told("board")[..], [Told::Other(linger)] if linger.contains("Linger")));
     assert_eq!(pair.service("board").known(), 1);
     assert_eq!(pair.reaches("board", luids[0]), Ok(attachment));
@@ -642,7 +643,7 @@ fn calling_a_mind_does_not_revive_its_attachment() {
         let Some(Heard::Call { object: 'm', request, .. }) = pair.heard.pop() else { panic!("{:?}", pair.heard) };
         pair.client.output.fail(request, &super::super::references::revoked());
         pair.turn();
-        // Nothing of the service's went out: nothing can come by the attachment.
+        // None of the service's objects went out, so nothing can come by the attachment.
         assert!(!pair.told("board").iter().any(|told| matches!(told, Told::Other(_) | Told::Detach(_))));
         assert_eq!(pair.service("board").known(), 0);
     }
@@ -655,7 +656,7 @@ fn calling_a_mind_does_not_revive_its_attachment() {
 fn an_avatars_mind_lasts_for_attachments_already_requested() {
     let mut pair = Pair::new();
     let avatar = pair.login("alice", Some('m'));
-    // In one read: attach with the mind that the avatar keeps, and the avatar is let go of.
+    // In one read, the client attaches with the mind that the avatar keeps, and releases the avatar.
     let request = pair.begin_attach(avatar, "board", "alice", None);
     pair.client.output.release(avatar, 1);
     pair.turn();

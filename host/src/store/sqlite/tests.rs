@@ -38,7 +38,7 @@ fn saved(store: &SqliteStore, perspective: &str) -> Option<Saved> {
 }
 
 #[test]
-fn what_is_committed_is_there_after_the_next_start() {
+fn committed_states_survive_a_restart() {
     let (folder, store) = store();
     commit(&store, vec![state("alice", 0, b"one")]).unwrap();
     commit(&store, vec![state("alice", 1, b"two")]).unwrap();
@@ -61,13 +61,13 @@ fn a_second_writers_commit_is_refused_as_a_whole() {
 }
 
 #[test]
-fn in_a_group_one_that_conflicts_takes_no_other_along() {
+fn a_conflicting_commit_does_not_affect_others_in_its_group() {
     let (_folder, store) = store();
     commit(&store, vec![state("alice", 0, b"one")]).unwrap();
     let (told, heard) = std::sync::mpsc::channel();
     for round in 0..200u64 {
         let told = told.clone();
-        // Every third is made from a version that there never was.
+        // Every third commit is based on a version that never existed.
         let base = if round % 3 == 0 { 99 } else { 0 };
         store.commit(
             vec![state(&format!("p{round}"), base, b"x")],
@@ -105,7 +105,7 @@ fn data_are_ordered_and_have_a_version() {
     assert_eq!(read("in/", None, 10, true), ("out/a in/c in/b".to_owned(), false, 2));
     assert_eq!(read("", None, 1, false), ("in/b".to_owned(), true, 2));
     assert_eq!(read("", None, 0, false), (String::new(), true, 2));
-    // Each entry has five bytes or six; one comes whatever it has.
+    // Each entry has five or six bytes. At least one is returned, whatever its size.
     for (bytes, found) in [(0, 1), (5, 1), (9, 1), (10, 2), (15, 2), (16, 3)] {
         let range = Range { from: Vec::new(), to: None, limit: 10, reverse: false, bytes };
         let answer = wait(|done| store.data("mail", &range, done)).unwrap();
@@ -141,7 +141,7 @@ fn identities_are_found_by_name_and_by_token() {
 }
 
 #[test]
-fn of_an_identitys_sources_the_latest_are_kept() {
+fn the_latest_sources_of_an_identity_are_kept() {
     let (_folder, store) = store();
     for at in 0..20u8 {
         let source = Write::Source { name: "alice".to_owned(), source: [at; 16], at: u64::from(at) };
@@ -149,7 +149,7 @@ fn of_an_identitys_sources_the_latest_are_kept() {
     }
     let known = |at: u8| wait(|done| store.is_known_source("alice", &[at; 16], done)).unwrap();
     assert!(known(19) && known(4) && !known(3));
-    // One that is used again and again is not among the oldest, whenever it was seen first.
+    // A source that is used again and again is not among the oldest, whenever it was first seen.
     let day = 86_400;
     let seen = |source: u8, at: u64| {
         let source = Write::Source { name: "alice".to_owned(), source: [source; 16], at };
@@ -181,7 +181,7 @@ fn the_trail_verifies_across_starts_and_its_head_is_noted() {
 }
 
 #[test]
-fn another_key_another_program_and_a_newer_format_are_told() {
+fn a_wrong_key_a_foreign_file_and_a_newer_format_are_reported() {
     let (folder, store) = store();
     let path = folder.path().join("store.db");
     drop(store);
@@ -224,7 +224,7 @@ fn a_backup_is_sound_and_damage_is_found() {
 }
 
 #[test]
-fn a_backup_ends_though_the_store_is_written_to_all_the_time() {
+fn a_backup_ends_even_if_the_store_is_constantly_written_to() {
     let (folder, store) = store();
     // More than is copied in one step.
     for number in 0..200 {
@@ -256,7 +256,7 @@ fn restore_replaces_the_store_and_keeps_the_previous_one() {
     let second = SqliteStore::restore(&to, &path, &key(), 5).unwrap().unwrap();
     assert_ne!(first, second);
     assert_eq!(saved(&open(&first), "alice").unwrap().state, b"now", "the first is still what was there first");
-    // What a newer program has written, and what does not fit in itself, changes nothing.
+    // A backup that a newer program has written, or that is inconsistent, changes nothing.
     let state = |what: &str| Connection::open(&to).unwrap().execute_batch(what).unwrap();
     state("PRAGMA user_version = 99");
     assert!(matches!(SqliteStore::restore(&to, &path, &key(), 6), Err(OpenError::Newer { .. })));
@@ -270,7 +270,7 @@ fn restore_replaces_the_store_and_keeps_the_previous_one() {
 }
 
 #[test]
-fn the_files_are_nobody_elses() {
+fn the_files_are_private_to_their_owner() {
     use std::os::unix::fs::PermissionsExt;
     let (folder, store) = store();
     commit(&store, vec![state("alice", 0, b"x"), Write::Audit(Event::new("x"))]).unwrap();
@@ -305,13 +305,13 @@ fn while_the_reserve_is_in_use_only_revocations_commit() {
         ]
     };
     writer.commit(group());
-    // Others are refused first.
+    // The other commits are refused first.
     assert_eq!(std::mem::take(&mut *results.lock()), [false, false, true]);
     assert_eq!(saved(&store, "alice"), None);
     let last = wait(|done| store.audit(0, 10, done)).unwrap().pop().unwrap();
     assert!(last.text.contains("identity.disabled"), "{}", last.text);
     assert!(!reserve::path(&path).exists());
-    // There is room again, and it is kept back again.
+    // There is room again, and the reserve is made again.
     writer.reserve.has_room();
     writer.commit(vec![job(vec![state("alice", 0, b"a state")])]);
     assert_eq!(*results.lock(), [true]);
@@ -334,7 +334,7 @@ fn a_host_reserves_disk_space_and_finds_it_at_the_next_start() {
         assert_eq!(file.permissions().mode() & 0o777, 0o600);
         file.len()
     };
-    // The operator may want more, or less: there is what was there before, if there is no room for more.
+    // The operator may want more or less. If there is no room for more, the previous reserve stays.
     for bytes in [4 << 20, 2 << 20, 2 << 20, 5 << 20] {
         assert_eq!(reserved(&store, bytes), bytes);
     }
@@ -361,9 +361,9 @@ fn a_spent_reserve_is_restored_by_the_next_process() {
     assert_eq!(fs::metadata(reserve::path(&path)).unwrap().len(), 3 << 20);
 }
 
-/// Lines of the trail that were dropped leave no room behind that only the store can use: also in a store of before.
+/// Dropped lines of the trail leave no room in the file that only the store can use, not even in a store of an earlier version.
 #[test]
-fn what_was_dropped_makes_the_file_shorter() {
+fn dropping_lines_makes_the_file_shorter() {
     for of_before in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.db");

@@ -1,4 +1,4 @@
-//! Which copies are whose, and which are handed over.
+//! The owners of copies, and the copies that are handed over.
 
 use std::any::Any;
 
@@ -25,7 +25,7 @@ impl AnyFollowed for Boat {
     }
 }
 
-/// Two attachments of one connection, and one of another's.
+/// Two attachments of one connection, and one of another.
 const ONE: u64 = 1 << 32 | 1;
 const TWO: u64 = 1 << 32 | 2;
 const OTHER: u64 = 2 << 32 | 1;
@@ -54,7 +54,7 @@ fn a_copy_lives_while_any_of_its_attachments_does() {
     assert!(core.copies.of(ONE, "race.Boat").is_empty());
     let next = next(&core, &[TWO, OTHER]);
     assert_eq!(next.copies.of(TWO, "race.Boat"), [BOAT]);
-    // It is held until the attachments that may ask for it have done so, whichever others come first.
+    // The copy is held until the attachments that may ask for it have done so, whichever others come first.
     next.copies.asked(OTHER);
     next.copies.resume(&next);
     assert!(next.known_remote(BOAT).is_some());
@@ -65,7 +65,7 @@ fn a_copy_lives_while_any_of_its_attachments_does() {
 }
 
 #[test]
-fn one_that_nobody_has_is_known_to_the_next_code_and_not_had() {
+fn an_unheld_copy_is_known_to_the_next_code_but_not_held() {
     let core = recorded();
     core.connected(ONE);
     core.copies.follow(BOAT, ONE, Rc::new(Boat));
@@ -75,7 +75,7 @@ fn one_that_nobody_has_is_known_to_the_next_code_and_not_had() {
 }
 
 #[test]
-fn each_connection_has_its_share_of_what_is_handed_over() {
+fn each_connection_has_its_share_of_the_handed_over_copies() {
     let copies = |count: usize, size: usize| vec![vec![0u8; size]; count];
     let all = BTreeMap::from([(1, copies(70, 1 << 20)), (2, copies(3, 1 << 20)), (3, copies(1, 40 << 20))]);
     let most = 64 << 20;
@@ -106,7 +106,7 @@ fn changes_are_bounded_for_each_connection_and_room_comes_back() {
         [true, false, true, false, true],
         "there is room for one again, and in the place of each that is lost"
     );
-    // A reference is not kept: it would be the client's to count.
+    // A reference is not kept, because it would be the client's to count.
     let mut refers = Vec::new();
     jelly::token::list(&mut refers, 2);
     jelly::token::bytes(&mut refers, b"tuple");

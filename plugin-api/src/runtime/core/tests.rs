@@ -1,4 +1,4 @@
-//! What is counted as handed out, and what is taken back.
+//! Counting objects as handed out, and taking them back.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use crate::manifest::Method;
 use crate::runtime::Sleep;
 use crate::service::Save;
 
-/// A host that writes down what it is handed.
+/// A host that records what it receives.
 #[derive(Default)]
 struct Recorded(Rc<RefCell<Vec<u8>>>);
 
@@ -37,7 +37,7 @@ impl Wall for Recorded {
     }
 }
 
-/// A core that nobody hears.
+/// A core whose frames nobody reads.
 pub(crate) fn recorded() -> Rc<Core> {
     Core::new(Box::new(Recorded::default()))
 }
@@ -116,7 +116,7 @@ fn a_panic_while_serializing_hands_out_nothing() {
             panic!("in Serialize")
         }
     }
-    /// A cacheable whose writing panics, if it is to.
+    /// A cacheable whose writing panics if the test wants it to.
     struct Moody(Cell<bool>, Handle<Thing>);
     impl Serialize for Moody {
         fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -151,7 +151,7 @@ fn an_own_object_in_a_forwarded_value_is_counted() {
     with_core(|core, _| {
         let (done, _) = written(core, &Handle::new(Thing));
         done.unwrap();
-        // As the host writes it, when a client has given it back: (list (local 1) (local 1)).
+        // As the host writes it when a client has given it back: (list (local 1) (local 1)).
         let came = [3, 0x80, 8, 0x87, 2, 0x80, 17, 0x87, 1, 0x81, 2, 0x80, 17, 0x87, 1, 0x81];
         let value = Value::decode(&came).unwrap();
         let (done, encoded) = written(core, &value);
@@ -182,7 +182,7 @@ fn a_cached_object_lives_for_as_long_as_a_client_has_it() {
     });
 }
 
-/// The attachments that were told of a change since, and the objects that each was told with.
+/// The attachments that received an update since the last call, and the objects in each update.
 fn told(frames: &Rc<RefCell<Vec<u8>>>) -> Vec<(u64, Vec<u8>)> {
     let (all, mut told) = (std::mem::take(&mut *frames.borrow_mut()), Vec::new());
     let mut rest = all.as_slice();
@@ -280,7 +280,7 @@ fn account(core: &Rc<Core>, name: &str, policy: Save) -> Handle<Account> {
     Handle::saved(Account::default(), saver)
 }
 
-/// What is said of a method that does this: which states its answer tells of, if that is known.
+/// The states that an answer of this method shows, if they are known.
 fn looked(core: &Rc<Core>, said: &Rc<RefCell<Vec<u8>>>, method: impl FnOnce()) -> Option<(Option<String>, bool)> {
     core.looks_anew();
     method();
@@ -335,7 +335,7 @@ fn an_answer_names_every_state_that_its_method_read() {
     Core::set_current(None);
 }
 
-/// A service is made once: where nothing of it is saved, it goes back to what it began with, and can be changed again.
+/// A service is made once. If nothing of it is saved, it reverts to its initial state, and can be changed again.
 #[test]
 fn a_service_goes_back_to_its_start_if_its_first_commit_fails() {
     let said = Rc::new(RefCell::new(Vec::new()));
@@ -361,7 +361,7 @@ fn a_service_goes_back_to_its_start_if_its_first_commit_fails() {
         service.revert(None, 0).unwrap();
         assert_eq!(service.read(|service| service.saved).unwrap(), 3, "turn {turn}");
     }
-    // What is saved and cannot be read does not become what is saved over it.
+    // A saved state that cannot be read is not overwritten.
     let unreadable = Handle::saved(
         Account::default(),
         Saver {

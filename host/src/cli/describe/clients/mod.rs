@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    /// What is outside of strings and comments, as Python reads it.
+    /// The part of Python source that is outside strings and comments.
     fn outside(python: &str) -> String {
         let (mut out, mut rest) = (String::new(), python);
         while let Some(letter) = rest.chars().next() {
@@ -159,7 +159,7 @@ mod tests {
 
     /// A manifest may contain anything, and the code generated from it is run.
     #[test]
-    fn whatever_a_manifest_says_is_no_code() {
+    fn no_text_in_a_manifest_becomes_code() {
         let odd = "x\r\nimport os #\u{2028}\u{c}'\"\"\"\\";
         let method = || MethodManifest {
             name: odd.to_owned(),
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_all_that_is_left_is_called_with_it() {
+    fn methods_with_variadic_arguments_are_called_with_them() {
         let method = MethodManifest {
             name: "all".to_owned(),
             signature: "all(first: i64, *more: Vec<String>, **named: HashMap<String, Value>) -> Vec<Value>".to_owned(),
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_taken_or_kept_are_written_in_another_way() {
+    fn names_that_are_taken_or_reserved_are_written_differently() {
         let method = |name: &str, signature: &str| MethodManifest {
             name: name.to_owned(),
             signature: format!("{name}{signature}"),

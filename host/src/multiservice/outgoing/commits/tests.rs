@@ -6,7 +6,7 @@ use super::*;
 enum Said {
     /// A change of a perspective.
     Change(u8),
-    /// An answer to a connection, and which perspective it tells of, if that is known.
+    /// An answer to a connection, and the perspective whose state it shows, if that is known.
     Answer(u32, Option<u8>),
 }
 
@@ -14,9 +14,9 @@ enum Said {
 enum Act {
     /// One batch.
     Say(Vec<Said>),
-    /// The commit under way comes to this.
+    /// The commit under way succeeds or fails.
     Commit(bool),
-    /// The service has gone back so often, of how often it was told to.
+    /// The service has reverted this often, but no more often than it was told to.
     Reverted(usize),
 }
 
@@ -32,15 +32,15 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// What a queue has let out, and what it may.
+/// A queue, what it has released, and what it may release.
 #[derive(Default)]
 struct Seen {
     queue: CommitQueue,
-    /// Answers, in order: each one's number is its place. To whom it goes and what it tells of.
+    /// Answers in order: the connection, and the perspective whose state the answer shows. An answer's index is its number.
     said: Vec<(u32, Option<u8>)>,
-    /// Answers that have left, in order, and whether as they were.
+    /// Answers that have left, in order, and whether they were unchanged.
     left: Vec<(u64, bool)>,
-    /// The perspectives whose changes are being committed, and those that are next.
+    /// The perspectives whose changes are being committed, and those whose changes are next.
     committing: HashSet<u8>,
     waiting: HashSet<u8>,
     reverts: usize,
@@ -68,7 +68,8 @@ impl Seen {
         }
     }
 
-    /// `self.committing` is what was not committed when the answer was said: it is emptied before a commit's own answers.
+    /// `self.committing` is what was not committed when the answer was sent. It is emptied before a commit's own answers are
+    /// released.
     fn may_leave(&self, call: u64) -> bool {
         let uncommitted: HashSet<u8> = self.committing.union(&self.waiting).copied().collect();
         let (_, of) = self.said[usize::try_from(call).unwrap()];
@@ -151,10 +152,10 @@ fn answers(mut frames: &[u8]) -> impl Iterator<Item = u64> {
 }
 
 proptest! {
-    /// Every answer leaves once: as it is, when all changes that it may tell of are committed; as an error, when one was
-    /// not. What goes to one connection keeps its order.
+    /// Every answer leaves once: unchanged when all changes that it may show are committed, or as an error when one failed.
+    /// Answers to one connection keep their order.
     #[test]
-    fn nothing_is_told_before_it_is_committed(acts in prop::collection::vec(act(), 1..60)) {
+    fn no_answer_leaves_before_its_changes_are_committed(acts in prop::collection::vec(act(), 1..60)) {
         let mut seen = Seen::default();
         for act in acts {
             match act {
@@ -177,7 +178,7 @@ proptest! {
 }
 
 #[test]
-fn who_reads_does_not_wait_for_who_writes() {
+fn a_reader_does_not_wait_for_writers_of_other_states() {
     let (mut queue, mut frames) = (CommitQueue::default(), Vec::new());
     let answer = |connection: u64, looked: Option<&str>, service| {
         let (call, mut frames) = (connection << 32 | 1, Vec::new());
