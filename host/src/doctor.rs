@@ -59,44 +59,41 @@ pub fn examine(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Vec<Findin
 pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding> {
     let mut found: Vec<Finding> = health::report()
         .into_iter()
-        .map(|what| finding("warning", what, Some("`credhost run` says when, in its log")))
+        .map(|what| finding("warning", what, Some("the log of `credhost run` shows when")))
         .collect();
     for library in libraries {
         let name = library.service.as_deref().unwrap_or(&library.file);
-        if library.state != "serving" {
-            let level = if library.state == "stopped" { "warning" } else { "wrong" };
-            let hint = match library.state.as_str() {
-                "stopped" => "`credhost service start NAME` starts it",
-                _ => "put a library in its place that loads, or take the file away",
-            };
+        if let Some((level, hint)) = not_serving(&library.state) {
             found.push(finding(level, format!("{name}: {}", library.state), Some(hint)));
         }
         if let Some(note) = &library.note {
-            found.push(finding(
-                "warning",
-                format!("{name}: {note}"),
-                Some("put the library in the folder that is to serve"),
-            ));
+            // What vetting has noted is no fault of the file's.
+            let hint = library.instead.then_some("put the library that should serve into the folder");
+            found.push(finding("warning", format!("{name}: {note}"), hint));
         }
         if library.crashes > 0 {
             let how = library.crashed.as_deref().unwrap_or("ended");
             let times = many(usize::try_from(library.crashes).unwrap_or(usize::MAX), "time", "times");
-            let what = format!("{name} has crashed {times} since the host has started; the last time it {how}");
-            found.push(finding("warning", what, Some("`credhost service show NAME`; `audit show` has each")));
+            let what = format!("{name} has crashed {times} since the host started; the last time it {how}");
+            found.push(finding(
+                "warning",
+                what,
+                Some("`credhost service show NAME` shows the last crash, `credhost audit show` all"),
+            ));
         }
         for listener in library.listeners.iter().filter(|listener| !listener.taken && library.state == "serving") {
-            let what = format!("{name} has no listener {}: its connections wait for nothing", listener.name);
-            found.push(finding("warning", what, Some("`credhost service show NAME` shows those that it takes")));
+            let what = format!("{name} has no listener {}: its connections wait in vain", listener.name);
+            found.push(finding("warning", what, Some("`credhost service show NAME` shows the listeners that it has")));
         }
         if !library.unreadable.is_empty() {
             let what = format!(
-                "{name} cannot read {}, whose owners are kept out",
+                "{name} cannot read {}; their owners cannot attach",
                 many(library.unreadable.len(), "saved state", "saved states")
             );
             found.push(finding(
                 "wrong",
                 what,
-                Some("`credhost service show NAME` names them; `service rollback NAME`"),
+                Some("`credhost service show NAME` names them; `credhost service rollback NAME` goes back"),
             ));
         }
     }
@@ -105,7 +102,7 @@ pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding
         found.push(finding(
             "warning",
             what,
-            Some("GUIDE.md says what keeps a library; a restart of the host frees it"),
+            Some("GUIDE.md explains what keeps a library in memory; a restart of the host frees it"),
         ));
     }
     if found.is_empty() && !libraries.is_empty() {
@@ -119,6 +116,25 @@ pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding
         ));
     }
     found
+}
+
+/// The level of a library's state, and advice. `None`: the service serves.
+fn not_serving(state: &str) -> Option<(&'static str, &'static str)> {
+    Some(match state.split_once(':').map_or(state, |(kind, _)| kind) {
+        "serving" => return None,
+        "stopped" => ("warning", "`credhost service start NAME` starts it"),
+        "being vetted" | "starting" => ("warning", "look again in a moment"),
+        "waits" if state.contains("it needs") => {
+            ("wrong", "put the library of the service that it needs into the folder")
+        }
+        "waits" => ("wrong", "`credhost service show NAME` shows the last crash"),
+        "failed" => {
+            ("wrong", "`credhost service start NAME` starts it again; the log of `credhost run` has the reason")
+        }
+        "refused" => ("wrong", "replace the file with a library that loads, or remove it"),
+        // It serves, but something delays it.
+        _ => ("wrong", "wait, or `credhost service stop NAME` and `credhost service start NAME`"),
+    })
 }
 
 /// Checks the files of a home. This works even if its store cannot be opened.
@@ -141,7 +157,7 @@ pub fn files(home: &Home) -> Vec<Finding> {
             finding("wrong", what, Some("make room where the home folder is"))
         }
         Ok(free) => finding("ok", format!("the disk has {} MiB left", free >> 20), None),
-        Err(error) => finding("warning", format!("the disk cannot be looked at: {error}"), None),
+        Err(error) => finding("warning", format!("the free space of the disk is unknown: {error}"), None),
     });
     // A host creates it at its first start.
     let reserve = crate::store::reserve(&home.store());
@@ -151,8 +167,8 @@ pub fn files(home: &Home) -> Vec<Finding> {
     }
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     if descriptors.is_some_and(|most| most < 10_100) {
-        let what = format!("files and connections that can be open at once: only {}", descriptors.unwrap_or(0));
-        found.push(finding("warning", what, Some("raise it: `ulimit -n`, or LimitNOFILE= of systemd")));
+        let what = format!("only {} files and connections can be open at once", descriptors.unwrap_or(0));
+        found.push(finding("warning", what, Some("raise the limit: `ulimit -n`, or LimitNOFILE= of systemd")));
     }
     found
 }
@@ -182,7 +198,7 @@ fn verifiers(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Finding {
         }
     }
     match wrong.as_slice() {
-        [] => finding("ok", "master.key opens what is sealed", None),
+        [] => finding("ok", "master.key decrypts all secrets", None),
         [first, rest @ ..] => {
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
             let what = format!("master.key cannot decrypt the secrets of {first}{more}");
@@ -197,15 +213,15 @@ const CERTIFICATE_WARNING: u64 = 30 * 86_400;
 fn certificate(path: &Path, key: &Path) -> Finding {
     let until = match Certificates::load(path, key).and_then(|_| tls::until(path)) {
         Ok(until) => until,
-        Err(error) => return finding("wrong", error.to_string(), Some("`credhost tls init` makes some")),
+        Err(error) => return finding("wrong", error.to_string(), Some("`credhost tls init` makes a certificate")),
     };
     let (shown, left) = (path.display(), until.saturating_sub(now()));
-    let hint = Some("renew it, or `credhost tls init`; a running host takes it up by itself");
+    let hint = Some("renew it, or run `credhost tls init`; a running host loads it automatically");
     let days = many(usize::try_from(left / 86_400).unwrap_or(usize::MAX), "day", "days");
     match left {
         0 => finding("wrong", format!("{shown} has expired"), hint),
         left if left < CERTIFICATE_WARNING => finding("warning", format!("{shown} expires in {days}"), hint),
-        _ => finding("ok", format!("{shown} and its key can be used, for {days}"), None),
+        _ => finding("ok", format!("{shown} and its key are valid for {days}"), None),
     }
 }
 
@@ -272,15 +288,15 @@ fn settings(home: &Home, found: &mut Vec<Finding>) {
     }
     let settings = match ConfigFile::open(&home.config()).and_then(|file| file.settings()) {
         Ok(settings) => settings,
-        Err(error) => return found.push(finding("wrong", error.to_string(), Some("put credhost.toml right"))),
+        Err(error) => return found.push(finding("wrong", error.to_string(), Some("correct credhost.toml"))),
     };
     let apart = config::listeners(&settings).and_then(|all| config::apart(&config::of_host(&settings), &all));
     if let (Err(why), true) = (apart, config::listeners(&settings).is_ok()) {
-        let hint = "the host does not start with it, unless --listen or --listen-tls says another address";
+        let hint = "the host does not start with it, unless --listen or --listen-tls names another address";
         found.push(finding("wrong", why, Some(hint)));
     }
     for wrong in unusable(&settings) {
-        found.push(finding("wrong", wrong, Some("put credhost.toml right: the host does not start with it")));
+        found.push(finding("wrong", wrong, Some("correct credhost.toml: the host does not start with it")));
     }
     let of_services = config::listeners(&settings).unwrap_or_default();
     let wanted = settings.pb.listen_tls.is_some()
@@ -289,11 +305,11 @@ fn settings(home: &Home, found: &mut Vec<Finding>) {
     look_at_certificates(home, &settings, wanted, &of_services, found);
     found.extend(of_services.iter().filter_map(believed));
     if settings.pb.plaintext {
-        let what = "[pb] plaintext = true: who can listen on the network reads everything but passwords";
+        let what = "[pb] plaintext = true: an eavesdropper on the network reads everything but passwords";
         found.push(finding("warning", what, Some("use listen_tls")));
     }
     if settings.pb.stock_login {
-        let what = "Twisted's own login is enabled: whoever has store.db and master.key can log in as anybody";
+        let what = "Twisted's own login is enabled: anyone with store.db and master.key can log in as anybody";
         found.push(finding("ok", what, Some("[pb] stock_login = false, if no client needs it")));
     }
 }
@@ -308,14 +324,14 @@ fn look_at_certificates(
 ) {
     // All names, with the first file that has each.
     let mut named: Vec<(String, (usize, PathBuf))> = Vec::new();
-    let hint = Some("clients get the certificate that is for the name that they ask for");
+    let hint = Some("clients get the certificate for the name that they request");
     for (at, (certificate, key)) in home.certificates(&settings.tls).into_iter().enumerate() {
         if certificate.exists() || wanted {
             found.push(self::certificate(&certificate, &key));
         }
         let (shown, names) = (certificate.display(), tls::names(&certificate));
         if at > 0 && certificate.exists() && names.is_empty() {
-            let what = format!("{shown}: it is for no name of a host (subjectAltName), so no client gets it");
+            let what = format!("{shown}: it has no host name (subjectAltName), so no client gets it");
             found.push(finding("warning", what, hint));
         }
         for name in names {
@@ -327,7 +343,7 @@ fn look_at_certificates(
                         "{shown}: {} also matches {name} and comes first, so clients get that one",
                         first.display()
                     );
-                    found.push(finding("warning", what, Some("name a certificate once")));
+                    found.push(finding("warning", what, Some("list each certificate once")));
                 }
                 None => named.push((name, (at, certificate.clone()))),
             }
@@ -341,7 +357,7 @@ fn look_at_certificates(
             named.iter().any(|(name, _)| name.eq_ignore_ascii_case(asked) || name_fits(name, asked).is_some())
         };
         for name in listener.marks.names.iter().filter(|name| !covered(name)) {
-            let what = format!("{}: names = [{name:?}], and no certificate is for it", listener.place());
+            let what = format!("{}: names = [{name:?}], but no certificate is for this name", listener.place());
             found.push(finding("warning", what, Some("clients that check names refuse the host: see [[tls.others]]")));
         }
     }

@@ -106,7 +106,7 @@ pub enum EmbedError {
     #[error(transparent)]
     Password(#[from] CredentialError),
     /// [`Builder::identity`] and [`Builder::authorizer`] were both called. An authorizer has its own identities.
-    #[error("there are identities and an authorizer, which has its own: one of the two")]
+    #[error("identities and an authorizer are both set; an authorizer has its own identities: set only one of them")]
     Both,
     /// A service's own door cannot be opened.
     #[error("{0}")]
@@ -314,8 +314,8 @@ mod tests {
         let twice = Builder::new().identity("a", &password, &[]).identity("a", &password, &[]);
         assert!(said(twice).await.contains("already an identity named a"));
         let both = Builder::new().identity("a", &password, &[]).authorizer(DefaultAuthorizer::new());
-        assert!(said(both).await.contains("one of the two"));
-        assert!(said(Builder::new().listen("room", "irc", "6667")).await.contains("is no address"));
+        assert!(said(both).await.contains("only one of them"));
+        assert!(said(Builder::new().listen("room", "irc", "6667")).await.contains("is not an address"));
         assert!(Builder::new().serve("no.such.host.invalid:1").await.is_err());
     }
 }

@@ -238,7 +238,7 @@ impl Folder {
             self.vet(self.good_copy(&path)).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
         if self.serve(&path, turn, copy).await == Ok(true) && self.loaded(&path) {
             tracing::error!("{file} was rejected ({why}); its last good copy is serving");
-            self.trouble(&path, format!("the last good copy serves; the file itself: {why}"));
+            self.trouble(&path, format!("the last good copy serves; the file was rejected: {why}"));
         }
     }
 

@@ -67,37 +67,37 @@ const GIB: u64 = 1 << 30;
 const KEPT_BACK: usize = 256;
 
 settings! {
-    "memory" Bytes 16_777_216..=1024 * GIB, [memory], "what clients may make the host keep, in all";
-    "connections" Count 1..=1_000_000, [connections], "connections in all";
+    "memory" Bytes 16_777_216..=1024 * GIB, [memory], "memory for all clients together";
+    "connections" Count 1..=1_000_000, [connections], "all connections together";
     "per_source" Count 1..=1_000_000, [per_source], "connections from one address";
-    "gate" Bytes 1_048_576..=16 * GIB, [slots.gate.all], "calls that wait for one service; of one identity a quarter of that";
+    "gate" Bytes 1_048_576..=16 * GIB, [slots.gate.all], "calls that wait for one service; a quarter of this for one identity";
     "gate_each" Bytes 1_024..=GIB, [slots.gate.each], "calls of one identity that wait for one service, also when the gate is full";
     "checks" Count 8..=100_000, [checks], "password checks that wait, a quarter of them for sources of earlier logins";
-    "checks_per_source" Count 1..=10_000, [checks_per_source], "password checks that wait, of one source";
-    "checks_per_connection" Count 1..=1_000, [checks_per_connection], "password checks that wait, of one connection";
-    "questions" Count 1..=1_000, [questions], "steps of a connection's logins that wait, beyond which it is not read";
-    "refusals" Count 1..=10_000, [refusals], "refusals of a connection that wait for their time, beyond which it is not read";
+    "checks_per_source" Count 1..=10_000, [checks_per_source], "password checks that wait, for one source";
+    "checks_per_connection" Count 1..=1_000, [checks_per_connection], "password checks that wait, for one connection";
+    "questions" Count 1..=1_000, [questions], "login steps of a connection that wait; beyond it, the host stops reading from the connection";
+    "refusals" Count 1..=10_000, [refusals], "delayed refusals of a connection; beyond it, the host stops reading from the connection";
     "known_sources" Count 100..=100_000_000, [known_sources], "sources of earlier logins that are remembered";
     "reserve" Bytes 1_048_576..=GIB, [reserve], "disk space reserved for revocations";
     "login" Time 1_000..=3_600_000, [login], "time to log in";
-    "stalled" Time 1_000..=3_600_000, [stalled], "time in which answers that wait have to be read, or at the rate";
-    "silence" Time 4_000..=43_200_000, [silence], "time without a sign of an unreachable client before it is disconnected";
-    "message" Time 1_000..=3_600_000, [message.0], "time in which a message that has begun has to be whole, or to come at the rate";
-    "rate" Count 1..=1_000_000, [message.1], "bytes a second at which a message has to come, and answers have to be read";
+    "stalled" Time 1_000..=3_600_000, [stalled], "time for a client to read waiting answers, unless it reads at the rate";
+    "silence" Time 4_000..=43_200_000, [silence], "time without a sign of life before an unreachable client is disconnected";
+    "message" Time 1_000..=3_600_000, [message.0], "time for a message to be complete once it has begun, unless it arrives at the rate";
+    "rate" Count 1..=1_000_000, [message.1], "bytes a second at which a message must arrive, and answers must be read";
     "grace" Time 0..=3_600_000, [grace], "time for calls under way when the host stops";
     "orphans" Time 0..=86_400_000, [slots.services.orphans], "time for calls whose clients have gone";
     "orphan_calls" Count 1..=1_000_000, [slots.services.orphan_calls], "calls of one identity whose clients have gone, for each service";
     "calls" Count 1..=1_000_000, [after.calls], "calls of a connection under way";
     "parked" Bytes 1_024..=GIB, [after.parked], "calls of a connection that wait for others";
     "attachments" Count 1..=1_000_000, [after.attachments], "attachments of a connection";
-    "objects" Count 1..=1_000_000, [after.references], "objects of services' that a client holds";
+    "objects" Count 1..=1_000_000, [after.references], "objects of services that a client holds";
     "unanswered" Count 1..=1_000_000, [after.unanswered], "calls by services that a client has not answered";
     "identity.attachments" Count 1..=10_000_000, [identity_attachments], "attachments of all connections of one identity";
-    "identity.objects" Count 1..=100_000_000, [identity_objects], "objects of services' that all clients of one identity hold";
+    "identity.objects" Count 1..=100_000_000, [identity_objects], "objects of services that all clients of one identity hold";
     "identity.unanswered" Count 1..=100_000_000, [identity_unanswered], "calls by services that all clients of one identity have not answered";
-    "unread" Bytes 1_024..=GIB, [after.unread], "unread answers, beyond which calls of a connection wait";
-    "backlog" Bytes 65_536..=GIB, [backlog], "unread answers, beyond which a client is disconnected; twice unread, at least";
-    "copied" Bytes 1_024..=GIB, [copied], "states of a client's cached objects that services keep";
+    "unread" Bytes 1_024..=GIB, [after.unread], "unread answers; beyond it, calls of a connection wait";
+    "backlog" Bytes 65_536..=GIB, [backlog], "unread answers; beyond it, the host disconnects the client; at least twice unread";
+    "copied" Bytes 1_024..=GIB, [copied], "stored states of a client's cached objects";
     "copied_changes" Bytes 0..=GIB, [slots.services.changes], "changes to a client's cached objects that no service has asked for yet";
     "copied_handed_over" Bytes 0..=GIB, [slots.services.copies], "copies of clients' cached objects that a reload hands over";
     "item" Bytes 1_024..=1_073_741_823, [after.jelly.item], "one string, or elements of one list; Twisted takes 655,360";
@@ -113,25 +113,25 @@ settings! {
     "before_login.attachments" Count 1..=1_000, [before.attachments], "attachments of a connection, before login";
     "before_login.unanswered" Count 1..=1_000, [before.unanswered], "calls by services that a client has not answered, before login";
     "before_login.objects" Count 2..=1_024, [before.references], "challenges that a connection has";
-    "before_login.unread" Bytes 1_024..=1_048_576, [before.unread], "unread answers, beyond which calls of a connection wait, before login";
+    "before_login.unread" Bytes 1_024..=1_048_576, [before.unread], "unread answers; beyond it, calls of a connection wait; before login";
     "doors.arriving" Count 1..=1_000_000, [arriving.0], "connections of a service's listener that wait for the service";
-    "doors.arriving_time" Time 1_000..=3_600_000, [arriving.1], "how long each of them waits";
-    "doors.unread" Bytes 65_536..=16 * GIB, [slots.services.unread], "unread output of all clients of a service's doors, beyond which each has 16 KiB";
-    "doors.input" Bytes 256..=GIB, [slots.services.input], "a message that is not complete of one of these clients, if its service allows more";
-    "doors.output" Bytes 1_024..=GIB, [slots.services.output], "unread output of one of these clients, if its service allows more; of connections from then on";
-    "doors.elsewhere" Count 0..=1_000, [elsewhere], "connections to other services of a login of a service's door";
-    "http.idle" Time 1_000..=3_600_000, [slots.services.http_idle], "HTTP: time for a request's head, and without a request; of connections from then on";
-    "http.request" Time 1_000..=3_600_000, [slots.services.http_request], "HTTP: time for a request, with its body; of connections from then on";
-    "http.head" Bytes 8_192..=16_777_216, [slots.services.http_head], "HTTP: a request's head; of connections from then on";
-    "http.at_once" Count 1..=100_000, [slots.services.http_at_once], "HTTP: requests of one visitor by a proxy that are answered at once; of connections from then on";
+    "doors.arriving_time" Time 1_000..=3_600_000, [arriving.1], "time that each of these connections waits";
+    "doors.unread" Bytes 65_536..=16 * GIB, [slots.services.unread], "unread output of all clients of a service's doors; beyond it, each has 16 KiB";
+    "doors.input" Bytes 256..=GIB, [slots.services.input], "an incomplete message of one of these clients, if its service allows more";
+    "doors.output" Bytes 1_024..=GIB, [slots.services.output], "unread output of one of these clients, if its service allows more; for new connections";
+    "doors.elsewhere" Count 0..=1_000, [elsewhere], "connections to other services, for a login by a service's door";
+    "http.idle" Time 1_000..=3_600_000, [slots.services.http_idle], "HTTP: time for a request's head, and without a request; for new connections";
+    "http.request" Time 1_000..=3_600_000, [slots.services.http_request], "HTTP: time for a request with its body; for new connections";
+    "http.head" Bytes 8_192..=16_777_216, [slots.services.http_head], "HTTP: a request's head; for new connections";
+    "http.at_once" Count 1..=100_000, [slots.services.http_at_once], "HTTP: concurrent requests of one visitor behind a proxy; for new connections";
     "state" Bytes 1_024..=536_870_912, [slots.services.state], "a saved state of a service, or of one perspective";
     "data.key" Bytes 64..=65_536, [slots.services.key], "a key of a service's data";
     "data.value" Bytes 1_024..=268_435_456, [slots.services.value], "a value of a service's data";
     "data.change" Bytes 65_536..=268_435_456, [slots.services.change], "a change of a service's data";
     "data.answer" Bytes 65_536..=268_435_456, [slots.data_answer], "an answer of a service's data";
-    "worker.message" Bytes 1_048_576..=GIB, [slots.worker.message], "a message of a service's own process, beyond the largest state; a lower one is for processes started from then on";
-    "worker.questions" Count 16..=10_000_000, [slots.worker.questions], "open questions of a service's own process; fewer are for processes started from then on";
-    "worker.uncommitted" Bytes 1_048_576..=16 * GIB, [slots.uncommitted], "changes to be saved, or four times the largest state, beyond which a service's own process is not read";
+    "worker.message" Bytes 1_048_576..=GIB, [slots.worker.message], "a message of a service's own process, in addition to the largest state; a lower value applies to new processes";
+    "worker.questions" Count 16..=10_000_000, [slots.worker.questions], "open questions of a service's own process; a lower value applies to new processes";
+    "worker.uncommitted" Bytes 1_048_576..=16 * GIB, [slots.uncommitted], "unsaved changes, or four times the largest state; beyond it, the host stops reading from a service's own process";
 }
 
 /// An error in a limit, for the operator.
@@ -156,7 +156,7 @@ pub enum LimitError {
         expected: &'static str,
     },
     /// Its value is too small or too large.
-    #[error("[limits] {name} is {value}: it may be from {least} to {most}")]
+    #[error("[limits] {name} is {value}: the range is {least} to {most}")]
     Range {
         /// The limit.
         name: &'static str,
@@ -291,7 +291,7 @@ fn is_of_host(name: &str) -> bool {
 /// The first invalid one, with its place.
 pub fn of_listeners(limits: Limits, place: &str, section: &BTreeMap<String, LimitValue>) -> Result<Limits, String> {
     if let Some(name) = section.keys().find(|name| is_of_host(name)) {
-        return Err(format!("[{place}.limits] {name}: it is the whole host's, and stands in [limits]"));
+        return Err(format!("[{place}.limits] {name}: this limit is for the whole host; set it in [limits]"));
     }
     with(limits, section).map_err(|error| error.to_string().replacen("[limits]", &format!("[{place}.limits]"), 1))
 }
@@ -385,10 +385,10 @@ mod tests {
         assert_eq!((games.after.calls, games.per_source), (5, 50));
         assert_eq!(others(&games, &all), [("calls".to_owned(), "5".to_owned())]);
         for (name, value, said) in [
-            ("memory", text("1 GiB"), "[multiservice.games.limits] memory: it is the whole host's"),
+            ("memory", text("1 GiB"), "[multiservice.games.limits] memory: this limit is for the whole host"),
             ("cals", text("5"), "[multiservice.games.limits] cals: there is no such limit; is calls meant?"),
             ("login", text("soon"), "[multiservice.games.limits] login = \"soon\": expected a time"),
-            ("depth", LimitValue::Number(1), "[multiservice.games.limits] depth is 1: it may be from 16 to 256"),
+            ("depth", LimitValue::Number(1), "[multiservice.games.limits] depth is 1: the range is 16 to 256"),
         ] {
             let wrong = of(name, value).unwrap_err();
             assert!(wrong.starts_with(said), "{wrong}");
@@ -403,7 +403,7 @@ mod tests {
             ("login", text("soon"), "[limits] login = \"soon\": expected a time, such as 30 (seconds) or \"2 min\""),
             ("parked", text("8 MB"), "[limits] parked = \"8 MB\": expected a size, such as 8388608 or \"8 MiB\""),
             ("calls", text("-1"), "[limits] calls = \"-1\": expected a whole number"),
-            ("depth", LimitValue::Number(1), "[limits] depth is 1: it may be from 16 to 256"),
+            ("depth", LimitValue::Number(1), "[limits] depth is 1: the range is 16 to 256"),
             (
                 "login",
                 text("99999999999999999999 h"),

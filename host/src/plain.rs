@@ -7,7 +7,7 @@ pub fn json(error: &serde_json::Error) -> String {
     // The line is one of many, and always line 1 of its own text, so the number is omitted.
     let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
     if error.is_eof() {
-        return format!("column {}: it ends there, and should go on", error.column());
+        return format!("column {}: the line ends too early", error.column());
     }
     // The text may be a secret in the wrong place.
     let what = match what.split_once("string \"").and_then(|(before, rest)| Some((before, rest.rsplit_once('"')?.1))) {

@@ -66,7 +66,7 @@ impl Keep {
 #[non_exhaustive]
 pub enum SegmentError {
     /// The lines do not form a chain.
-    #[error("the audit trail does not fit: {0}")]
+    #[error("the audit trail is broken: {0}")]
     Broken(#[from] Broken),
     /// A file cannot be read or written.
     #[error("{path}: {error}")]
@@ -244,7 +244,7 @@ pub fn export(store: &dyn Store, to: &Path, through: u64) -> Result<Covers, Segm
 fn write_new(store: &dyn Store, to: &Path, through: u64) -> Result<Covers, SegmentError> {
     let io = |error| SegmentError::Io { path: to.to_owned(), error };
     if to.exists() {
-        return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, "it is there already")));
+        return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, "it exists already")));
     }
     let new = PathBuf::from(format!("{}.new", to.display()));
     let written = write(store, &new, through);
@@ -307,7 +307,7 @@ pub fn verify_file(secret: &StoreSecret, path: &Path) -> Result<Covers, SegmentE
         if read == 0 {
             return Err(wrong(
                 number,
-                "it ends here, but a segment ends with its sealed end: it was cut off".to_owned(),
+                "the file ends here, without the segment's sealed end: it was cut off".to_owned(),
             ));
         }
         Ok(number)
@@ -316,8 +316,9 @@ pub fn verify_file(secret: &StoreSecret, path: &Path) -> Result<Covers, SegmentE
     let begin: Begin = serde_json::from_str(&text)
         .ok()
         .filter(|begin: &Begin| begin.segment == FORMAT)
-        .ok_or_else(|| wrong(at, "this is no segment of an audit trail".to_owned()))?;
-    let seal = |at: u64| wrong(at, "the seal does not fit: it is another host's, or was changed".to_owned());
+        .ok_or_else(|| wrong(at, "this is not a segment of an audit trail".to_owned()))?;
+    let seal =
+        |at: u64| wrong(at, "the seal does not match: the segment is from another host, or was changed".to_owned());
     let after = Head::parse(&begin.after).ok_or_else(|| seal(at))?;
     let mut verifier = Verifier::new(secret, after.clone(), None);
     loop {
@@ -331,13 +332,13 @@ pub fn verify_file(secret: &StoreSecret, path: &Path) -> Result<Covers, SegmentE
                 return Err(wrong(at, "there is no line in it".to_owned()));
             }
             if next(&mut text).is_ok() {
-                return Err(wrong(at + 1, "there is more behind the segment's end".to_owned()));
+                return Err(wrong(at + 1, "there is more after the segment's end".to_owned()));
             }
             let first = after.number + 1;
             return Ok(Covers { first, after: after.to_string(), last: end.number, end: end.to_string() });
         }
-        let line: Line =
-            serde_json::from_str(&text).map_err(|error| wrong(at, format!("this is no line of a trail: {error}")))?;
+        let line: Line = serde_json::from_str(&text)
+            .map_err(|error| wrong(at, format!("this is not a line of a trail: {error}")))?;
         verifier.line(&line).map_err(|broken| wrong(at, broken.to_string()))?;
     }
 }

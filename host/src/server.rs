@@ -145,7 +145,7 @@ impl Host {
             let (listener, entrance) = endpoint.listen_as(socket, threads, tls, how)?;
             if !open.is_empty() {
                 let marks = settings.marks.shown();
-                let of = if marks.is_empty() { marks } else { format!(", what has {marks}") };
+                let of = if marks.is_empty() { marks } else { format!(", for connections with {marks}") };
                 tracing::info!("serving also{over} on {}{of}", listener.address());
             }
             open.push(listener);

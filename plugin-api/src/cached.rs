@@ -377,12 +377,14 @@ impl<T> std::fmt::Debug for Cached<T> {
 impl<T: Cacheable> Serialize for Cached<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let known = self.shared.sent.borrow().as_ref().map(|(_, number)| *number);
-        let core = Core::current().ok_or_else(|| S::Error::custom("a cached object can be sent in calls only"))?;
+        let core = Core::current().ok_or_else(|| S::Error::custom("a cached object can be sent only during a call"))?;
         if core.copies.is_carrying() {
-            return Err(S::Error::custom("it has a cached object of the service's, which ends with this code"));
+            return Err(S::Error::custom(
+                "it contains a cached object of this service, which cannot outlive this code",
+            ));
         }
-        let _writing =
-            Writing::begin(&self.shared.busy).ok_or_else(|| S::Error::custom("a cached object that holds itself"))?;
+        let _writing = Writing::begin(&self.shared.busy)
+            .ok_or_else(|| S::Error::custom("a cached object that contains itself"))?;
         let object: Rc<dyn Observed> = Rc::<CachedCell<T>>::clone(&self.shared);
         let number = core.export_cached(object, known).map_err(S::Error::custom)?;
         *self.shared.sent.borrow_mut() = Some((Rc::downgrade(&core), number));
@@ -403,11 +405,11 @@ impl<T: Cacheable> Serialize for Cached<T> {
 
 impl<'de, T: Cacheable> Deserialize<'de> for Cached<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let number = remote::number(deserializer, jelly::types::reference::LOCAL, "a cached object of this service's")?;
-        let core = Core::current().ok_or_else(|| D::Error::custom("a cached object can come in calls only"))?;
+        let number = remote::number(deserializer, jelly::types::reference::LOCAL, "a cached object of this service")?;
+        let core = Core::current().ok_or_else(|| D::Error::custom("a cached object can be received only in a call"))?;
         core.cached(number)
             .and_then(|object| object.downcast::<CachedCell<T>>().ok())
             .map(|shared| Self { shared })
-            .ok_or_else(|| D::Error::custom("a cached object that is not there any more"))
+            .ok_or_else(|| D::Error::custom("a cached object that no longer exists"))
     }
 }

@@ -75,10 +75,9 @@ impl Call {
     /// # Errors
     /// If the client passed no object.
     pub fn mind(&self) -> Result<&Remote> {
-        self.shared
-            .attachment
-            .mind()
-            .ok_or_else(|| Fault::value("this needs a client that gives an object to call back"))
+        self.shared.attachment.mind().ok_or_else(|| {
+            Fault::value("this call needs a mind: the client must pass an object for callbacks when it logs in")
+        })
     }
 
     /// The caller's perspective. A method of an object that several clients share uses it to find out which of them
@@ -93,7 +92,7 @@ impl Call {
         kept()
             .or_else(|| Core::current()?.avatar(self.attachment().id()))
             .and_then(|avatar| avatar.any().downcast_ref::<Handle<P>>().cloned())
-            .ok_or_else(|| Fault::value("whoever calls has no such perspective any more"))
+            .ok_or_else(|| Fault::value("the caller no longer has such a perspective"))
     }
 
     /// A reference to an object for this caller alone. A call through it is a call by this attachment, whoever makes

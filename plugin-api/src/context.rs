@@ -431,7 +431,7 @@ impl Config {
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
         self.read.store(true, Ordering::Relaxed);
         let section: Section<T> = jelly::from_slice(&self.bytes)
-            .map_err(|error| Fault::value(format!("the configuration of the service is not right: {error}")))?;
+            .map_err(|error| Fault::value(format!("the configuration of the service is invalid: {error}")))?;
         for setting in section.unknown {
             tracing::warn!("the service has no setting {setting:?}: it has no effect in its section of credhost.toml");
         }

@@ -54,7 +54,7 @@ pub trait Described {
 
 /// An error that a method may return. Implemented by `#[derive(Fault)]`.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no error that clients can trap",
+    message = "`{Self}` is not an error that clients can trap",
     label = "needs #[derive(Fault)]"
 )]
 pub trait Raises {
@@ -69,7 +69,7 @@ pub trait Raises {
 
 /// An object that clients pass for callbacks. Implemented by `#[mind]`.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is nothing that clients give to be called back",
+    message = "`{Self}` is not an object that clients pass for callbacks",
     label = "a trait with #[mind] is"
 )]
 pub trait MindType {

@@ -192,7 +192,7 @@ impl Fault {
     /// state. The client can call again.
     #[must_use]
     pub(crate) fn reloaded() -> Self {
-        Self::new(RELOADED, "the service was replaced while the call was under way; call again")
+        Self::new(RELOADED, "the service was replaced during the call; call again")
     }
 
     /// Whether this error says that another generation has taken over. This code can then no longer change anything

@@ -156,12 +156,12 @@ impl<T: Follow> FollowedCell<T> {
         first: Option<&mut dyn FnMut() -> Result<T>>,
     ) -> Result<Option<Rc<Self>>> {
         let other = |class: &str| Fault::arguments(format!("expected a {}, found a {class}", T::TYPE));
-        let lost = |why: &str| Fault::arguments(format!("a cached object of the client's, a {}, {why}", T::TYPE));
+        let lost = |why: &str| Fault::arguments(format!("a cached object of the client, a {}, {why}", T::TYPE));
         let waiting = match core.copies.find(handle, T::TYPE, first.is_some()) {
             Found::Nothing => return Ok(None),
             Found::Other(class) => return Err(other(&class)),
-            Found::Lost => return Err(lost("of which changes were lost")),
-            Found::InMind => return Err(lost("whose state is in its mind: that has to be read first")),
+            Found::Lost => return Err(lost("some of whose changes were lost")),
+            Found::InMind => return Err(lost("whose state is in its mind: read the mind first")),
             Found::Here(copy) => {
                 let class = copy.class();
                 let copy = copy.any().downcast().map_err(|_| other(class))?;
@@ -187,11 +187,11 @@ impl<T: Follow> FollowedCell<T> {
     /// Builds a copy that nobody has asked for yet, in its current state.
     fn go_on(core: &Core, waiting: &Waiting, first: Option<&mut dyn FnMut() -> Result<T>>) -> Result<Rc<Self>> {
         let classes = core.classes.get();
-        let unreadable = |error| Fault::arguments(format!("what is known of a {}: {error}", T::TYPE));
+        let unreadable = |error| Fault::arguments(format!("the state of a {}: {error}", T::TYPE));
         let state = match (&waiting.state, first) {
             (Some(state), _) => jelly::from_slice_with(state, classes).map_err(unreadable)?,
             (None, Some(first)) => first()?,
-            (None, None) => return Err(Fault::arguments(format!("the state of a {} is not here", T::TYPE))),
+            (None, None) => return Err(Fault::arguments(format!("the state of a {} is missing", T::TYPE))),
         };
         let copy = Self::new(state);
         for (method, arguments) in frame::entries(&waiting.changes) {
@@ -200,7 +200,7 @@ impl<T: Follow> FollowedCell<T> {
             // The client has been answered already, so an error is only logged.
             match catch_unwind(AssertUnwindSafe(tell)).unwrap_or_else(|_| Err(Fault::panicked("observe"))) {
                 Ok(()) => {}
-                Err(fault) => tracing::warn!(class = T::TYPE, %method, %fault, "a change of a client's object is lost"),
+                Err(fault) => tracing::warn!(class = T::TYPE, %method, %fault, "a change to a client's object is lost"),
             }
         }
         Ok(copy)
@@ -289,7 +289,8 @@ impl<T> std::fmt::Debug for Followed<T> {
 
 impl<T> Serialize for Followed<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let core = Core::current().ok_or_else(|| S::Error::custom("a client's object can be sent in calls only"))?;
+        let core =
+            Core::current().ok_or_else(|| S::Error::custom("a client's object can be sent only during a call"))?;
         if core.copies.is_carrying() {
             return serializer.serialize_newtype_struct(jelly::types::reference::CACHED, &self.remote.handle());
         }
@@ -325,10 +326,10 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                     return Err(A::Error::custom(format!("expected a {}, found a {class}", T::TYPE)));
                 }
                 let handle: u64 = seq.next_element()?.ok_or_else(short)?;
-                let core =
-                    Core::current().ok_or_else(|| A::Error::custom("a client's object can come in calls only"))?;
+                let core = Core::current()
+                    .ok_or_else(|| A::Error::custom("a client's object can be received only in a call"))?;
                 let gone = || match core.copies.reads_again() {
-                    true => A::Error::custom("a cached object of the client's that was lost with the code before"),
+                    true => A::Error::custom("a cached object of the client that was lost with the old code"),
                     false => A::Error::custom("a cached object of the client's that is not there any more"),
                 };
                 let remote = core.arriving(handle).ok_or_else(gone)?;

@@ -145,9 +145,9 @@ fn export<S: Serializer>(
     object: impl FnOnce() -> Rc<dyn Object>,
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
-    let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent in calls only"))?;
+    let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent only during a call"))?;
     if core.copies.is_carrying() {
-        let id = core.known_as(place).ok_or_else(|| S::Error::custom("it has an object that no client has"))?;
+        let id = core.known_as(place).ok_or_else(|| S::Error::custom("it contains an object that no client holds"))?;
         return serializer.serialize_newtype_struct(jelly::types::reference::LOCAL, &id);
     }
     let id = core.export(place, object).map_err(S::Error::custom)?;
@@ -525,7 +525,7 @@ impl<T> Saver<T> {
     fn restore(&self, value: &mut T) {
         let last = self.last.borrow();
         if let Err(fault) = self.go_back(value, last.as_deref()) {
-            tracing::error!(name = &*self.name, %fault, "cannot go back to the last saved state; it stays as it is");
+            tracing::error!(name = &*self.name, %fault, "cannot revert to the last saved state; the state stays unchanged");
         }
     }
 
@@ -589,7 +589,7 @@ impl<'de, T: Callable> Deserialize<'de> for Handle<T> {
             jelly::types::reference::LOCAL,
             "a reference to an object of this service",
         )?;
-        let core = Core::current().ok_or_else(|| D::Error::custom("a reference can come in calls only"))?;
+        let core = Core::current().ok_or_else(|| D::Error::custom("a reference can be received only in a call"))?;
         core.own(id).ok_or_else(|| D::Error::custom("a reference to another kind of object"))
     }
 }

@@ -165,7 +165,7 @@ impl Pages {
                 self.ended = true;
                 Ok(None)
             }
-            None => Err(Fault::new("twisted.spread.pb.PBConnectionLost", "the pages have ended before their end")),
+            None => Err(Fault::new("twisted.spread.pb.PBConnectionLost", "the pages stopped before the last one")),
         }
     }
 

@@ -241,7 +241,7 @@ impl<T: Publish> Serialize for Announced<T> {
 
 const METHODS: &[Method] = &[Method {
     name: "getStateToPublish",
-    doc: "Answers with what clients keep.",
+    doc: "Returns the state that clients keep.",
     parameters: &[],
     returns: "",
     changes: false,

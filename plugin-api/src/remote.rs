@@ -247,7 +247,7 @@ pub(crate) fn tuple<A: Serialize>(core: Option<&Core>, arguments: &A) -> Result<
     if let Some(core) = core {
         core.take_back(&encoded.objects);
     }
-    Err(Fault::arguments("arguments are a tuple: (text,) for one"))
+    Err(Fault::arguments("arguments must be a tuple: (text,) for one"))
 }
 
 impl Drop for RemoteCell {
@@ -280,7 +280,7 @@ impl std::fmt::Debug for Remote {
 
 impl Serialize for Remote {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent in calls only"))?;
+        let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent only during a call"))?;
         let kind = if core.copies.is_carrying() { reference::REMOTE } else { reference::LOCAL };
         serializer.serialize_newtype_struct(kind, &self.shared.handle)
     }
@@ -288,10 +288,10 @@ impl Serialize for Remote {
 
 impl<'de> Deserialize<'de> for Remote {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let handle = number(deserializer, reference::REMOTE, "a reference to an object of the client's")?;
+        let handle = number(deserializer, reference::REMOTE, "a reference to an object of the client")?;
         Core::current()
             .and_then(|core| core.arriving(handle))
-            .ok_or_else(|| D::Error::custom("a reference can come in calls only"))
+            .ok_or_else(|| D::Error::custom("a reference can be received only in a call"))
     }
 }
 

@@ -372,7 +372,7 @@ fn a_copy_lost_in_a_reload_does_not_return_to_its_first_state() {
     carol.tell(kept.as_ref().unwrap(), "speed", (5,)).unwrap();
     host.reload().unwrap();
     let fault = carol.call::<()>("read_mind", ()).unwrap_err();
-    assert!(fault.message().contains("lost with the code before"), "{fault}");
+    assert!(fault.message().contains("lost with the old code"), "{fault}");
     // The copy was given back. Until the client knows that, it is not available.
     let mut tries = (0..100_000).map(|_| carol.call::<()>("enter", (kept.as_ref().unwrap(),)));
     assert!(tries.any(|entered| entered.is_ok()), "it comes again with its state");

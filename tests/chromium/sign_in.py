@@ -172,12 +172,12 @@ assert "SSH key" not in driver.find_element(By.CSS_SELECTOR, "section[aria-label
 # Another password, by keyboard; and then this browser has to sign in with it.
 driver.find_element(By.LINK_TEXT, "Change the password").click()
 comes("Change your password")
-for wanted in [("textbox", "The password that you have"), ("textbox", "The new one"), ("button", "Change")]:
+for wanted in [("textbox", "Your current password"), ("textbox", "The new one"), ("button", "Change")]:
     assert wanted in said(), (wanted, said())
 look("password")
 readable("password")
 driver.switch_to.active_element.send_keys(password, Keys.TAB, password + "-2", Keys.TAB, password + "-2", Keys.ENTER)
-comes("Your password is changed")
+comes("Your password was changed")
 look("changed")
 driver.get(url)
 comes("Sign in")

@@ -136,7 +136,7 @@ fn developed(name: &str, poll: &str, home: Option<&str>) {
     assert_eq!(author.sees(&call), "200");
     // A change that does not compile has no effect.
     author.edit(&source, "Ok(self.entries.len() * 100)", "Ok(\"many\")");
-    let line = dev.says("it does not compile; cargo says why above; the old code serves");
+    let line = dev.says("it does not compile; see cargo's output above; the old code serves");
     assert!(line.contains("src/lib.rs changed"), "{line}");
     assert_eq!(author.sees(&call), "300");
     // Nor has one that compiles but does not start.
@@ -186,7 +186,7 @@ fn a_generated_crate_passes_its_own_tests_and_is_good() {
         author.sees(&format!("credhost new {name} && cd {name} && cargo check --quiet --tests"));
     }
     let again = author.types("credhost new guest-book");
-    assert!(String::from_utf8_lossy(&again.stderr).contains("is there already"));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("exists already"));
     let wrong = author.types("credhost new 'Guest Book'");
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("small letter"));
     let nowhere = author.types("credhost dev nowhere");
@@ -214,7 +214,7 @@ fn a_check_says_what_is_wrong_with_a_library() {
     assert_eq!(checked.status.code(), Some(1), "the command itself goes on");
     assert!(table.contains("crashes (SIGABRT) while: calling hello with no arguments"), "{table}");
     let refused = author.types("credhost check nothing.so");
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("nothing.so is no file"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("nothing.so is not a file"));
 }
 
 fn file(folder: &std::path::Path, bytes: &[u8]) -> PathBuf {
@@ -271,7 +271,7 @@ fn dev_watches_a_crate_that_the_service_depends_on() {
     author.edit("neighbours/src/lib.rs", "Ok(self.entries.len())", "Ok(fence::height())");
     let mut dev = author.develops("credhost dev neighbours --listen 127.0.0.1:0");
     // `dev` watches it even while it does not compile.
-    dev.says("it does not compile; cargo says why above; nothing serves yet");
+    dev.says("it does not compile; see cargo's output above; nothing serves yet");
     author.edit("fence/src/lib.rs", "three", "3");
     let line = dev.says("live in");
     assert!(line.contains("fence/src/lib.rs changed"), "{line}");

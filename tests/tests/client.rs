@@ -445,7 +445,7 @@ async fn an_unsendable_value_fails_the_caller_not_the_connection() {
     let thing: Remote =
         elsewhere.root().call("things", &()).await.unwrap().read::<BTreeMap<String, Remote>>().unwrap()["one"].clone();
     for (what, refused) in [
-        ("an object of another connection's", root.call("keep", &(&thing,)).await),
+        ("belongs to another connection", root.call("keep", &(&thing,)).await),
         (
             "an own object of another connection's",
             root.call("keep", &(elsewhere.register(|_: Call| async { Ok(()) }),)).await,

@@ -38,7 +38,7 @@ fn the_demos_output_works_as_printed_and_a_second_run_resumes() {
     drop(first);
     let second = demo(&home);
     assert!(!second.printed.iter().any(|line| line.contains(&password)));
-    let _ = second.line("are here already");
+    let _ = second.line("exist already");
     // The task that was added is still there.
     assert!(second.line("A first call").contains("milk"));
     assert_eq!(home.run(&arguments_at(&second), &password), "2");

@@ -448,7 +448,7 @@ fn a_fault_in_a_door_ends_only_that_connection() {
     }
     other.send("add");
     assert_eq!(other.line(), "1: 1");
-    host.wait_for("a connection has ended by a fault of the service's");
+    host.wait_for("a connection ended because of a fault in the service");
     // A client that reads gets everything, however much it is in total.
     for turn in 2..30 {
         other.send("flood 50000");
@@ -578,7 +578,7 @@ fn a_client_that_vanishes_at_any_step_leaves_nothing_behind() {
     let mut alice = Lines::irc(clear, "alice", PASSWORD);
     alice.send("PING x");
     alice.until("PONG");
-    assert!(!host.log().contains("cannot be taken"), "each descriptor was its own");
+    assert!(!host.log().contains("cannot be accepted"), "each descriptor was its own");
     assert!(!host.log().contains("a panic"));
 }
 
@@ -798,8 +798,8 @@ fn an_unusable_listener_is_refused_with_the_reason() {
     let taken = format!("irc = \"{address}\"");
     for (listen, wanted) in [
         ("irc = 6667", "[service.chat.listen] irc: expected an address"),
-        ("irc = \"0.0.0.0:0\"", "can be reached by others"),
-        ("irc = \"systemd:chat\"", "systemd has given no sockets"),
+        ("irc = \"0.0.0.0:0\"", "others can reach"),
+        ("irc = \"systemd:chat\"", "systemd has passed no sockets"),
         ("irc = { address = \"127.0.0.1:0\", tls = true }", "credhost tls init"),
         (taken.as_str(), "[service.chat.listen] irc: cannot listen on"),
     ] {

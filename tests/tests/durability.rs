@@ -162,7 +162,7 @@ async fn a_disk_that_fails_is_a_clear_error_and_reads_go_on() {
         for adding in adding {
             match adding.await.expect("it ends") {
                 Err(Error::Failure(failure)) => {
-                    assert!(failure.value.contains("could not be saved, and is undone"), "{failure}");
+                    assert!(failure.value.contains("could not be saved and was undone"), "{failure}");
                 }
                 other => panic!("{kind}: answered with {other:?}"),
             }

@@ -48,7 +48,7 @@ fn a_file_that_is_no_service_is_refused_and_the_host_goes_on() {
     let whole = std::fs::read(library("todo")).expect("the library is there");
     let cases: [(&str, Vec<u8>, &str); 5] = [
         ("empty.so", Vec::new(), "it is empty"),
-        ("text.so", b"#!/bin/sh\necho hello\n".to_vec(), "it does not start as an ELF file does"),
+        ("text.so", b"#!/bin/sh\necho hello\n".to_vec(), "it does not start like an ELF file"),
         ("half.so", whole[..whole.len() / 2].to_vec(), "it is only part of a library"),
         (
             "arm.so",
@@ -275,7 +275,7 @@ fn a_service_stops_starts_and_rolls_back_by_command() {
     assert_eq!(call(&host, "todo", &["list"]), "[]");
     let again = host.home.refused(&["service", "start", "todo"], "");
     assert!(again.contains("todo serves already"), "{again}");
-    assert!(host.home.run(&["service", "why", "todo"], "").contains("nothing holds an old library of todo"));
+    assert!(host.home.run(&["service", "why", "todo"], "").contains("nothing keeps an old library of todo"));
 
     let nothing = host.home.refused(&["service", "rollback", "todo"], "");
     assert!(nothing.contains("there is nothing to go back to"), "{nothing}");
@@ -300,7 +300,7 @@ fn a_bad_file_at_start_falls_back_to_the_last_good_one() {
     let file = home.plugins().join("libtodo.so");
     std::fs::write(&file, b"not at all").expect("it can be written");
     let mut host = home.start();
-    host.wait_for("libtodo.so was rejected (it is no library");
+    host.wait_for("libtodo.so was rejected (it is not a library");
     assert_eq!(call(&host, "todo", &["list"]), "[]");
     assert!(listed(&host).contains("the last good copy serves"), "{}", listed(&host));
 }
@@ -385,7 +385,7 @@ fn commands_accept_file_names_even_of_refused_libraries() {
     host.wait_for("libbroken.so is not loaded");
     for command in ["start", "reload"] {
         let refused = host.home.refused(&["service", command, "libbroken.so"], "");
-        assert!(refused.contains("it is no library"), "{command}: {refused}");
+        assert!(refused.contains("it is not a library"), "{command}: {refused}");
     }
     host.home.install("todo");
     host.wait_for("libtodo.so serves");
@@ -410,7 +410,7 @@ fn a_service_starts_after_its_needs_and_stops_before_them() {
     assert_eq!(call(&host, "dependant", &["hello"]), r#""hello""#);
 
     host.home.run(&["service", "stop", "todo"], "");
-    host.wait_for("it stops, for todo does, which it needs");
+    host.wait_for("it stops because todo stops, which it needs");
     assert!(listed(&host).contains("waits: it needs todo"), "{}", listed(&host));
     host.home.run(&["service", "start", "todo"], "");
     until(&host, || !listed(&host).contains("waits"));
@@ -466,7 +466,7 @@ fn services_that_wait_for_the_same_service_each_start_once() {
             host.wait_for("libtodo.so serves the new code");
             assert_eq!(listed(&host).matches("serving").count(), 7);
             std::fs::remove_file(&file).expect("it can be removed");
-            host.wait_for("it stops, for todo does, which it needs");
+            host.wait_for("it stops because todo stops, which it needs");
             host.home.install("todo");
         }
     }

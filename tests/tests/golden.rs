@@ -5,7 +5,8 @@ use jelly::token::{self, Token};
 use jelly::{Limits, Scanner, Shape, Value};
 use system_tests::workspace;
 
-/// The pieces of a recording. Each holds whole messages: blobs that did not fit into one piece were left out.
+/// The pieces of a recording. Each holds whole messages. A blob of the letter x that did not fit into one piece was left out, except
+/// for its end.
 fn pieces(file: &str) -> Vec<Vec<u8>> {
     let text = std::fs::read_to_string(workspace().join("tests/golden").join(file)).expect("the recording is there");
     let lines = text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON"));
@@ -13,30 +14,38 @@ fn pieces(file: &str) -> Vec<Vec<u8>> {
     pieces.map(|hex| data_encoding::HEXLOWER.decode(hex.as_bytes()).expect("hexadecimal digits")).collect()
 }
 
-/// All messages of a recording: the command of each, and its Jelly values.
-fn messages(file: &str) -> Vec<(String, Vec<Vec<u8>>)> {
-    let mut messages = Vec::new();
-    for bytes in pieces(file) {
-        let mut scanner = Scanner::new(Shape::Message, Limits::default());
-        let mut rest = bytes.as_slice();
-        while let Ok(Some(scanned)) = scanner.scan(rest) {
-            assert_eq!(scanned.defect, None, "{file}");
-            let parts = (0..scanned.count).map(|at| rest[scanned.elements[at]..scanned.elements[at + 1]].to_vec());
-            let parts: Vec<Vec<u8>> = parts.collect();
-            let command = match parts.first().and_then(|first| token::read(first, u32::MAX).ok()?) {
-                Some((Token::Bytes(name), _)) => String::from_utf8_lossy(name).into_owned(),
-                _ => "dialect".to_owned(),
-            };
-            let values = match command.as_str() {
-                "message" | "cachemessage" => parts[5..].to_vec(),
-                "answer" | "error" => parts[2..].to_vec(),
-                _ => Vec::new(),
-            };
-            messages.push((command, values));
-            rest = &rest[scanned.end..];
-        }
+/// All messages of these bytes: the command of each, and its Jelly values. `None`: the bytes are not whole messages.
+fn whole(bytes: &[u8]) -> Option<Vec<(String, Vec<Vec<u8>>)>> {
+    let (mut messages, mut rest) = (Vec::new(), bytes);
+    let mut scanner = Scanner::new(Shape::Message, Limits::default());
+    while !rest.is_empty() {
+        let scanned = scanner.scan(rest).ok().flatten()?;
+        assert_eq!(scanned.defect, None);
+        let parts = (0..scanned.count).map(|at| rest[scanned.elements[at]..scanned.elements[at + 1]].to_vec());
+        let parts: Vec<Vec<u8>> = parts.collect();
+        let command = match parts.first().and_then(|first| token::read(first, u32::MAX).ok()?) {
+            Some((Token::Bytes(name), _)) => String::from_utf8_lossy(name).into_owned(),
+            _ => "dialect".to_owned(),
+        };
+        let values = match command.as_str() {
+            "message" | "cachemessage" => parts[5..].to_vec(),
+            "answer" | "error" => parts[2..].to_vec(),
+            _ => Vec::new(),
+        };
+        messages.push((command, values));
+        rest = &rest[scanned.end..];
     }
-    messages
+    Some(messages)
+}
+
+/// All messages of a recording.
+fn messages(file: &str) -> Vec<(String, Vec<Vec<u8>>)> {
+    let read = |bytes: Vec<u8>| {
+        // No message begins with an x: that would be a list of 120 elements.
+        let begin = bytes.iter().position(|byte| *byte != b'x').unwrap_or(bytes.len());
+        whole(&bytes[begin..]).unwrap_or_else(|| panic!("{file}: {bytes:x?}"))
+    };
+    pieces(file).into_iter().flat_map(read).collect()
 }
 
 #[test]

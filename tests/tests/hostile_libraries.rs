@@ -49,13 +49,13 @@ fn cut(part: usize) -> Vec<u8> {
 
 /// Every kind of bad file, with the complete sentence that the host says about it.
 fn kinds() -> Vec<(&'static str, Vec<u8>, &'static str)> {
-    const PART: &str = "it is only part of a library: was it copied whole?";
+    const PART: &str = "it is only part of a library: was it copied completely?";
     let mut half_zeroed = told("good");
     let half = half_zeroed.len() / 2;
     half_zeroed[half..].fill(0);
     vec![
         ("empty", Vec::new(), "it is empty"),
-        ("text", b"#!/bin/sh\necho hello\n".to_vec(), "it is no library: it does not start as an ELF file does"),
+        ("text", b"#!/bin/sh\necho hello\n".to_vec(), "it is not a library: it does not start like an ELF file"),
         ("cut-to-header", told("good")[..40].to_vec(), PART),
         ("cut-to-64", told("good")[..64].to_vec(), PART),
         ("cut-to-100th", cut(10), PART),
@@ -75,7 +75,7 @@ fn kinds() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         (
             "no-symbol",
             replaced(told("good"), b"\0credhost_service\0", b"\0credhost_nothing\0"),
-            "it is a library, but no service: it lacks plugin_api::export!(…)",
+            "it is a library, but not a service: it lacks plugin_api::export!(…)",
         ),
         (
             "missing-dependency",
@@ -120,8 +120,8 @@ fn kinds() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("start-abort", told("start-abort"), "its start crashes (SIGABRT)"),
         ("start-loop", told("start-loop"), "its start does not return within 2 seconds"),
         ("health-error", told("health-error"), "ValueError: not today"),
-        ("health-abort", told("health-abort"), "it crashes (SIGABRT) when it is asked whether it is well"),
-        ("health-loop", told("health-loop"), "it does not say that it is well within 2 seconds"),
+        ("health-abort", told("health-abort"), "its health check crashes (SIGABRT)"),
+        ("health-loop", told("health-loop"), "its health check does not return within 2 seconds"),
         ("stop-abort", told("stop-abort"), "its stop crashes (SIGABRT)"),
         ("stop-loop", told("stop-loop"), "its stop does not return within 2 seconds"),
         ("drop-abort", told("drop-abort"), "its stop crashes (SIGABRT)"),
@@ -228,14 +228,15 @@ fn left_behind(host: &TestHost, good: usize) -> Vec<String> {
     let mut left = Vec::new();
     let id = host.id();
     let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
-    let children = read(format!("/proc/{id}/task/{id}/children"));
+    // A child belongs to the thread that started it, as long as that lives.
+    let threads = || std::fs::read_dir(format!("/proc/{id}/task")).expect("it runs").flatten();
+    let children: String = threads().map(|thread| read(format!("{}/children", thread.path().display()))).collect();
     left.extend(children.split_whitespace().map(|child| format!("child {child}")));
     let maps = read(format!("/proc/{id}/maps"));
     let mut mapped: Vec<&str> = maps.lines().filter_map(|line| line.split("/generations/").nth(1)).collect();
     mapped.dedup();
     left.extend(mapped.iter().skip(good).map(|file| format!("mapping of {file}")));
-    let threads = std::fs::read_dir(format!("/proc/{id}/task")).expect("it runs").flatten();
-    let names = threads.map(|thread| read(format!("{}/comm", thread.path().display())).trim().to_owned());
+    let names = threads().map(|thread| read(format!("{}/comm", thread.path().display())).trim().to_owned());
     let services = names.filter(|name| name == "service" || name == "vet").count();
     if services != good {
         left.push(format!("{services} threads of services"));
@@ -309,7 +310,7 @@ fn folder_entries_that_are_no_libraries_are_skipped() {
     scene.put("last.so", b"");
     assert_eq!(scene.verdict("last.so"), "refused: it is empty");
     let list = scene.host.home.run(&["service", "list"], "");
-    assert!(!list.contains("folder") && !list.contains("hidden") && !list.contains("README"), "{list}");
+    assert!(!["folder", "hidden", "README", "dangling"].iter().any(|name| list.contains(name)), "{list}");
     std::fs::remove_file(plugins.join("last.so")).expect("it is there");
     scene.end();
 }

@@ -7,9 +7,12 @@ const DONE: [(&[&str], &str); 6] = [
     (&["key", "add", "alice", "todo"], ""),
     (
         &["key", "add", "alice", "tood"],
-        "no service \"tood\" is here: the key waits until there is one; did you mean \"todo\"?",
+        "there is no service \"tood\" yet: the key has no effect until there is one; did you mean \"todo\"?",
     ),
-    (&["key", "add", "alice", "weather"], "no service \"weather\" is here: the key waits until there is one"),
+    (
+        &["key", "add", "alice", "weather"],
+        "there is no service \"weather\" yet: the key has no effect until there is one",
+    ),
     (&["identity", "unlock", "alice"], ""),
     (&["identity", "unlock", "alcie"], "there is no identity named alcie; did you mean \"alice\"?"),
     (&["identity", "unlock", "zelda"], "there is no identity named zelda"),
@@ -95,9 +98,9 @@ fn settings_that_nothing_reads_are_warned_of() {
 #[test]
 fn a_level_of_the_log_that_is_none_is_said_and_the_log_goes_on() {
     for (asked, said) in [
-        ("nonsense", "CREDHOST_LOG is invalid (\"nonsense\" is none of off, error"),
+        ("nonsense", "CREDHOST_LOG is invalid (\"nonsense\" is not one of off, error"),
         ("inof", "did you mean \"info\"?"),
-        ("credhost=loud", "CREDHOST_LOG is invalid (\"loud\" is none of off"),
+        ("credhost=loud", "CREDHOST_LOG is invalid (\"loud\" is not one of off"),
         ("crehdost=debug", "did you mean \"credhost\"?"),
         ("9", "CREDHOST_LOG is invalid"),
         (" info", "libtodo"),

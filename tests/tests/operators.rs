@@ -58,7 +58,7 @@ fn the_trail_is_shown_from_where_one_asks_and_as_it_grows() {
     assert_eq!(show(&["--since", "2999-01-01"]), "");
     assert_eq!(show(&["--since", "2020-01-01T00:00:00Z"]), all);
     let odd = home.refused(&["audit", "show", "--since", "yesterday"], "");
-    assert!(odd.contains("\"yesterday\" is no time") && odd.contains("2027-01-31"), "{odd}");
+    assert!(odd.contains("\"yesterday\" is not a time") && odd.contains("2027-01-31"), "{odd}");
     let json = show(&["--last", "1", "--json"]);
     let line: serde_json::Value = serde_json::from_str(&json).expect("one object");
     assert_eq!((&line["what"], &line["about"]["label"]), (&"token.added".into(), &"three".into()), "{json}");
@@ -94,7 +94,7 @@ fn a_token_ends_at_a_date_and_not_in_the_past() {
     for (when, why) in [
         ("2020-01-01", "\"2020-01-01\" has passed already"),
         ("0s", "has passed already"),
-        ("2027-02-30", "is no time"),
+        ("2027-02-30", "is not a time"),
         ("soon", "write it as 90d, 12h, 1y, 2027-01-31"),
         ("9000y", "is after the year 9999"),
     ] {
@@ -135,7 +135,10 @@ fn nobody_is_asked_for_a_password_in_vain() {
         (&["identity", "add", "a/b"], "it has a `/`"),
         (&["identity", "password", "bob"], "there is no identity named bob"),
         (&["call", "alice@127.0.0.1:1/todo", "list"], "127.0.0.1:1"),
-        (&["call", "alice@127.0.0.1:99999/todo", "list"], "\"99999\" is no port, which is a number from 1 to 65535"),
+        (
+            &["call", "alice@127.0.0.1:99999/todo", "list"],
+            "\"99999\" is not a port: a port is a number from 1 to 65535",
+        ),
         (&["call", "alice@127.0.0.1", "list"], "there is no /SERVICE at its end"),
         (&["call", "127.0.0.1/todo", "list"], "there is no USER@ at its beginning"),
         (&["call", "@127.0.0.1/todo", "list"], "there is no user before the @"),
@@ -197,8 +200,16 @@ fn doctor_warns_of_misleading_names_and_sockets() {
     let before = std::fs::read_to_string(home.path().join("credhost.toml")).expect("it is there");
     for (settings, enters, said) in [
         (others.to_owned(), true, Some("also matches *.example.org and comes first")),
-        (format!("[service.todo.listen]\n{}", listener("www.example.com")), true, Some("no certificate is for it")),
-        (format!("[service.todo.listen]\n{}", listener("a.b.example.org")), true, Some("no certificate is for it")),
+        (
+            format!("[service.todo.listen]\n{}", listener("www.example.com")),
+            true,
+            Some("no certificate is for this name"),
+        ),
+        (
+            format!("[service.todo.listen]\n{}", listener("a.b.example.org")),
+            true,
+            Some("no certificate is for this name"),
+        ),
         (format!("[service.todo.listen]\n{}", listener("www.example.org")), true, None),
         (format!("[service.todo.listen]\n{}", listener("*.example.org")), true, None),
         (format!("[service.todo.listen]\n{}", socket("")), true, Some("is trusted as a proxy")),

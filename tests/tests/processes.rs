@@ -122,7 +122,7 @@ async fn a_killed_worker_costs_its_callers_only_an_error() {
     kill(before);
     let (class, said) = failure(within(waiting).await.expect("it runs"));
     assert_eq!(class, CRASHED);
-    assert_eq!(said, "the service crashed (SIGKILL); whether the call was done is not known");
+    assert_eq!(said, "the service crashed (SIGKILL); it is not known whether the call was carried out");
 
     // The same connection, the same perspective, the same mind, what was committed.
     assert_eq!(read::<u64>(within(account.call("next", &(2,))).await), 2);
@@ -390,17 +390,14 @@ async fn hanging_code_is_reported_and_restarted_in_a_process() {
         };
         if isolation == "none" {
             let status = until(&host, "ledger", |status| status.state != "serving");
-            assert!(status.state.contains("has not come back for 1 s, in block_until"), "{}", status.state);
+            assert!(status.state.contains("has not returned for 1 s, in block_until"), "{}", status.state);
             std::fs::write(&until_there, "").expect("it can be written");
             assert!(within(waiting).await.expect("it runs").is_ok());
             until(&host, "ledger", |status| status.state == "serving");
         } else {
             let (class, said) = failure(within(waiting).await.expect("it runs"));
             assert_eq!(class, CRASHED);
-            assert!(
-                said.contains("has not come back for") && said.contains("in block_until, and was killed"),
-                "{said}"
-            );
+            assert!(said.contains("has not returned for") && said.contains("in block_until, and was killed"), "{said}");
             assert_eq!(read::<u64>(within(account.call("next", &(1,))).await), 1);
         }
         in_trail(&host, "service.late");
@@ -451,14 +448,14 @@ async fn however_a_worker_ends_the_host_and_all_others_go_on() {
         ("overflow", "crashed (SIGSEGV)"),
         ("eat", "crashed (SIGABRT)"),
         ("kill", "crashed (SIGKILL)"),
-        ("loop", "has not come back for"),
-        ("signals", "has not come back for"),
-        ("garbage", "said a message of"),
-        ("unknown", "said a message of kind 77, which there is not, and was killed for it"),
-        ("long", "said a message of 4294967295 bytes"),
-        ("no-frames", "said what are no frames"),
-        ("asks", "said the answer to what nobody has asked"),
-        ("hosts-word", "said what are no frames"),
+        ("loop", "has not returned for"),
+        ("signals", "has not returned for"),
+        ("garbage", "sent a message of"),
+        ("unknown", "sent a message of unknown kind 77, and was killed"),
+        ("long", "sent a message of 4294967295 bytes"),
+        ("no-frames", "sent malformed frames"),
+        ("asks", "sent an answer or a request out of turn"),
+        ("hosts-word", "sent malformed frames"),
         ("half", "ended its process (exit code 9)"),
         ("close", "ended its process (exit code 0)"),
         ("bomb", "crashed (SIGABRT)"),

@@ -360,7 +360,7 @@ async fn after_any_failed_reload_the_old_code_serves_unchanged() {
         ("start-waits", "longer than 5 seconds to start"),
         ("health-error", "health says no"),
         ("health-panic", "health"),
-        ("health-hang", "longer than 5 seconds to say that it is well"),
+        ("health-hang", "longer than 5 seconds to answer its health check"),
         ("rebuild-hang", "longer than 5 seconds to rebuild objects"),
     ];
     for (how, says) in steps {
@@ -464,7 +464,10 @@ async fn busy_code_is_replaced_when_free_and_loses_nothing() {
         }
     };
     std::fs::write(&free, "").expect("it can be written");
-    assert!(refused.contains("busy for longer than 5 seconds") && refused.contains("stopped and started"), "{refused}");
+    assert!(
+        refused.contains("busy for longer than 5 seconds") && refused.contains("stop and start the service"),
+        "{refused}"
+    );
     within(blocked).await.expect("it ends").expect("it is answered");
     assert_eq!(read::<u64>(within(next).await.expect("it ends")), 1);
     replace(&host, "ledger", "v=3").await.expect("and now it is free");
@@ -496,7 +499,7 @@ async fn states_of_another_shape_are_read_or_refused_by_name() {
     assert!(text.contains("unreadable states") && text.contains("alice: ") && text.contains("balance"), "{text}");
     // Back to the older code, and all is there.
     let back = host.home.run(&["service", "rollback", "ledger"], "");
-    assert!(back.contains("what it was before") && back.contains("generation 3"), "{back}");
+    assert!(back.contains("serves its previous library") && back.contains("generation 3"), "{back}");
     let alice = login(&client, "alice", None).await;
     assert_eq!(call::<(u64, u64)>(&alice, "total").await, (3, 0));
     assert_eq!(call::<(u64, u64)>(&alice, "together").await.0, 5);

@@ -80,5 +80,5 @@ fn a_program_may_bring_an_authorizer_over_an_htpasswd_file() {
     let _ = program.kill();
     let _ = program.wait();
     assert_eq!(said[0], "\"Hello, alice\"");
-    assert!(said[1].contains("not let in") && said[2].contains("not let in"), "{said:?}");
+    assert!(said[1].contains("refused the login") && said[2].contains("refused the login"), "{said:?}");
 }

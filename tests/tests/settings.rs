@@ -62,7 +62,7 @@ fn a_collections_listeners_have_limits_of_their_own() {
     both(2, 3);
     // What cannot be is said with its place, and changes nothing.
     for (wrong, said) in [
-        ("memory = 5", "[multiservice.games.limits] memory: it is the whole host's"),
+        ("memory = 5", "[multiservice.games.limits] memory: this limit is for the whole host"),
         ("x = 5", "] x: there is no such"),
     ] {
         limits(&host.home, &section(wrong));
@@ -174,7 +174,7 @@ fn a_reload_names_the_services_whose_sections_have_changed() {
     assert!(!host.home.run(&["reload"], "").contains("[service."));
     host.home.configure(|text| text.replace("channels = 20", "channels = 0"));
     let refused = host.home.refused(&["service", "reload", "ssh"], "");
-    assert!(refused.contains("[service.ssh] channels is 0: it may be from 1 to 1000"), "{refused}");
+    assert!(refused.contains("[service.ssh] channels is 0: the range is 1 to 1000"), "{refused}");
 }
 
 /// Half of the memory, as it is shown.
@@ -187,7 +187,7 @@ fn half(home: &TestHome) -> String {
 #[test]
 fn an_invalid_limit_prevents_the_start_and_is_explained() {
     for (section, said) in [
-        ("calls = 0", "[limits] calls is 0: it may be from 1 to 1000000"),
+        ("calls = 0", "[limits] calls is 0: the range is 1 to 1000000"),
         ("login = \"soon\"", "[limits] login = \"soon\": expected a time, such as 30 (seconds) or \"2 min\""),
         ("conections = 5", "is connections meant?"),
     ] {
@@ -266,10 +266,10 @@ fn what_a_reload_cannot_take_up_is_named() {
     assert_eq!(said, "[service.chat.listen] irc has changed: restart the host to apply it");
     host.home.configure(|text| text.replace("per_source = 5", "certificates = true"));
     let refused = host.home.refused(&["reload"], "");
-    assert!(refused.contains("certificates are shown by TLS") && refused.contains("nothing was changed"), "{refused}");
+    assert!(refused.contains("certificates needs TLS") && refused.contains("nothing was changed"), "{refused}");
     let output = host.home.run_with(&["doctor"], "");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(!output.status.success() && said.contains("certificates are shown by TLS"), "{said}");
+    assert!(!output.status.success() && said.contains("certificates needs TLS"), "{said}");
     // A host that has ended has written all of its trail.
     assert_eq!(host.terminate(), Some(0));
     let trail = host.home.run(&["audit", "show"], "");

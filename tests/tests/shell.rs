@@ -69,7 +69,7 @@ fn a_token_that_nobody_has_seen_is_not_left_behind() {
         let done = with_output(&home, &["token", "new", "alice"], output);
         let error = String::from_utf8_lossy(&done.stderr);
         assert_eq!(done.status.code(), Some(1), "{what}: {error}");
-        assert!(error.contains("could not be printed, and is taken away again"), "{what}: {error}");
+        assert!(error.contains("could not be printed, and was removed again"), "{what}: {error}");
         assert_eq!(home.run(&["token", "list", "alice", "--json"], ""), "[]", "{what}");
     }
     assert!(!home.run(&["token", "new", "alice"], "").is_empty(), "the label is free again");
@@ -205,5 +205,8 @@ fn what_is_no_home_and_what_is_somebody_elses_is_said() {
     };
     let done = command.args(["identity", "list"]).output().expect("it runs");
     let error = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.code() == Some(1) && error.contains("belongs to root: run this as that user"), "{error}");
+    assert!(
+        done.status.code() == Some(1) && error.contains("belongs to root: run this command as that user"),
+        "{error}"
+    );
 }

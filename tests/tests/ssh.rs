@@ -90,9 +90,9 @@ fn what_goes_wrong_is_told_and_ends_with_a_status() {
         ),
         (&["todo", "ad", "milk"], 2, "error: todo has no method ad\nhint: `help todo` shows what it has\n"),
         (&["todo", "done", "77"], 1, "error: todo.NoSuchTask: there is no task 77\n"),
-        (&["todo", "add", "it's"], 2, "error: a quote is not closed\n"),
+        (&["todo", "add", "it's"], 2, "error: a quotation mark is not closed\n"),
         (&["--jsn", "todo", "list"], 2, "error: there is no option --jsn\n"),
-        (&["todo/play", "list"], 2, "error: you have no key for todo/play\nhint: `help` shows those that you have\n"),
+        (&["todo/play", "list"], 2, "error: you have no key for todo/play\nhint: `help` shows your keys\n"),
         (&["todo", "add"], 2, "error: add(text): argument text is missing\n"),
     ] {
         let came = alice.run(words);
@@ -150,7 +150,7 @@ fn sessions_go_on_while_all_code_is_replaced() {
         terminal.until(&format!("\r\n{turn}\r\n"));
         for service in ["todo", "ssh", "chat"] {
             let said = host.home.run(&["service", "reload", service], "");
-            let stays = said.contains("; 1 connection of its own doors is still with the code before");
+            let stays = said.contains("; 1 connection of its own doors is still with the old code");
             assert_eq!(stays, service == "ssh", "{said}");
         }
         assert_eq!(alice.run(&["todo", "list"]).said.lines().count(), turn + 1, "new connections are the new code's");
@@ -188,7 +188,7 @@ fn who_is_let_in_and_who_is_not() {
         Ssh::new(address, "bob", &["ed25519"]),
     );
     host.home.run(&["pubkey", "add", "bob", &bob.public().display().to_string()], "");
-    for (who, why) in [(&stranger, "not a key of the identity's"), (&nobody, "unknown name"), (&bob, "no such key")] {
+    for (who, why) in [(&stranger, "not a key of the identity"), (&nobody, "unknown name"), (&bob, "no such key")] {
         let came = who.run_with(&["-o", "PasswordAuthentication=no"], &["todo", "list"], "");
         assert_eq!((came.status, came.said.as_str()), (Some(255), ""), "{why}");
         assert!(came.errors.contains("Permission denied (publickey,password)"), "{}", came.errors);
@@ -297,7 +297,7 @@ fn what_is_followed_ends_when_it_is_gone() {
     assert_eq!(alice.run(&["chat", "say", "x"]).status, Some(2));
     host.home.run(&["service", "stop", "todo"], "");
     let came = alice.run(&["todo", "list"]);
-    assert_eq!((came.status, came.errors.as_str()), (Some(1), "error: todo does not serve just now\n"));
+    assert_eq!((came.status, came.errors.as_str()), (Some(1), "error: todo is not serving just now\n"));
 }
 
 #[test]

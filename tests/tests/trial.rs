@@ -92,7 +92,7 @@ async fn who_tries_a_version_is_served_by_it_and_nobody_else_notices() {
 
         let file = next(&host, &mode("ledger", "v=new"));
         let said = host.home.run(&["service", "try", "ledger", &file, "--identity", "alice", "--isolation", tries], "");
-        assert!(said.contains("alice may come now; 1 connection of theirs ended"), "{said}");
+        assert!(said.contains("alice can connect to it now; 1 connection of theirs ended"), "{said}");
         assert!(is_over(&alice).await, "{serves}, {tries}: her connection has ended");
         let alice = account(&host, "alice").await;
         assert_eq!((which(&alice).await, which(&bob).await), ("v=new".to_owned(), "v=old".to_owned()));
@@ -113,7 +113,7 @@ async fn who_tries_a_version_is_served_by_it_and_nobody_else_notices() {
         assert!(host.home.run(&["service", "list"], "").contains("next.so tried by alice"));
 
         let said = host.home.run(&["service", "try", "ledger", "--end"], "");
-        assert!(said.contains("everybody is served by the same ledger again"), "{said}");
+        assert!(said.contains("the same ledger serves everybody again"), "{said}");
         assert!(is_over(&alice).await && !is_over(&bob).await);
         let alice = account(&host, "alice").await;
         assert_eq!((which(&alice).await, pair(&alice, "total").await), ("v=old".to_owned(), (4, 0)));
@@ -131,7 +131,7 @@ async fn a_version_that_goes_wrong_is_the_trouble_of_those_who_try_it() {
     let bob = account(&host, "bob").await;
     let panics = mode("ledger", "v=new");
     for (what, bytes, wanted) in [
-        ("no library", b"not at all".to_vec(), "it is no library"),
+        ("no library", b"not at all".to_vec(), "it is not a library"),
         ("another service", std::fs::read(library("todo")).expect("it is built"), "it is the service todo, not ledger"),
         ("refused when vetted", mode("ledger", "vet-error"), "vet says no"),
         ("does not start", mode("ledger", "start-error"), "start says no"),
@@ -269,7 +269,7 @@ async fn nothing_is_left_of_a_trial_that_comes_to_nothing() {
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("it runs").success());
     for _ in 0..6 {
         let words = ["service", "try", "ledger", &pipe.display().to_string(), "--identity", "alice"];
-        assert!(host.home.refused(&words, "").contains("it is no file"));
+        assert!(host.home.refused(&words, "").contains("it is not a file"));
     }
     let file = next(&host, &mode("ledger", "v=new"));
     let children = |host: &TestHost| {

@@ -187,10 +187,10 @@ fn a_program_that_cannot_take_over_changes_nothing() {
         ("there is none", home.path().join("nothing"), "it cannot be started: No such file"),
         ("no program", text, "it cannot be started: Permission denied"),
         ("a folder", home.path(), "it cannot be started"),
-        ("says nothing", script(home, "mute", "exit 3"), "it says nothing, and ends (exit status: 3)"),
-        ("says yes to everything", PathBuf::from("/bin/true"), "it is not credhost: it calls itself"),
+        ("says nothing", script(home, "mute", "exit 3"), "it ended without a message (exit status: 3)"),
+        ("says yes to everything", PathBuf::from("/bin/true"), "it is not credhost: its version is"),
         ("speaks like it", script(home, "parrot", "echo credhost 9.9"), "would not start here: it does not say so"),
-        ("dies", script(home, "dies", "kill -9 $$"), "it says nothing, and ends (signal: 9"),
+        ("dies", script(home, "dies", "kill -9 $$"), "it ended without a message (signal: 9"),
         ("another program", script(home, "other", &not("--check", "echo hi >&2; exit 2")), "would not start here: hi"),
         ("an older one", script(home, "older", &not("--check", newer)), "the store is of a later version"),
         (
@@ -225,7 +225,7 @@ fn if_the_new_program_vanishes_the_old_one_serves() {
     let before = host.address();
     let refused = host.home.refused(&["upgrade", &goes.display().to_string(), "--anyway"], "");
     assert!(refused.contains("cannot be started: No such file"), "{refused}");
-    assert!(refused.contains("the program that served before serves again"), "{refused}");
+    assert!(refused.contains("the previous program serves again"), "{refused}");
     host.wait_for("this program serves again");
     assert_eq!((host.id(), std::fs::read_link(format!("/proc/{process}/exe")).ok()), (process, Some(credhost())));
     let mut client = Lines::connect(lines);

@@ -570,11 +570,11 @@ fn whose_request_it_is_a_proxy_is_believed_and_nobody_else() {
 #[test]
 fn settings_that_cannot_be_are_said() {
     for (setting, wanted) in [
-        ("domain = \"org\"", "it is a domain"),
-        ("domain = \"https://example.org\"", "it is a domain"),
-        ("path = \"account\"", "it begins with a /"),
+        ("domain = \"org\"", "it must be a domain"),
+        ("domain = \"https://example.org\"", "it must be a domain"),
+        ("path = \"account\"", "it must begin with a /"),
         ("path = \"/:x\"", "letters, digits"),
-        ("url = \"auth.example.org\"", "where people find"),
+        ("url = \"auth.example.org\"", "the address of the pages"),
         ("idle = \"soon\"", "a time is"),
         ("longest = \"1 s\"", "at least a minute"),
     ] {
@@ -607,7 +607,7 @@ fn changing_a_password_ends_the_sessions_of_the_old_one() {
     };
     // What is wrong is said, and nothing has changed; a token is no password here.
     for (current, new, again, status, says) in [
-        (PASSWORD, NEW, "other", 400, "not the same both times"),
+        (PASSWORD, NEW, "other", 400, "two new passwords differ"),
         (PASSWORD, "", "", 403, "The password has 0 characters"),
         (OTHER, NEW, NEW, 403, "That is not the password."),
         (token, NEW, NEW, 403, "That is not the password."),
@@ -617,7 +617,7 @@ fn changing_a_password_ends_the_sessions_of_the_old_one() {
     }
     assert!(other.is_signed_in());
     let page = change(PASSWORD, NEW, NEW);
-    assert!(page.status == 200 && page.body.contains("Your password is changed"), "{}", page.body);
+    assert!(page.status == 200 && page.body.contains("Your password was changed"), "{}", page.body);
     assert!(!other.is_signed_in() && !alice.is_signed_in(), "what began with it is over, everywhere");
     assert!(bob.is_signed_in() && by_token.is_signed_in(), "nothing else is");
     let page = Browser::new(address).post("/sign-in", &[("name", "alice"), ("password", PASSWORD)]);
@@ -627,7 +627,7 @@ fn changing_a_password_ends_the_sessions_of_the_old_one() {
     assert!(changed.contains("alice, by web:http"), "{changed}");
     // Who came by a token goes on.
     let page = by_token.post("/password", &[("current", NEW), ("new", PASSWORD), ("again", PASSWORD)]);
-    assert!(page.status == 200 && page.body.contains("Your password is changed"), "{}", page.body);
+    assert!(page.status == 200 && page.body.contains("Your password was changed"), "{}", page.body);
     assert!(by_token.is_signed_in());
 }
 
@@ -643,7 +643,9 @@ fn people_add_keys_and_take_them_away() {
     };
     let page = add("ssh-ed25519 nonsense", "", PASSWORD);
     assert!(
-        page.status == 403 && page.body.contains("is no ssh-ed25519 key") && page.body.contains("ssh-ed25519 nonsense")
+        page.status == 403
+            && page.body.contains("is not a ssh-ed25519 key")
+            && page.body.contains("ssh-ed25519 nonsense")
     );
     let page = add(key, "", "wrong");
     assert!(page.status == 403 && page.body.contains("That is not the password."), "{}", page.body);
@@ -666,15 +668,15 @@ fn people_add_keys_and_take_them_away() {
     for (kind, label, current, says) in [
         ("pubkey", "my laptop", "wrong", "That is not the password."),
         ("pubkey", "nothing", PASSWORD, "Alice has no pubkey"),
-        ("password", "password", PASSWORD, "nothing that can be taken away here"),
-        ("login", "1", PASSWORD, "nothing that can be taken away here"),
+        ("password", "password", PASSWORD, "cannot be removed here"),
+        ("login", "1", PASSWORD, "cannot be removed here"),
     ] {
         let page = remove(kind, label, current);
         assert!(page.status == 403 && page.body.contains(says), "{kind} {label}: {} {}", page.status, page.body);
     }
     for (kind, label) in [("pubkey", "my laptop"), ("token", "<b>cron</b>")] {
         let page = remove(kind, label, PASSWORD);
-        assert!(page.status == 200 && page.body.contains("is taken away"), "{}", page.body);
+        assert!(page.status == 200 && page.body.contains("was removed"), "{}", page.body);
     }
     assert!(!host.home.run(&["pubkey", "list", "alice"], "").contains("my laptop"));
     // Somebody else's are not in reach.

@@ -31,7 +31,7 @@ pub enum PeerFault {
     #[error(transparent)]
     Banana(#[from] BananaError),
     /// The negotiation's answer is not "pb" or "none".
-    #[error("the peer speaks no dialect known here")]
+    #[error("the peer speaks an unknown dialect")]
     Dialect,
     /// A protocol version other than 6.
     #[error("the peer speaks version {0} of the protocol, not 6")]

@@ -27,8 +27,8 @@ pub fn value(text: &str) -> Result<serde_json::Value, Wrong> {
     match whole_numbers(text).find(|number| number.parse::<i64>().is_err() && number.parse::<u64>().is_err()) {
         None => Ok(value),
         Some(number) => Err(Wrong {
-            what: format!("{number} is larger than a number may be here"),
-            hint: format!("numbers have 64 bits; as a text it is written {}", quoted(number)),
+            what: format!("{number} does not fit into 64 bits"),
+            hint: format!("numbers have 64 bits; write it as text: {}", quoted(number)),
         }),
     }
 }
@@ -94,7 +94,7 @@ pub fn arguments(texts: &[String]) -> Result<(Value, Keywords), Wrong> {
                 if keywords.insert(name.to_owned(), value(text)?).is_some() {
                     return Err(Wrong {
                         what: format!("the argument {name} is given twice"),
-                        hint: format!("what has an = is taken as NAME=ARGUMENT; a text is written {}", quoted(text)),
+                        hint: format!("an argument with an = is read as NAME=ARGUMENT; write text as {}", quoted(text)),
                     });
                 }
             }

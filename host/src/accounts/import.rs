@@ -215,7 +215,7 @@ impl Accounts {
             let owner = wait(|answer| self.store.bearer(&digest, answer))?;
             let other = owner.is_some_and(|owner| owner.identity.name != identity.name);
             if other || !tokens.insert(digest) {
-                return Ok(Some(format!("its token {:?} is another identity's, too", credential.label)));
+                return Ok(Some(format!("its token {:?} also belongs to another identity", credential.label)));
             }
         }
         Ok(None)

@@ -531,7 +531,7 @@ impl Accounts {
                         Ok(resealed) => *verifier = resealed,
                         // It cannot be opened now, so nothing is lost.
                         Err(error) => {
-                            tracing::warn!(name, %error, "the secret for Twisted's own login cannot be encrypted again")
+                            tracing::warn!(name, %error, "the secret for Twisted's own login cannot be re-encrypted")
                         }
                     }
                 }

@@ -109,7 +109,9 @@ impl Accounts {
             match wait(|done| self.store.commit(vec![write, Write::Audit(event)], done)) {
                 // It was moved before, but the file could not be written; or the store has another one. The store's
                 // identity is kept.
-                Err(StoreError::Conflict(_)) => tracing::warn!(name, "it is in the store already, which counts"),
+                Err(StoreError::Conflict(_)) => {
+                    tracing::warn!(name, "the store already has this identity; credhost.toml's is ignored")
+                }
                 other => {
                     other?;
                     moved += 1;
@@ -137,14 +139,14 @@ fn passwords(home: &Home, file: &ConfigFile, settings: &Settings) -> Result<(Pas
     let cost = HashCost { memory: section.memory, passes: section.passes };
     if cost.memory < HashCost::LEAST.memory || cost.passes < HashCost::LEAST.passes {
         return Err(AccountError::from(file.wrong(format!(
-            "[password] memory and passes are less than OWASP's least for argon2id ({} KiB, {} passes)",
+            "[password] memory and passes are below OWASP's minimum for argon2id ({} KiB, {} passes)",
             HashCost::LEAST.memory,
             HashCost::LEAST.passes
         ))));
     }
     if cost.memory > DEAREST {
         return Err(AccountError::from(file.wrong(format!(
-            "[password] memory = {} is in KiB: {} GiB for each password that is checked; {DEAREST} (1 GiB) is the most",
+            "[password] memory = {} is in KiB: {} GiB for each password check; the maximum is {DEAREST} (1 GiB)",
             cost.memory,
             cost.memory >> 20
         ))));

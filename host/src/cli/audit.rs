@@ -40,11 +40,11 @@ pub(super) enum Audit {
     /// Detect changed, removed or moved lines. Prints the head: store it outside of this machine, and pass it the next
     /// time.
     Verify {
-        /// A head that was noted down: "NUMBER DIGEST".
+        /// The head from an earlier `audit verify`: "NUMBER DIGEST".
         #[arg(long)]
         head: Option<String>,
-        /// Segments that were exported, the oldest first: each is verified alone, and whether it goes on where the one before
-        /// ends, the last of them with what is kept.
+        /// Exported segments, the oldest first. Each is verified alone. Each must continue where the one before it ends, and
+        /// the kept lines where the last one ends.
         #[arg(long = "file", value_name = "FILE")]
         files: Vec<PathBuf>,
     },
@@ -58,13 +58,13 @@ pub(super) enum Audit {
     },
     /// Drop the oldest lines; the rest still verifies. `[audit] keep` in credhost.toml does this automatically.
     Prune {
-        /// What is kept: "90 days" what is not older, "100 MiB" the latest lines of that size.
+        /// How much to keep: "90 days" keeps the lines that are not older, "100 MiB" the latest lines of that size.
         #[arg(long, value_name = "TIME|SIZE")]
         keep: String,
-        /// Write what is dropped into this new file first.
+        /// Write the dropped lines into this new file first.
         #[arg(long, value_name = "FILE", conflicts_with = "discard")]
         export: Option<PathBuf>,
-        /// Drop it for good.
+        /// Drop the lines for good, without a copy.
         #[arg(long)]
         discard: bool,
     },
@@ -88,7 +88,7 @@ impl Audit {
             }
             Self::Prune { export: None, discard: false, .. } => {
                 return Err(CliError::new("where should the dropped lines go?")
-                    .hint("--export FILE writes it into a file first; --discard drops it for good"));
+                    .hint("--export FILE writes them into a file first; --discard drops them for good"));
             }
             Self::Prune { keep, export, .. } => {
                 let file = export.map(std::path::absolute).transpose()?;
@@ -178,7 +178,7 @@ fn verify(home: &Home, output: Output, head: Option<String>, files: &[PathBuf]) 
         let mut shown = String::new();
         for segment in &segments {
             let (file, joins) = (text(&segment["file"]), segment["joins"] == true);
-            let joins = if joins { "" } else { "; what comes next is missing" };
+            let joins = if joins { "" } else { "; the next lines are missing" };
             shown += &format!(
                 "{}: lines {} to {}, all as they were written{joins}\n",
                 show::line(&file),
@@ -195,7 +195,7 @@ fn verify(home: &Home, output: Output, head: Option<String>, files: &[PathBuf]) 
     match segments.iter().find(|segment| segment["joins"] != true) {
         None => Ok(()),
         Some(segment) => {
-            let error = format!("the lines after {} are in none of these files, and not in the store", segment["last"]);
+            let error = format!("the lines after {} are neither in these files nor in the store", segment["last"]);
             Err(CliError::new(error).hint("name all segments with --file, the oldest first"))
         }
     }

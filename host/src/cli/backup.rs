@@ -6,8 +6,8 @@ use clap::Args;
 use credhost::accounts::Accounts;
 use credhost::config::{Home, existing_key};
 use credhost::control::Request;
-use credhost::store::SqliteStore;
 use credhost::store::audit::Event;
+use credhost::store::{OpenError, SqliteStore};
 use serde_json::Value;
 
 use super::home::{Patience, ask, by};
@@ -37,8 +37,8 @@ impl Backup {
 impl Restore {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         if !self.file.is_file() {
-            return Err(CliError::new(format!("{} is no file", self.file.display()))
-                .hint("name one that `credhost backup` has made; nothing was changed"));
+            return Err(CliError::new(format!("{} is not a file", self.file.display()))
+                .hint("name a file written by `credhost backup`; nothing was changed"));
         }
         home.make()?;
         let mut patience = Patience::new();
@@ -46,7 +46,13 @@ impl Restore {
         let key = existing_key(home)?;
         let store = home.store();
         let before = SqliteStore::restore(&self.file, &store, &key, credhost::store::now()).map_err(|error| {
-            CliError::new(error.to_string()).hint("nothing was changed; the backup needs the master.key of its time")
+            let hint = match &error {
+                OpenError::Key(..) => "; the backup needs the master.key that was in use when it was made",
+                OpenError::Foreign(_) => "; name a file written by `credhost backup`",
+                OpenError::Damaged { .. } | OpenError::Sqlite { .. } => "; use another backup",
+                _ => "",
+            };
+            CliError::new(error.to_string()).hint(format!("nothing was changed{hint}"))
         })?;
         let head = store.with_file_name("audit.head");
         let head_before = std::fs::read_to_string(&head).unwrap_or_default();
@@ -60,8 +66,8 @@ impl Restore {
         output.show(&serde_json::json!({ "before": before }), || {
             let before = before
                 .as_ref()
-                .map_or_else(String::new, |before| format!("; the one there was is {}", before.display()));
-            format!("the store is that of {} again{before}", self.file.display())
+                .map_or_else(String::new, |before| format!("; the previous store is now {}", before.display()));
+            format!("the store was restored from {}{before}", self.file.display())
         });
         Ok(())
     }

@@ -79,7 +79,7 @@ impl Way<'_> {
             let hello = tokio::time::timeout(CONNECT, Client::with(stream, options)).await;
             return Ok(hello.map_err(|_| {
                 CliError::new(format!("{}:{} does not speak Perspective Broker in the clear", target.host, target.port))
-                    .hint("if it is a host's TLS port: --tls, and --ca FILE if its authority is one of its own")
+                    .hint("if it is a host's TLS port, use --tls, and --ca FILE if the host has its own authority")
             })??);
         }
         let name = rustls_pki_types::ServerName::try_from(target.host.clone())?;
@@ -95,11 +95,11 @@ impl Way<'_> {
                     CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
                 )) => (
                     "has a certificate for other names",
-                    "call it by one of those; the operator makes another: credhost tls init --name NAME",
+                    "use one of those names, or ask the operator for a new certificate: credhost tls init --name NAME",
                 ),
                 Some(Error::InvalidCertificate(
                     CertificateError::Expired | CertificateError::ExpiredContext { .. },
-                )) => ("has a certificate that has expired", "the operator makes another: credhost tls init"),
+                )) => ("has a certificate that has expired", "the operator can make a new one: credhost tls init"),
                 _ => (
                     "is not trusted",
                     "--ca FILE names the authority that vouches for it: tls/ca.pem in the host's home folder",
@@ -188,7 +188,7 @@ fn private_key(file: &Path) -> Result<Box<PrivateKey>, CliError> {
     if key.algorithm().is_rsa() {
         // ssh-key 0.6.7 signs wrongly with RSA: it takes one prime for both.
         return Err(CliError::new(format!("{} is an RSA key, which this command cannot sign with", file.display()))
-            .hint("use an Ed25519 or ECDSA key, or a token; the host itself takes RSA keys from other clients"));
+            .hint("use an Ed25519 or ECDSA key, or a token; the host itself accepts RSA keys from other clients"));
     }
     Ok(Box::new(key))
 }
@@ -217,8 +217,8 @@ impl Call {
         };
         let way = Way { target: &target, with, tls, ca };
         if matches!(way.with, With::Token(_)) && !way.private() {
-            return Err(CliError::new("the token would go over the network in the clear, and was not sent")
-                .hint("use the host's TLS port: --tls, and --ca FILE if its authority is one of its own"));
+            return Err(CliError::new("the token was not sent: it would go over the network in the clear")
+                .hint("use the host's TLS port: --tls, and --ca FILE if the host has its own authority"));
         }
         let answer = runtime.block_on(async {
             let client = way.connect().await?;
@@ -254,10 +254,11 @@ impl Call {
 
 fn refused(error: &Error, target: &Target) -> CliError {
     match error {
-        Error::Failure(failure) if failure.class == "twisted.cred.error.UnauthorizedLogin" => {
-            CliError::new(format!("{} is not let in: wrong name or password, key or token", target.user))
-                .hint("the operator sees the reason: credhost audit show --with login.refused")
-        }
+        Error::Failure(failure) if failure.class == "twisted.cred.error.UnauthorizedLogin" => CliError::new(format!(
+            "the host refused the login of {}: wrong name or password, key or token",
+            target.user
+        ))
+        .hint("the operator sees the reason: credhost audit show --with login.refused"),
         Error::Failure(failure) if failure.is("twisted.cred.error.Unauthorized") => {
             CliError::new(format!("{} has no key to {}", target.user, target.path)).hint(format!(
                 "the operator can give one: credhost key add {} {}",
@@ -271,7 +272,7 @@ fn refused(error: &Error, target: &Target) -> CliError {
         }
         Error::Failure(failure) if failure.is("builtins.KeyError") => {
             CliError::new(format!("there is no service named {}", failure.value.trim_matches('\'')))
-                .hint("the operator sees them all: credhost service list")
+                .hint("the operator can list the services: credhost service list")
         }
         other => CliError::new(other.to_string()),
     }
@@ -297,7 +298,11 @@ impl Target {
             // An IPv6 address has colons of its own.
             Some((host, port)) if !port.contains(']') && !host.ends_with(':') => {
                 let number = port.parse().ok().filter(|number| *number > 0);
-                (host, number.ok_or_else(|| wrong(format!("{port:?} is no port, which is a number from 1 to 65535")))?)
+                (
+                    host,
+                    number
+                        .ok_or_else(|| wrong(format!("{port:?} is not a port: a port is a number from 1 to 65535")))?,
+                )
             }
             _ => (place, PORT),
         };

@@ -20,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// The library. Its methods are called with arguments of every wrong kind, on a store of its own, in a process of its
-    /// own; with the configuration of the home folder, where there is one.
+    /// The library. Its methods are called with every wrong kind of argument, in a separate process with a separate store;
+    /// with the configuration of the home folder, if there is one.
     file: PathBuf,
     /// Number of reloads to run.
     #[arg(long, default_value_t = 100, value_name = "TIMES")]
@@ -88,7 +88,7 @@ fn shown(found: &Found) -> String {
         row("service", found.service.clone()),
         row(
             "odd calls",
-            format!("{}: {} refused with an error, {} taken", found.odd_calls, found.refused, found.taken),
+            format!("{}: {} refused with an error, {} accepted", found.odd_calls, found.refused, found.taken),
         ),
     ];
     // Steps that were not reached are not shown.

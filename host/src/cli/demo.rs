@@ -56,7 +56,7 @@ fn workspace() -> Result<PathBuf, CliError> {
         .find(|folder| has_samples(folder))
         .map(Path::to_owned)
         .ok_or_else(|| {
-            CliError::new("the sample services are not here to be built").hint("run the demo in a checkout of credhost")
+            CliError::new("the sample services' sources are not here").hint("run the demo in a checkout of credhost")
         })
 }
 
@@ -94,10 +94,10 @@ async fn first_call(host: Rc<Host>) -> Result<(), CliError> {
         }
     }
     if new.is_empty() {
-        say("alice and bob are here already; their passwords were printed when they were made.");
+        say("alice and bob exist already; their passwords were printed when they were created.");
         say("Forgotten? cargo run --release -- identity password alice\n");
     } else {
-        say("Two identities, with their passwords, which are printed only this once:");
+        say("Two identities with their passwords, which are printed only once:");
         for (name, password) in &new {
             say(&format!("  {name:6} {}", **password));
         }

@@ -201,11 +201,11 @@ impl Watched {
                 let cannot =
                     format!("{} of {} cannot be read", states.len(), show::many(count, "saved state", "saved states"));
                 (
-                    format!("{cannot}, and whose they are cannot attach: {}{rest}", first.join(", ")),
+                    format!("{cannot}; their owners cannot attach: {}{rest}", first.join(", ")),
                     json!({ "unreadable": states }),
                 )
             }
-            Err(why) => (format!("the saved states could not be tried: {why}"), json!({})),
+            Err(why) => (format!("the saved states could not be checked: {why}"), json!({})),
         };
         self.line("saved states", None, &say_so, &more);
     }

@@ -158,7 +158,7 @@ pub(super) fn expiry(text: Option<&str>) -> Result<Option<u64>, CliError> {
     };
     if at > credhost::store::LATEST {
         return Err(
-            CliError::new(format!("{text:?} is after the year 9999")).hint("leave it out: then it does not expire")
+            CliError::new(format!("{text:?} is after the year 9999")).hint("leave it out, and it does not expire")
         );
     }
     if at <= credhost::store::now() {
@@ -172,8 +172,8 @@ pub(super) fn expiry(text: Option<&str>) -> Result<Option<u64>, CliError> {
 fn no_time(text: &str, error: &humantime::DurationError) -> CliError {
     let is_date = text.len() > 4 && text.as_bytes()[..4].iter().all(u8::is_ascii_digit) && text.as_bytes()[4] == b'-';
     let what = match is_date {
-        true => format!("{text:?} is no time: there is no such day after 1970, or it is not in UTC"),
-        false => format!("{text:?} is no time: {error}"),
+        true => format!("{text:?} is not a time: there is no such day after 1970, or it is not in UTC"),
+        false => format!("{text:?} is not a time: {error}"),
     };
     CliError::new(what).hint("write it as 90d, 12h, 1y, 2027-01-31 or 2027-01-31T12:00:00Z")
 }
@@ -200,7 +200,7 @@ pub(super) fn password(from_stdin: bool, prompt: &str, twice: bool) -> Result<Se
     }
     if !std::io::stdin().is_terminal() {
         return Err(CliError::new("no terminal is available to ask for a password")
-            .hint("give it on standard input: --password-stdin"));
+            .hint("pass it on standard input: --password-stdin"));
     }
     let typed = Zeroizing::new(rpassword::prompt_password(prompt)?);
     if twice {

@@ -17,6 +17,7 @@ const PAGE: usize = 1000;
 pub(super) enum Identity {
     /// Add an identity; the password is asked for twice.
     Add {
+        /// The identity's name.
         name: String,
         /// Read the password from standard input.
         #[arg(long)]
@@ -28,28 +29,44 @@ pub(super) enum Identity {
     /// List all identities.
     List,
     /// Show one identity, its credentials and its keys.
-    Show { name: String },
+    Show {
+        /// The identity's name.
+        name: String,
+    },
     /// Replace an identity's passwords. Ends the sessions that began with one.
     Password {
+        /// The identity's name.
         name: String,
-        /// Set, or clear, only the one of this label: an identity may have several.
+        /// Set or clear only the password with this label: an identity may have several.
         #[arg(long)]
         label: Option<String>,
         /// Read the password from standard input.
         #[arg(long)]
         password_stdin: bool,
-        /// Take passwords away: nobody can log in with one.
+        /// Remove the passwords: nobody can log in with one.
         #[arg(long, conflicts_with = "password_stdin")]
         clear: bool,
     },
     /// Disable an identity and end its sessions at once.
-    Disable { name: String },
+    Disable {
+        /// The identity's name.
+        name: String,
+    },
     /// Enable an identity again.
-    Enable { name: String },
+    Enable {
+        /// The identity's name.
+        name: String,
+    },
     /// Clear the failed logins that lock an identity.
-    Unlock { name: String },
+    Unlock {
+        /// The identity's name.
+        name: String,
+    },
     /// Remove an identity and its keys, and end its sessions. Its states are kept.
-    Remove { name: String },
+    Remove {
+        /// The identity's name.
+        name: String,
+    },
     /// Add identities from `export`, or from another program's file, with argon2id or bcrypt hashes.
     Import(import::Import),
     /// Print all identities with their hashes, for `import`.

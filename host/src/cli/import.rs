@@ -125,7 +125,7 @@ impl Import {
             .unwrap_or("{");
         let format = Format::of(first).ok_or_else(|| {
             CliError::new(format!("{}: the file's format is not clear", self.file.display())).hint(
-                "--format json, htpasswd, filepassworddb, ldif or shadow says it; filepassworddb is Twisted's NAME:PASSWORD",
+                "name it with --format: json, htpasswd, filepassworddb, ldif or shadow; filepassworddb is Twisted's NAME:PASSWORD",
             )
         })?;
         Ok((Box::new(BufReader::new(Cursor::new(start.to_vec()).chain(from))), size, format))
@@ -141,7 +141,7 @@ impl Importing<'_> {
         for service in self.import.keys.iter().filter(|service| !known.contains(*service)) {
             let meant = nearest::meant(service, &known);
             warn(&format!(
-                "credhost: warning: no service {service:?} is here: the keys wait until there is one{meant}"
+                "credhost: warning: there is no service {service:?} yet: its keys have no effect until there is one{meant}"
             ));
         }
     }
@@ -256,7 +256,7 @@ fn summary(all: &Imported, passed: u64, dry_run: bool) -> String {
         }
     };
     more(all.replaced, &format!("{would}replaced"));
-    more(passed, "skipped: it cannot log in");
+    more(passed, if passed == 1 { "skipped: it cannot log in" } else { "skipped: they cannot log in" });
     more(
         all.bcrypt,
         "with a bcrypt hash, which the next loginPassword replaces; Twisted's own login needs a new password",

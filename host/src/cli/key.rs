@@ -10,11 +10,28 @@ use super::{CliError, Output};
 #[derive(Debug, Subcommand)]
 pub(super) enum Key {
     /// Give an identity the key to a perspective; by default the one of its own name.
-    Add { name: String, service: String, perspective: Option<String> },
+    Add {
+        /// The identity's name.
+        name: String,
+        /// The service's name.
+        service: String,
+        /// The perspective's name; by default the identity's name.
+        perspective: Option<String>,
+    },
     /// Remove a key.
-    Remove { name: String, service: String, perspective: Option<String> },
+    Remove {
+        /// The identity's name.
+        name: String,
+        /// The service's name.
+        service: String,
+        /// The perspective's name; by default the identity's name.
+        perspective: Option<String>,
+    },
     /// List an identity's keys.
-    List { name: String },
+    List {
+        /// The identity's name.
+        name: String,
+    },
 }
 
 impl Key {

@@ -21,7 +21,7 @@ impl Limits {
             serde_json::from_value(answer["of_listeners"].clone()).unwrap_or_default();
         let largest: Vec<(String, u64)> = serde_json::from_value(answer["largest"].clone())?;
         output.show(&answer, || {
-            let head = ["limit", "is", "in use", "what it bounds"].map(str::to_owned).to_vec();
+            let head = ["limit", "is", "in use", "what it limits"].map(str::to_owned).to_vec();
             let rows = limits.iter().map(|limit| {
                 let used = limit.used.clone().unwrap_or_default();
                 vec![limit.name.clone(), limit.shown.clone(), used, limit.about.clone()]
@@ -36,7 +36,7 @@ impl Limits {
                     .iter()
                     .map(|(who, bytes)| vec![format!("{} KiB", bytes.div_ceil(1024)), who.clone()])
                     .collect();
-                text += &format!("\n\nmost is kept for\n{}", table(&rows));
+                text += &format!("\n\nmost memory is used for\n{}", table(&rows));
             }
             text
         });

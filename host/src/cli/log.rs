@@ -67,7 +67,7 @@ impl Log {
             if lost > told {
                 let lines = usize::try_from(lost - told).unwrap_or(usize::MAX);
                 let lines = show::many(lines, "line of the log was", "lines of the log were");
-                tracing::warn!("{lines} lost: it was not read, or could not be written");
+                tracing::warn!("{lines} lost: standard error was not read, or could not be written");
                 told = lost;
             }
         }
@@ -124,7 +124,7 @@ fn filter(text: &str) -> Result<EnvFilter, String> {
             None => Some((*word, LEVELS.as_slice())),
         };
         if let Some((word, known)) = wrong {
-            return Err(format!("{word:?} is none of {}{}", known.join(", "), nearest::meant(word, known)));
+            return Err(format!("{word:?} is not one of {}{}", known.join(", "), nearest::meant(word, known)));
         }
     }
     // A directive for some lines must not silence the others.

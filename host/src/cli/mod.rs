@@ -169,7 +169,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn not_printed(why: &dyn std::fmt::Display) -> CliError {
-    CliError::new(format!("what it says could not be written to standard output: {why}"))
+    CliError::new(format!("the output could not be written to standard output: {why}"))
 }
 
 fn failed(json: bool, trouble: &CliError) -> ExitCode {

@@ -14,20 +14,29 @@ use super::{CliError, Output};
 pub(super) enum Pubkey {
     /// Add a public key: Ed25519, ECDSA or RSA; or the key of a certificate.
     Add {
+        /// The identity's name.
         name: String,
         /// The file that ends in .pub, or a certificate in PEM; - for standard input.
         file: PathBuf,
-        /// What to call it; the key's own comment, if nothing is said.
+        /// The key's label; by default its own comment.
         #[arg(long)]
         label: Option<String>,
-        /// How long it is taken: 90d, 1y.
+        /// How long the host accepts it: 90d, 1y.
         #[arg(long, value_name = "TIME")]
         expires: Option<String>,
     },
     /// Remove a key by its label or #number, and end the sessions that began with it.
-    Remove { name: String, label: String },
+    Remove {
+        /// The identity's name.
+        name: String,
+        /// The key's label, or #number.
+        label: String,
+    },
     /// List an identity's keys.
-    List { name: String },
+    List {
+        /// The identity's name.
+        name: String,
+    },
 }
 
 impl Pubkey {
@@ -40,8 +49,8 @@ impl Pubkey {
                     let bytes =
                         std::fs::read(&file).map_err(|error| CliError::new(format!("{}: {error}", file.display())))?;
                     String::from_utf8(bytes).map_err(|_| {
-                        CliError::new(format!("{}: this is no text", file.display()))
-                            .hint("`openssl x509 -inform der -in FILE` prints a certificate as a text")
+                        CliError::new(format!("{}: this is not text", file.display()))
+                            .hint("`openssl x509 -inform der -in FILE` prints a certificate as text")
                     })?
                 };
                 let expires = expiry(expires.as_deref())?;

@@ -115,7 +115,7 @@ pub(super) fn serve(
     }
     match done? {
         Ended::AfterServing(Some(_)) if runtime.block_on(has_come(&mut late)) => {
-            tracing::info!("a signal asked this host to stop: no other program takes over");
+            tracing::info!("this host received a signal to stop: no other program takes over");
             Ok(())
         }
         Ended::AfterServing(Some(successor)) => {
@@ -144,7 +144,7 @@ fn become_program(successor: &Successor) -> CliError {
     }
     let why = successor.exec();
     let again = successor.once_more(&why);
-    CliError::new(format!("{} cannot be started: {why}; this program neither: {again}", successor.program().display()))
+    CliError::new(format!("{} cannot be started: {why}; nor can this program: {again}", successor.program().display()))
 }
 
 /// Reports the state to systemd, if it has started this process with `Type=notify`; otherwise does nothing.

@@ -22,15 +22,28 @@ pub(super) enum Service {
     /// List the libraries in the folder and their status.
     List,
     /// Show one service.
-    Show { name: String },
+    Show {
+        /// The service's name.
+        name: String,
+    },
     /// Stop a service: its clients are notified, its state is kept.
-    Stop { name: String },
+    Stop {
+        /// The service's name.
+        name: String,
+    },
     /// Start a service that was stopped or has ended, from its file.
-    Start { name: String },
+    Start {
+        /// The service's name.
+        name: String,
+    },
     /// Reload a service from its file; its clients stay connected. If that fails, the old code continues.
-    Reload { name: String },
+    Reload {
+        /// The service's name.
+        name: String,
+    },
     /// Test whether a library could read every saved state of a service.
     CheckStates {
+        /// The service's name.
         name: String,
         /// The library.
         file: PathBuf,
@@ -38,24 +51,31 @@ pub(super) enum Service {
     /// Serve some identities by another library. Their connections end, and reconnect to it; changes to their perspectives
     /// are saved, changes to shared state are not.
     Try {
+        /// The service's name.
         name: String,
-        /// The library; none to end the trial.
+        /// The library to try. Not with --end.
         #[arg(required_unless_present = "end")]
         file: Option<PathBuf>,
-        /// Who tries it: an identity, or several.
+        /// An identity that tries it; can be repeated.
         #[arg(long, value_name = "NAME", required_unless_present = "end")]
         identity: Vec<String>,
-        /// Where it runs, instead of where the service does: none, process or sandbox.
+        /// Its isolation, if not that of the service: none, process or sandbox.
         #[arg(long, value_name = "WHERE")]
         isolation: Option<String>,
-        /// End the trial: they come again by what serves everybody else.
+        /// End the trial: the serving library serves these identities again.
         #[arg(long, conflicts_with_all = ["file", "identity", "isolation"])]
         end: bool,
     },
     /// Go back to the previous library.
-    Rollback { name: String },
+    Rollback {
+        /// The service's name.
+        name: String,
+    },
     /// Explain what keeps a service's old libraries in memory.
-    Why { name: String },
+    Why {
+        /// The service's name.
+        name: String,
+    },
 }
 
 impl Service {
@@ -81,7 +101,9 @@ impl Service {
             Self::Reload { name } => {
                 let answer = ask(home, &Request::ServiceReload { name: name.clone() })?;
                 let reloaded: Option<Reloaded> = serde_json::from_value(answer["reloaded"].clone())?;
-                output.show(&answer, || reloaded.map_or_else(String::new, |reloaded| format!("{name}: {reloaded}")));
+                // Without code to be replaced, the service was only started.
+                let started = || format!("{name} serves");
+                output.show(&answer, || reloaded.map_or_else(started, |reloaded| format!("{name}: {reloaded}")));
             }
             Self::CheckStates { name, file } => check_states(home, output, &name, &file)?,
             Self::Try { name, file: Some(file), identity, isolation, .. } => {
@@ -91,7 +113,7 @@ impl Service {
                 output.show(&answer, || {
                     let ended = show::many_json(&answer["ended"], "connection", "connections");
                     format!(
-                        "{} may come now; {ended} of theirs ended, and everybody else is served as before; `credhost service try {name} --end` ends it",
+                        "{} can connect to it now; {ended} of theirs ended; for everybody else nothing changes; `credhost service try {name} --end` ends the trial",
                         answer["identities"].as_array().into_iter().flatten().filter_map(|one| one.as_str()).collect::<Vec<_>>().join(", ")
                     )
                 });
@@ -101,7 +123,7 @@ impl Service {
                 output.show(&answer, || {
                     let calls = show::many_json(&answer["tried"]["calls"], "call", "calls");
                     format!(
-                        "everybody is served by the same {name} again; {calls} of the other, {} of them panicked",
+                        "the same {name} serves everybody again; the tried version received {calls}, {} of them panicked",
                         answer["tried"]["faults"]
                     )
                 });
@@ -111,7 +133,7 @@ impl Service {
                 let reloaded: Option<Reloaded> = serde_json::from_value(answer["reloaded"].clone())?;
                 output.show(&answer, || {
                     let how = reloaded.map_or_else(String::new, |reloaded| format!(": {reloaded}"));
-                    format!("{name} is what it was before, until there is another file in the folder{how}")
+                    format!("{name} serves its previous library until the file in the folder changes{how}")
                 });
             }
             Self::Why { name } => {
@@ -119,7 +141,11 @@ impl Service {
                 output.show(&answer, || {
                     let held: Vec<&str> =
                         answer["held"].as_array().into_iter().flatten().filter_map(|why| why.as_str()).collect();
-                    if held.is_empty() { format!("nothing holds an old library of {name}") } else { held.join("\n") }
+                    if held.is_empty() {
+                        format!("nothing keeps an old library of {name} in memory")
+                    } else {
+                        held.join("\n")
+                    }
                 });
             }
             Self::Show { name } => {
@@ -147,7 +173,8 @@ impl Service {
                         );
                         rows.extend(library.tried.as_ref().map(tried));
                         if library.retiring > 0 {
-                            let old = format!("{} replaced, with calls or connections that go on", library.retiring);
+                            let old =
+                                format!("{} replaced, with calls or connections that have not ended", library.retiring);
                             rows.push(vec!["old code".to_owned(), old]);
                         }
                         let unreadable = &library.unreadable;
@@ -155,7 +182,7 @@ impl Service {
                             // The host remembers this many.
                             const MOST: usize = 100;
                             let count = format!(
-                                "{}{}: nobody can attach to these; they stay as they are",
+                                "{}{}: nobody can attach to these; they stay unchanged",
                                 unreadable.len(),
                                 if unreadable.len() < MOST { "" } else { " or more" }
                             );
@@ -187,9 +214,7 @@ fn tried(trial: &TrialStatus) -> Vec<String> {
 fn listener(one: &ListenerStatus) -> String {
     let (name, service) = (&one.name, &one.service);
     let Some(address) = &one.address else {
-        return format!(
-            "{name}: it has no address; [service.{service}.listen] {name} = \"127.0.0.1:PORT\" gives it one"
-        );
+        return format!("{name}: no address is set; set one: [service.{service}.listen] {name} = \"127.0.0.1:PORT\"");
     };
     let tls = match one.tls.as_str() {
         "tls" => " over TLS",
@@ -197,7 +222,7 @@ fn listener(one: &ListenerStatus) -> String {
         _ => "",
     };
     let connections = show::many(one.connections, "connection", "connections");
-    let taken = if one.taken { String::new() } else { "; the service does not take them".to_owned() };
+    let taken = if one.taken { String::new() } else { "; the service does not accept them".to_owned() };
     let marks = if one.marks.is_empty() { String::new() } else { format!(" ({})", one.marks) };
     format!("{name}{tls} on {address}{marks}, {connections}{taken}")
 }
@@ -217,8 +242,7 @@ fn place(library: &LibraryStatus) -> Vec<Vec<String>> {
         rows.push(row("process", format!("{}, {memory:.1} MiB, {cpu:.2} s of the processor's time", process.pid)));
     }
     if library.isolation == Isolation::Sandbox {
-        let may =
-            if library.allow.is_empty() { "nothing beside computing".to_owned() } else { library.allow.join(", ") };
+        let may = if library.allow.is_empty() { "only compute".to_owned() } else { library.allow.join(", ") };
         rows.push(row("may", may));
     }
     if !library.most.is_empty() {

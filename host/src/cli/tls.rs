@@ -18,7 +18,7 @@ pub(super) enum Tls {
     /// Create an authority and a certificate for this host, in tls/ of the home folder. Run again, it creates a new
     /// certificate from the same authority; a running host loads it automatically.
     Init {
-        /// A name or address that clients know this host by; any number. localhost and 127.0.0.1, if none is said.
+        /// A name or address of this host for clients; can be repeated. By default localhost and 127.0.0.1.
         #[arg(long = "name", value_name = "NAME")]
         names: Vec<String>,
     },
@@ -38,7 +38,7 @@ impl Tls {
             let read = |file: &Path| {
                 fs::read_to_string(file).map_err(|error| {
                     CliError::new(format!("{}: {error}", file.display()))
-                        .hint("both files of the authority are needed; move them away, and a new one is made")
+                        .hint("both files of the authority are needed; if you move them away, a new authority is made")
                 })
             };
             Some((read(&authority)?, zeroize::Zeroizing::new(read(&authority_key)?)))
@@ -57,7 +57,7 @@ impl Tls {
         let told = json!({ "authority": authority, "names": names });
         output.show(&told, || {
             format!(
-                "a certificate for {}, valid for 397 days\nclients are to trust {}\nserve with it: credhost run --listen-tls 0.0.0.0:8788",
+                "a certificate for {}, valid for 397 days\nclients must trust {}\nserve with it: credhost run --listen-tls 0.0.0.0:8788",
                 names.join(", "),
                 authority.display()
             )

@@ -11,18 +11,27 @@ use super::{CliError, Output};
 pub(super) enum Token {
     /// Create an access token. It is printed only once: the host keeps a digest.
     New {
+        /// The identity's name.
         name: String,
-        /// What to call it.
+        /// The token's label.
         #[arg(long, default_value = "token")]
         label: String,
-        /// How long it is taken: 90d, 1y, or until 2027-01-31. For ever, if nothing is said.
+        /// How long the host accepts it: 90d, 1y, or until 2027-01-31. By default it does not expire.
         #[arg(long, value_name = "TIME|DATE")]
         expires: Option<String>,
     },
     /// Remove a token by its label or #number, and end the sessions that began with it.
-    Remove { name: String, label: String },
+    Remove {
+        /// The identity's name.
+        name: String,
+        /// The token's label, or #number.
+        label: String,
+    },
     /// List an identity's tokens.
-    List { name: String },
+    List {
+        /// The identity's name.
+        name: String,
+    },
 }
 
 impl Token {
@@ -37,12 +46,14 @@ impl Token {
                     let remove = Request::TokenRemove { name: of.clone(), label: called.clone() };
                     if let Err(CliError { error: why, .. }) = ask(home, &remove) {
                         return Err(CliError::new(format!(
-                            "the token could not be printed ({error}), and could not be taken away again: {why}"
+                            "the token could not be printed ({error}), and could not be removed again: {why}"
                         ))
-                        .hint(format!("nobody has it, and it is taken: credhost token remove {of} {called}")));
+                        .hint(format!(
+                            "nobody has it, but the host accepts it; remove it: credhost token remove {of} {called}"
+                        )));
                     }
                     return Err(CliError::new(format!(
-                        "the token could not be printed, and is taken away again: {error}"
+                        "the token could not be printed, and was removed again: {error}"
                     )));
                 }
             }

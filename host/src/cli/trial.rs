@@ -57,7 +57,7 @@ impl Trial {
     /// The verdict on a library. `patience` is the timeout of each step.
     pub(super) fn vet(&self, file: &Path, patience: Duration) -> Result<Vetted, CliError> {
         if !file.is_file() {
-            return Err(CliError::new(format!("{} is no file", file.display())).hint("build it: `cargo build`"));
+            return Err(CliError::new(format!("{} is not a file", file.display())).hint("build it: `cargo build`"));
         }
         let vet = Vet::new(std::env::current_exe()?, patience).within(self.vetting);
         let verdict = self.private.copy(file).and_then(|copy| vet.vet(&copy, &self.sections, &self.allowed));

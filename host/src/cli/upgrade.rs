@@ -34,7 +34,7 @@ impl Upgrade {
             None => std::env::current_exe()?,
         };
         if program.to_str().is_none() {
-            let error = format!("{} cannot be asked for: its path is not UTF-8", program.display());
+            let error = format!("{} cannot be used: its path is not UTF-8", program.display());
             return Err(CliError::new(error).hint("give it another name"));
         }
         let began = Instant::now();
@@ -47,7 +47,7 @@ impl Upgrade {
         }
         let mut now = served(home, &answer["before"])?;
         if let Some(why) = now["not_taken_over"].as_str() {
-            let error = format!("{why}: the program that served before serves again");
+            let error = format!("{why}: the previous program serves again");
             return Err(CliError::new(error).hint("clients were disconnected and can reconnect"));
         }
         let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
@@ -84,11 +84,11 @@ fn served(home: &Home, before: &Value) -> Result<Value, CliError> {
             Err(error) => return Err(error.into()),
         }
         if has_ended(process) {
-            let error = "the new program has ended at its start: no host runs in this home";
-            return Err(CliError::new(error).hint("its log says why; `credhost run` starts a host"));
+            let error = "the new program ended while starting: no host runs in this home";
+            return Err(CliError::new(error).hint("its log has the reason; `credhost run` starts a host"));
         }
         std::thread::sleep(LOOK);
     }
     let error = format!("the new program does not answer, {} s after it was started", PATIENCE.as_secs());
-    Err(CliError::new(error).hint("its log says what it waits for"))
+    Err(CliError::new(error).hint("its log shows what it waits for"))
 }

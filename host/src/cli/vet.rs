@@ -26,7 +26,7 @@ impl Vet {
             if !vetted.lacks.is_empty() {
                 let (service, lacks) = (&vetted.manifest.service, vetted.lacks.join("\", \""));
                 text.push_str(&format!(
-                    "\n  in a sandbox it needs what it is not allowed: [service.{service}] allow = [\"{lacks}\"]"
+                    "\n  in a sandbox it also needs these permissions: [service.{service}] allow = [\"{lacks}\"]"
                 ));
             }
             for note in &vetted.notes {

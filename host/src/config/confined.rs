@@ -75,7 +75,7 @@ fn permissions(words: Option<&Value>) -> Result<Vec<Permission>, String> {
         Some(Value::Array(words)) => words,
         Some(_) => return Err("expected a list, such as [\"net:tcp:443\", \"read:/etc/ssl\"]".to_owned()),
     };
-    let read = |word: &Value| word.as_str().ok_or_else(|| format!("{word} is no text"))?.parse();
+    let read = |word: &Value| word.as_str().ok_or_else(|| format!("{word} is not text"))?.parse();
     words.iter().map(read).collect()
 }
 
@@ -89,13 +89,13 @@ fn resources(most: &Map<String, Value>) -> Result<Resources, String> {
             "memory" => (Unit::Bytes, LEAST_MEMORY, &mut found.0),
             "files" => (Unit::Count, LEAST_FILES, &mut found.1),
             "file" => (Unit::Bytes, LEAST_FILE, &mut found.2),
-            _ => return Err(format!("{key:?} is not limited: memory, files, file")),
+            _ => return Err(format!("{key:?} is not a limit: the limits are memory, files, file")),
         };
         let read: Option<u64> =
             serde_json::from_value::<LimitValue>(value.clone()).ok().and_then(|value| unit.read(&value));
         let read = read.ok_or_else(|| format!("{key} = {value}: expected {}", unit.expected()))?;
         if read < least {
-            return Err(format!("{key} = {value}: it may not be less than {}", unit.shown(least)));
+            return Err(format!("{key} = {value}: the minimum is {}", unit.shown(least)));
         }
         *into = Some(read);
     }
@@ -132,24 +132,27 @@ mod tests {
         for (text, said) in [
             (
                 "[plugins]\nisolation = \"jail\"",
-                "[plugins] isolation = \"jail\" is no isolation: it is \"none\", \"process\" or \"sandbox\"",
+                "[plugins] isolation = \"jail\" is not an isolation: use \"none\", \"process\" or \"sandbox\"",
             ),
             ("[service.a]\nisolation = 1", "[service.a] isolation: expected \"none\", \"process\" or \"sandbox\""),
             (
                 "[service.a]\nallow = \"net\"",
                 "[service.a] allow: expected a list, such as [\"net:tcp:443\", \"read:/etc/ssl\"]",
             ),
-            ("[service.a]\nallow = [1]", "[service.a] allow: 1 is no text"),
+            ("[service.a]\nallow = [1]", "[service.a] allow: 1 is not text"),
             (
                 "[service.a]\nallow = [\"read:etc\"]",
-                "[service.a] allow: \"read:etc\": a path begins with /, and goes nowhere up",
+                "[service.a] allow: \"read:etc\": a path must begin with / and must not contain ..",
             ),
             (
                 "[service.a]\nmost = { memory = \"1 MB\" }",
                 "[service.a] most: memory = \"1 MB\": expected a size, such as 8388608 or \"8 MiB\"",
             ),
-            ("[service.a]\nmost = { memory = 1 }", "[service.a] most: memory = 1: it may not be less than 16 MiB"),
-            ("[service.a]\nmost = { cpu = 1 }", "[service.a] most: \"cpu\" is not limited: memory, files, file"),
+            ("[service.a]\nmost = { memory = 1 }", "[service.a] most: memory = 1: the minimum is 16 MiB"),
+            (
+                "[service.a]\nmost = { cpu = 1 }",
+                "[service.a] most: \"cpu\" is not a limit: the limits are memory, files, file",
+            ),
         ] {
             assert_eq!(read(text).expect_err(text), said);
         }

@@ -18,83 +18,83 @@ use crate::plain;
 
 /// The content of a new file.
 const TEMPLATE: &str = "\
-# credhost: settings. A host reads them at its start; the sections [service.NAME] also whenever a service is
-# reloaded, but for listen and may; `credhost reload` takes up what it can, and names the rest.
-# Who may log in is in store.db: `credhost identity`, `credhost key`.
+# Settings of credhost. The host reads them when it starts. When it reloads a service, it also reads the service's section
+# [service.NAME], except listen and may. `credhost reload` applies the settings that can change, and names the others.
+# Identities and their keys are in store.db: `credhost identity`, `credhost key`.
 
 [pb]
-# Where Perspective Broker is served, in the clear: for this machine alone.
+# The address of Perspective Broker without TLS: only for this machine.
 listen = \"127.0.0.1:8787\"
-# Where it is served over TLS; needs [tls], or `credhost tls init`. With names or alpn it may share its address with services' listeners.
+# Its address over TLS; needs [tls], or `credhost tls init`. With names or alpn it can share the address with services' listeners.
 # listen_tls = \"0.0.0.0:8788\"
 # listen_tls = { address = \"0.0.0.0:443\", names = [\"pb.example.org\"] }
-# Whether Twisted's own login is offered. It needs md5(password), which is kept sealed under master.key. Without it,
+# Whether to offer Twisted's own login. It needs md5(password), which the store has encrypted under master.key. Without it,
 # clients log in by loginPassword (over TLS or on this machine), loginKey or loginToken.
 stock_login = true
 # Whether clients on this machine may send passwords and tokens in the clear. Set it to false where a proxy on this machine
-# passes on what strangers send.
+# forwards connections of strangers.
 # loopback_is_private = true
-# Proxies that pass on others' connections, and say whose they are (PROXY protocol, version 1 or 2). What comes from these
-# addresses has to begin with that.
+# Proxies that forward connections and name their source (PROXY protocol, version 1 or 2). Every connection from these
+# addresses must begin with a PROXY header.
 # proxies = [\"10.0.0.5\", \"192.168.7.0/24\"]
-# The service that Twisted's login(\"alice\") leads to: alice's perspective of it. Without it, to an avatar, whose attach names one.
+# The service of Twisted's login(\"alice\"), which returns alice's perspective; by default an avatar, whose attach names one.
 # default_service = \"todo\"
-# What everybody gets who logs in without a name (loginAnonymous).
+# The perspective for logins without a name (loginAnonymous).
 # anonymous = \"board/guest\"
-# Whether errors tell clients where in a service's code they were made: for developers.
+# Whether errors show clients the place in the service's code: for developers.
 # tracebacks = true
-# What everybody can call without a login, by name; root is what getRootObject() answers with.
+# Perspectives that everybody can call without a login, by name; getRootObject() returns root.
 # [pb.names]
 # root = \"board/guest\"
 
 [password]
-# The fewest characters of a new password.
+# The minimum length of a new password, in characters.
 shortest = 15
-# The fewest guesses that it must stand, as a power of ten.
+# The minimum number of guesses that it must withstand, as a power of ten.
 guesses = 10
-# Passwords that are refused, one a line, in a file in this folder.
+# A file in this folder with refused passwords, one a line.
 # blocked = \"blocked.txt\"
-# What hashing one costs: memory in KiB, and passes over it. Old ones are hashed anew at the next login.
+# The cost of a hash: memory in KiB, and passes over it. The next login replaces a cheaper hash.
 memory = 19456
 passes = 2
 
 [plugins]
-# How many seconds a library may take for each step of its vetting.
+# The timeout for each step of a library's vetting, in seconds.
 patience = 10
-# Seconds that calls which wait may go on in code that was replaced.
+# How long waiting calls may continue in replaced code, in seconds.
 grace = 10
-# Where services run: \"none\", in the host's own process, which a crash takes along; \"process\", each in one of its own; \"sandbox\",
-# where that may do nothing but what is allowed. A service may have another than most. `credhost reload` takes it up.
+# Where services run: \"none\": in the host's process, which a crash ends; \"process\": each in its own process; \"sandbox\": each in
+# its own process, with only the permissions in allow. A service may have its own setting. `credhost reload` applies a change.
 # isolation = \"process\"
-# After how many seconds a service that does not come back is seen to: it is said, and in a process of its own it is started again.
+# After how many seconds a hanging service is logged; a service in its own process is then restarted, too.
 # watchdog = 30
 
 # [limits]
-# What clients may cost; `credhost limits` shows all of them, and what is in use. SIGHUP, or `credhost reload`, takes them up.
+# Limits on clients; `credhost limits` shows all of them, and current use. SIGHUP or `credhost reload` applies changes.
 # memory = \"512 MiB\"
 # per_source = 256
-# Those of a collection's listeners may be others, and those of the host's own: [pb.limits].
+# A collection's listeners can have their own limits, and so can the host's own listeners: [pb.limits].
 # [multiservice.games.limits]
 # per_source = 16
 
 # [audit]
-# How much of the audit trail is kept: a time or a size. All of it, if nothing is said.
+# How much of the audit trail to keep: a time or a size. By default everything.
 # keep = \"1 year\"
-# Where what is dropped goes, in files that can be verified alone; a folder within this one. Nowhere, if nothing is said.
+# A folder within this one for dropped lines, in files that can be verified alone. By default they are deleted.
 # archive = \"audit\"
 
 # A service's own doors, by the names of its listeners: addresses, or tables (tls, starttls, connections, per_source, login, idle,
-# grace, encrypted, message, rate, stalled, mode, proxies, proxy_protocol). What a service may do besides: attach, vouch.
+# grace, encrypted, message, rate, stalled, mode, proxies, proxy_protocol). Further permissions in may: attach, vouch.
 # [service.ssh]
 # may = [\"attach\", \"vouch\"]
 # isolation = \"sandbox\"
-# What it may do there beside computing: read:/PATH, write:/PATH, net:tcp:PORT, net:udp, processes.
+# Its permissions in the sandbox: read:/PATH, write:/PATH, net:tcp:PORT, net:udp, processes.
 # allow = [\"read:/etc/ssl\", \"net:tcp:443\"]
 # most = { memory = \"512 MiB\", files = 256 }
 # [service.chat.listen]
 # irc = [\"127.0.0.1:6667\", { address = \"0.0.0.0:6697\", tls = true }]
 
-# Some services in a collection of their own, with a door of its own:
+# A collection of services with its own listener:
 # [multiservice.games]
 # services = [\"scores\"]
 # listen = \"127.0.0.1:8788\"

@@ -33,7 +33,7 @@ impl Grants {
                 Some("credentials") => all.credentials = true,
                 _ => {
                     return Err(format!(
-                        "{word} is nothing that a service may do: \"attach\", \"credentials\", \"vouch\""
+                        "{word} is not a permission: the permissions are \"attach\", \"credentials\", \"vouch\""
                     ));
                 }
             }

@@ -67,14 +67,14 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
                 }
                 _ => {
                     return Err(at(
-                        "expected an address, such as \"127.0.0.1:6667\", a table with one, or a list of such",
+                        "expected an address, such as \"127.0.0.1:6667\", a table with one, or a list of these",
                     ));
                 }
             };
             let read = section.read(service, name, grants).map_err(|why| at(&why))?;
             if let Some((what, other)) = all.iter().find_map(|other| Some((read.differs(other)?, other))) {
                 return Err(at(&format!(
-                    "{what}: it is one socket with that of {}: say the same for both",
+                    "{what}: it shares one socket with {}: use the same value for both",
                     other.place()
                 )));
             }
@@ -100,7 +100,7 @@ pub fn apart(of_host: &[ListenerSettings], of_services: &[ListenerSettings]) -> 
         // The host's own listeners have their own setting for trusted proxies.
         let of_service = |other: &&ListenerSettings| other.shares(&one.address) && !other.proxy_protocol.is_empty();
         if let Some(other) = of_services.iter().find(of_service) {
-            let why = "proxy_protocol: that is said by [pb] proxies where Perspective Broker has the same address";
+            let why = "proxy_protocol: where Perspective Broker has the same address, use [pb] proxies instead";
             return Err(format!("{}: {why}", other.place()));
         }
     }
@@ -165,20 +165,20 @@ mod tests {
     fn invalid_listeners_are_refused_with_their_place() {
         let all = [
             ("irc = 6667", "expected an address"),
-            ("irc = \"6667\"", "is no address"),
-            ("irc = \"unix:chat.sock\"", "whole path"),
-            ("irc = \"0.0.0.0:6667\"", "can be reached by others"),
-            ("irc = \"systemd:\"", "is no address"),
-            ("irc = { address = \"127.0.0.1:1\", tls = true, starttls = true }", "one or the other"),
+            ("irc = \"6667\"", "is not an address"),
+            ("irc = \"unix:chat.sock\"", "absolute path"),
+            ("irc = \"0.0.0.0:6667\"", "others can reach"),
+            ("irc = \"systemd:\"", "is not an address"),
+            ("irc = { address = \"127.0.0.1:1\", tls = true, starttls = true }", "exclude each other"),
             ("irc = { address = \"127.0.0.1:1\", conections = 1 }", "conections"),
-            ("irc = { address = \"127.0.0.1:1\", connections = 0 }", "begin at 1"),
+            ("irc = { address = \"127.0.0.1:1\", connections = 0 }", "at least 1"),
             ("irc = { address = \"127.0.0.1:1\", login = \"soon\" }", "login"),
             ("irc = { address = \"127.0.0.1:1\", login = \"0 s\" }", "from 1s to 1h"),
             ("irc = { address = \"127.0.0.1:1\", login = \"500000000 years\" }", "from 1s to 1h"),
-            ("irc = { address = \"127.0.0.1:1\", idle = \"1 min\", starttls = true }", "idle is for"),
-            ("irc = \"127.0.0.1:1\"\nother = \"127.0.0.1:1\"", "is the address of [service.chat.listen] irc"),
-            ("irc = \"127.0.0.1:1\"\nother = { address = \"0.0.0.0:1\", plaintext = true }", "are partly the same"),
-            ("irc = \"[::1]:1\"\nother = { address = \"[::]:1\", tls = true }", "are partly the same"),
+            ("irc = { address = \"127.0.0.1:1\", idle = \"1 min\", starttls = true }", "idle cannot be combined"),
+            ("irc = \"127.0.0.1:1\"\nother = \"127.0.0.1:1\"", "is also the address of [service.chat.listen] irc"),
+            ("irc = \"127.0.0.1:1\"\nother = { address = \"0.0.0.0:1\", plaintext = true }", "overlap"),
+            ("irc = \"[::1]:1\"\nother = { address = \"[::]:1\", tls = true }", "overlap"),
             (
                 "irc = { address = \"127.0.0.1:1\", tls = true }\nother = { address = \"127.0.0.1:1\", tls = true }",
                 "names = [",
@@ -186,21 +186,21 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", names = [\"a.org\"] }", "set tls = true"),
             ("irc = { address = \"127.0.0.1:1\", alpn = [\"irc\"], starttls = true }", "with starttls"),
             ("irc = { address = \"127.0.0.1:1\", begins = [\"SSH-\"], tls = true }", "in the clear"),
-            ("irc = { address = \"127.0.0.1:1\", certificates = true }", "by TLS"),
+            ("irc = { address = \"127.0.0.1:1\", certificates = true }", "needs TLS"),
             ("irc = { address = \"127.0.0.1:1\", begins = [\"\"] }", "1 to 64 bytes"),
-            ("irc = { address = \"127.0.0.1:1\", tls = true, names = [\"a b\"] }", "no name of a host"),
-            ("irc = { address = \"127.0.0.1:1\", tls = true, names = [\"a.org.\"] }", "no name of a host"),
-            ("irc = { address = \"127.0.0.1:1\", tls = true, alpn = [\"\"] }", "no protocol's name"),
+            ("irc = { address = \"127.0.0.1:1\", tls = true, names = [\"a b\"] }", "not a host name"),
+            ("irc = { address = \"127.0.0.1:1\", tls = true, names = [\"a.org.\"] }", "not a host name"),
+            ("irc = { address = \"127.0.0.1:1\", tls = true, alpn = [\"\"] }", "not a protocol name"),
             ("irc = { address = \"127.0.0.1:1\", grace = \"for ever\" }", "grace"),
             (
                 "irc = { address = \"unix:/run/x\", begins = [\"A\"] }\nother = { address = \"unix:/run/x\", mode = \"0660\" }",
-                "one socket with that of [service.chat.listen] irc",
+                "shares one socket with [service.chat.listen] irc",
             ),
             (
                 "irc = { address = \"127.0.0.1:1\", proxy_protocol = [\"::1\"], proxies = [\"::1\"] }",
-                "are one or the other: a connection",
+                "exclude each other: a connection",
             ),
-            ("irc = { address = \"unix:/run/x\", proxy_protocol = [\"10.0.0.1\"] }", "by TCP"),
+            ("irc = { address = \"unix:/run/x\", proxy_protocol = [\"10.0.0.1\"] }", "for TCP"),
             (
                 "irc = { address = \"127.0.0.1:1\", proxy_protocol = [\"nginx\"] }",
                 "proxy_protocol: \"nginx\" is neither",
@@ -304,7 +304,7 @@ mod tests {
         }
         // A service's permissions do not cover how it may listen: that is up to the listener.
         let all = listener("may = [\"vouch\"]", "\"0.0.0.0:2222\"").unwrap_err();
-        assert!(all.contains("can be reached by others"), "{all}");
+        assert!(all.contains("others can reach"), "{all}");
         assert!(listener("", "{ address = \"0.0.0.0:2222\", encrypted = true }").unwrap().encrypted);
     }
 

@@ -189,22 +189,19 @@ impl ListenerSettings {
             (true, _) => "such as names = [\"chat.example.org\"] or alpn = [\"irc\"]",
             (false, false) => "such as begins = [\"SSH-\"]",
             (false, true) => {
-                "for clients of Perspective Broker wait for the host's word: only one of them can be there"
+                "because clients of Perspective Broker wait for the host to speak first: only one of them can be there"
             }
         };
         if same {
             let place = other.place();
             return Some(format!(
-                "{:?} is the address of {place}, too, and nothing tells their connections apart, {by}",
+                "{:?} is also the address of {place}, and nothing distinguishes their connections, {by}",
                 self.shown
             ));
         }
         self.meets(other).then(|| {
             let (place, shown) = (other.place(), &other.shown);
-            format!(
-                "{:?} and {shown:?}, the address of {place}, are partly the same: say the same for both",
-                self.shown
-            )
+            format!("{:?} and {shown:?}, the address of {place}, overlap: use the same address for both", self.shown)
         })
     }
 

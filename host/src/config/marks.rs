@@ -50,26 +50,27 @@ impl Marks {
     pub(super) fn check(&self, tls: bool, starttls: bool) -> Result<(), String> {
         let over_tls = !self.names.is_empty() || !self.alpn.is_empty();
         if over_tls && !tls {
-            let why = if starttls { "with starttls it is not there at the beginning" } else { "set tls = true" };
-            return Err(format!("names and alpn are said in TLS's greeting: {why}"));
+            let why = if starttls { "with starttls there is none at the beginning" } else { "set tls = true" };
+            return Err(format!("names and alpn are read from the TLS handshake: {why}"));
         }
         if tls && !self.begins.is_empty() {
             return Err(
-                "begins is what a client says in the clear; over TLS, names and alpn tell connections apart".to_owned()
+                "begins matches what a client sends in the clear; over TLS, names and alpn distinguish connections"
+                    .to_owned(),
             );
         }
         for name in &self.names {
             let plain = name.strip_prefix("*.").unwrap_or(name);
             // Clients omit the trailing dot of a name (RFC 6066, 3).
             if plain.ends_with('.') || rustls_pki_types::DnsName::try_from(plain).is_err() {
-                return Err(format!("names: {name:?} is no name of a host: \"chat.example.org\", \"*.example.org\""));
+                return Err(format!("names: {name:?} is not a host name: \"chat.example.org\", \"*.example.org\""));
             }
         }
         if let Some(wrong) = self.alpn.iter().find(|one| one.is_empty() || one.len() > 255) {
-            return Err(format!("alpn: {wrong:?} is no protocol's name: \"h2\", \"http/1.1\""));
+            return Err(format!("alpn: {wrong:?} is not a protocol name: \"h2\", \"http/1.1\""));
         }
         match self.begins.iter().find(|one| one.is_empty() || one.len() > LONGEST) {
-            Some(wrong) => Err(format!("begins: {wrong:?} has to have 1 to {LONGEST} bytes")),
+            Some(wrong) => Err(format!("begins: {wrong:?} must have 1 to {LONGEST} bytes")),
             None => Ok(()),
         }
     }

@@ -9,7 +9,7 @@ use std::{fs, io};
 #[non_exhaustive]
 pub enum HomeError {
     /// It does not exist.
-    #[error("there is no home folder {0}; `credhost run` makes one, and so does `credhost demo`")]
+    #[error("there is no home folder {0}; `credhost run` or `credhost demo` creates it")]
     Missing(PathBuf),
     /// It cannot be created or read.
     #[error("the home folder {path} cannot be used: {error}")]
@@ -20,7 +20,7 @@ pub enum HomeError {
         error: io::Error,
     },
     /// Others could read or change it.
-    #[error("{path} can be used by others (mode {mode:o}); it holds secrets: run `chmod {wanted:o} {path}`")]
+    #[error("other users can access {path} (mode {mode:o}); it holds secrets: run `chmod {wanted:o} {path}`")]
     Open {
         /// The path.
         path: PathBuf,
@@ -33,9 +33,7 @@ pub enum HomeError {
     #[error("{0} belongs to another user; run credhost as that user")]
     Owner(PathBuf),
     /// The key of its store is missing.
-    #[error(
-        "{0} is missing: what is sealed in the store opens with that key alone; put it back from where it was kept"
-    )]
+    #[error("{0} is missing: only this key decrypts the secrets in the store; restore it from its backup")]
     NoKey(PathBuf),
     /// Another process uses it.
     #[error("another credhost uses {0}; stop it first")]

@@ -7,17 +7,21 @@ use serde_json::{Value, json};
 use super::failure::ControlFailure;
 use crate::accounts::Accounts;
 use crate::segments::{self, Covers, Destination, Keep, SegmentError};
-use crate::store::audit::{Edge, Head};
+use crate::store::audit::{Broken, Edge, Head};
 use crate::store::now;
+
+const CHANGED: &str = "somebody has written to store.db without permission; compare it with a backup";
 
 impl From<SegmentError> for ControlFailure {
     fn from(error: SegmentError) -> Self {
         let hint = match &error {
             SegmentError::Store(store) => return store.clone().into(),
-            SegmentError::Io { .. } => "name another file, or make room; the trail is as it was",
-            SegmentError::File { .. } => "compare it with a copy; the segment that follows it says how it ended",
-            SegmentError::Dropped(_) => "compare it with the segment that has it: `credhost audit verify --file FILE`",
-            SegmentError::Broken(_) => "somebody has written to store.db who should not have; compare it with a backup",
+            SegmentError::Io { .. } => "name another file, or make room; the trail is unchanged",
+            SegmentError::File { .. } => "compare it with a copy; the next segment records its end",
+            SegmentError::Dropped(_) => {
+                "compare it with the segment that contains it: `credhost audit verify --file FILE`"
+            }
+            SegmentError::Broken(_) => CHANGED,
         };
         Self { error: error.to_string(), hint: Some(hint.to_owned()) }
     }
@@ -29,14 +33,12 @@ fn verify(
     head: Option<&str>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(Head, Head), ControlFailure> {
-    let wrong = |error: String| ControlFailure {
-        error,
-        hint: Some("its owner and mode are to be this user's, 0600".to_owned()),
-    };
+    let wrong =
+        |error: String| ControlFailure { error, hint: Some("it must belong to this user, with mode 0600".to_owned()) };
     let given = head.map(|head| {
         Head::parse(head).ok_or_else(|| ControlFailure {
-            error: format!("{head:?} is no head of a trail"),
-            hint: Some("it is what an earlier `audit verify` has printed: NUMBER DIGEST".to_owned()),
+            error: format!("{head:?} is not the head of a trail"),
+            hint: Some("an earlier `audit verify` has printed it: NUMBER DIGEST".to_owned()),
         })
     });
     let given = given.transpose()?;
@@ -58,13 +60,21 @@ fn verify(
     let of = noted.as_ref().map_or(0, |head| head.number);
     let (begins, head) = segments::verify(&**accounts.store(), &[given.clone(), noted.clone()], &mut |line| {
         progress(line, of.max(line));
+    })
+    .map_err(|error| match (&error, &given) {
+        // The trail ends before the head that was given, or has another line there.
+        (SegmentError::Broken(Broken::Short(_, at) | Broken::Head(at)), Some(given)) if given.number == *at => {
+            let hint = format!("compare {given} with the copy that you stored; if it is right, {CHANGED}");
+            ControlFailure { error: error.to_string(), hint: Some(hint) }
+        }
+        _ => error.into(),
     })?;
     if noted.is_none() && given.is_none() {
         let any = head.number > 0;
         let removed = || "there are identities, but no line of the trail: it was removed".to_owned();
         let error = match path {
             Some(path) if any => Some(format!(
-                "the lines fit, but {} is missing: lines may have been cut off at the end",
+                "the lines form a chain, but {} is missing: lines may have been cut off at the end",
                 path.display()
             )),
             // For a store without such a file, lines cut off at the end are detected only by `head`.
@@ -85,7 +95,14 @@ pub(super) fn verify_all(
 ) -> Result<Value, ControlFailure> {
     let mut covered: Vec<(&Path, Covers)> = Vec::new();
     for file in files {
-        covered.push((file, segments::verify_file(accounts.secret(), file)?));
+        let covers = segments::verify_file(accounts.secret(), file).map_err(|error| match error {
+            SegmentError::Io { .. } => ControlFailure {
+                error: error.to_string(),
+                hint: Some("name a file that `credhost audit export` or `audit prune` has written".to_owned()),
+            },
+            error => error.into(),
+        })?;
+        covered.push((file, covers));
     }
     let (begins, head) = verify(accounts, head, progress)?;
     let next = covered.iter().skip(1).map(|(_, covers)| covers.after.clone()).chain([begins.to_string()]);
@@ -108,7 +125,8 @@ pub(super) fn verify_all(
 }
 
 fn keep(text: &str) -> Result<Keep, ControlFailure> {
-    let hint = || Some("\"90 days\" keeps what is not older, \"100 MiB\" the latest lines of that size".to_owned());
+    let hint =
+        || Some("\"90 days\" keeps the lines that are not older, \"100 MiB\" the latest lines of that size".to_owned());
     Keep::parse(text).map_err(|error| ControlFailure { error, hint: hint() })
 }
 
@@ -131,6 +149,6 @@ pub(super) fn prune(accounts: &Accounts, kept: &str, file: Option<&Path>, by: &s
 }
 
 fn elsewhere() -> Option<String> {
-    let hint = "compare with a head that was noted down elsewhere: `credhost audit verify --head \"NUMBER DIGEST\"`";
+    let hint = "compare with a head that you stored elsewhere: `credhost audit verify --head \"NUMBER DIGEST\"`";
     Some(hint.to_owned())
 }

@@ -23,7 +23,7 @@ pub enum ControlError {
     #[error("no host runs in this home")]
     NoHost,
     /// The home belongs to another user.
-    #[error("{home} belongs to {owner}: run this as that user")]
+    #[error("{home} belongs to {owner}: run this command as that user")]
     NotYours {
         /// The home.
         home: PathBuf,
@@ -37,10 +37,10 @@ pub enum ControlError {
     #[error("the host has ended; nothing was done")]
     NotBegun,
     /// The host ended before it answered.
-    #[error("the host has ended before it answered; look whether it was done, and try again")]
+    #[error("the host ended before it answered; check whether the command took effect before you try again")]
     Ended,
     /// The host's answer is not understood, because it has another version.
-    #[error("the running host's answer is not understood ({0}); is it of another version?")]
+    #[error("the running host's answer cannot be parsed ({0}); is it another version?")]
     Answer(#[from] serde_json::Error),
 }
 

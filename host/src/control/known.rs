@@ -38,7 +38,7 @@ pub fn hint(name: &str, libraries: &[LibraryStatus]) -> String {
     // If the service exists, something else is wrong.
     let other = nearest(name, named()).filter(|_| named().all(|known| known != name));
     other.map_or_else(
-        || "`credhost service list` shows what there is".to_owned(),
+        || "`credhost service list` shows the services".to_owned(),
         |name| format!("did you mean {name:?}?"),
     )
 }

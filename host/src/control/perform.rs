@@ -18,7 +18,7 @@ use crate::nearest::meant;
 use crate::session::Limits;
 use crate::sessions::{SessionStatus, Sessions};
 use crate::store::audit::Event;
-use crate::store::{Record, Write, now, wait};
+use crate::store::{BackupFault, Record, StoreError, Write, now, wait};
 
 /// The most identities in one answer.
 const PAGE: usize = 10_000;
@@ -118,7 +118,10 @@ pub fn perform(
             let known = known::services(accounts.home(), host.map(|host| host.libraries));
             if !known.contains(service) {
                 let meant = meant(service, &known);
-                warn(&mut done, format!("no service {service:?} is here: the key waits until there is one{meant}"));
+                warn(
+                    &mut done,
+                    format!("there is no service {service:?} yet: the key has no effect until there is one{meant}"),
+                );
             }
             done
         }
@@ -203,7 +206,15 @@ pub fn perform(
                 .store()
                 .backup(file, &mut |left, of| progress(u64::from(of.saturating_sub(left)), u64::from(of)))
                 .map_err(|error| {
-                    let hint = "name a file that is not there yet, in a folder that the host can write to";
+                    let hint = match error {
+                        StoreError::Backup { fault: BackupFault::File, .. } => {
+                            "name a file that does not exist yet, in a folder that the host can write to"
+                        }
+                        StoreError::Backup { fault: BackupFault::Disk, .. } => {
+                            "make room where the file is; `credhost doctor` checks the store's own disk"
+                        }
+                        _ => "`credhost doctor` checks the store",
+                    };
                     ControlFailure { error: error.to_string(), hint: Some(hint.to_owned()) }
                 })?;
             accounts

@@ -224,6 +224,9 @@ pub struct LibraryStatus {
     pub state: String,
     /// Additional information.
     pub note: Option<String>,
+    /// Whether another library serves than the file in the folder: the last good copy, or the version before.
+    #[serde(default)]
+    pub instead: bool,
     /// The number of calls that it received.
     pub calls: u64,
     /// The number of its calls that panicked.

@@ -84,7 +84,7 @@ pub async fn serve<F>(
                 let (answer, under_way) = (Rc::clone(&answer), under_way.clone());
                 tokio::task::spawn_local(async move {
                     if let Err(error) = converse(stream, &under_way, &*answer).await {
-                        tracing::debug!(%error, "a control connection ended");
+                        tracing::debug!(%error, "a control connection failed");
                     }
                 });
             }
@@ -104,7 +104,7 @@ fn read(line: &str) -> Result<Request, String> {
         Some(VERSION) => serde_json::from_value(value).map_err(|error| format!("not a request: {error}")),
         _ => Err(format!(
             "this host speaks version {VERSION} of the control protocol, and not {}",
-            version.map_or_else(|| "one that is not named".to_owned(), |version| version.to_string())
+            version.map_or_else(|| "an unnamed one".to_owned(), |version| version.to_string())
         )),
     }
 }
@@ -158,14 +158,14 @@ where
                     }
                 }
                 Err(error) => {
-                    let hint = Some("is this command of another version than the host?".to_owned());
+                    let hint = Some("is this command from another version than the host?".to_owned());
                     Response::Failed { error, hint }
                 }
             }
         } else {
             Response::Failed {
                 error: format!("a request of more than {LINE} bytes"),
-                hint: Some("ask for less at once".to_owned()),
+                hint: Some("send a smaller request".to_owned()),
             }
         };
         write(&mut writer, &response).await?;

@@ -31,7 +31,7 @@ pub struct ClientCertificate {
 }
 
 fn wrong(why: impl std::fmt::Display) -> CredentialError {
-    CredentialError::Key(format!("this is no certificate that can be read: {why}"))
+    CredentialError::Key(format!("this is not a readable certificate: {why}"))
 }
 
 impl ClientCertificate {
@@ -53,11 +53,12 @@ impl ClientCertificate {
 /// # Errors
 /// If this is not a public key, or one of an unsupported kind.
 pub(super) fn read_key(der: &[u8]) -> Result<PublicKey, CredentialError> {
-    key(&SubjectPublicKeyInfoOwned::from_der(der).map_err(wrong)?)
+    let unreadable = |why| CredentialError::Key(format!("this is not a readable public key: {why}"));
+    key(&SubjectPublicKeyInfoOwned::from_der(der).map_err(unreadable)?)
 }
 
 fn key(info: &SubjectPublicKeyInfoOwned) -> Result<PublicKey, CredentialError> {
-    let bytes = info.subject_public_key.as_bytes().ok_or_else(|| wrong("its key is no whole bytes"))?;
+    let bytes = info.subject_public_key.as_bytes().ok_or_else(|| wrong("its key is not a whole number of bytes"))?;
     let data = match info.algorithm.oid {
         ED25519 => KeyData::Ed25519(Ed25519PublicKey::try_from(bytes).map_err(wrong)?),
         ELLIPTIC => {
@@ -133,14 +134,14 @@ mod tests {
     #[test]
     fn invalid_certificates_are_refused_with_the_reason() {
         for (text, says) in [
-            ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no certificate that can be read"),
-            ("-----BEGIN CERTIFICATE-----\nAAAA", "not whole"),
-            ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "no certificate that can be read"),
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not a readable certificate"),
+            ("-----BEGIN CERTIFICATE-----\nAAAA", "PEM cannot be read"),
+            ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "not a readable public key"),
             ("-----BEGIN RSA PUBLIC KEY-----\nAAAA\n-----END RSA PUBLIC KEY-----\n", "in PEM"),
             ("-----BEGIN TRUSTED CERTIFICATE-----\nAAAA\n-----END TRUSTED CERTIFICATE-----\n", "openssl x509 -in"),
             (
                 "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n",
-                "certificate alone",
+                "only the certificate",
             ),
         ] {
             let said = PublicKey::parse(text).unwrap_err().to_string();

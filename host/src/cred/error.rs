@@ -24,7 +24,7 @@ pub enum Refusal {
     #[error("wrong signature")]
     WrongSignature,
     /// The key does not belong to the identity, or no longer does.
-    #[error("not a key of the identity's")]
+    #[error("not a key of the identity")]
     UnknownKey,
     /// Nobody has this token.
     #[error("unknown token")]
@@ -74,10 +74,10 @@ pub enum CredentialError {
     #[error("the password has more than {0} bytes")]
     TooLong(usize),
     /// It is on the list of refused passwords.
-    #[error("the password is on the list of passwords that are known to be tried first")]
+    #[error("the password is on a list of common passwords, which are tried first")]
     Blocked,
     /// It would be guessed too soon.
-    #[error("the password would be guessed in about 10^{guesses} tries, and is to stand 10^{needed}. {why}")]
+    #[error("the password is too easy to guess: about 10^{guesses} attempts; 10^{needed} are required. {why}")]
     Weak {
         /// The estimated number of attempts, as a power of ten.
         guesses: u32,
@@ -90,7 +90,7 @@ pub enum CredentialError {
     #[error("the hash of the password cannot be used: {0}")]
     Hash(String),
     /// It is not a supported public key.
-    #[error("not a public key that can be used: {0}")]
+    #[error("not a usable public key: {0}")]
     Key(String),
     /// A sealed secret cannot be opened: the master key differs, or the bytes were changed.
     #[error("cannot decrypt a secret: was master.key replaced?")]

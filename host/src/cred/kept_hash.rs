@@ -42,31 +42,31 @@ impl KeptHash {
     pub(super) fn read(hash: &str) -> Result<Self, String> {
         if ["$2y$", "$2b$", "$2a$"].iter().any(|prefix| hash.starts_with(prefix)) {
             let parts: bcrypt::HashParts =
-                hash.parse().map_err(|_| "no bcrypt hash, which is $2y$COST$ and 53 characters more".to_owned())?;
+                hash.parse().map_err(|_| "not a bcrypt hash, which is $2y$COST$ and 53 characters more".to_owned())?;
             return match parts.get_cost() {
                 cost @ 4..=31 => Ok(Self::Bcrypt(cost)),
-                cost => Err(format!("bcrypt at a cost of {cost}, which there is not")),
+                cost => Err(format!("bcrypt at a cost of {cost}, which does not exist")),
             };
         }
         if !hash.starts_with("$argon2id$") {
             return Err(match kind(hash) {
                 Some(kind) => {
-                    format!("{kind}, which is not checked here; argon2id ($argon2id$v=19$…) and bcrypt ($2y$…) are")
+                    format!("{kind}, which is not supported; argon2id ($argon2id$v=19$…) and bcrypt ($2y$…) are")
                 }
                 None => "neither an argon2id hash ($argon2id$v=19$…) nor a bcrypt hash ($2y$…)".to_owned(),
             });
         }
         let wrong = |what: &str| Err(format!("an argon2id hash {what}"));
         let Ok(parsed) = argon2::PasswordHash::new(hash) else {
-            return wrong("that is not written as $argon2id$v=19$m=…,t=…,p=…$SALT$HASH");
+            return wrong("that does not have the form $argon2id$v=19$m=…,t=…,p=…$SALT$HASH");
         };
         // Without a version, it is of the first version, which computes a different hash.
         if parsed.version != Some(0x13) {
             return wrong("of another version than 19 (v=19)");
         }
-        let Ok(params) = Params::try_from(&parsed) else { return wrong("with costs that cannot be") };
+        let Ok(params) = Params::try_from(&parsed) else { return wrong("with impossible costs") };
         if !params.keyid().is_empty() || !params.data().is_empty() {
-            return wrong("made with a secret key or with data of its own");
+            return wrong("made with a secret key or with associated data");
         }
         let (Some(salt), Some(output)) = (parsed.salt, parsed.hash) else {
             return wrong("without its salt or without the hash");
@@ -75,7 +75,7 @@ impl KeptHash {
             return wrong("with a salt of fewer than 8 bytes");
         }
         if output.as_bytes().len() < 16 {
-            return wrong("of fewer than 16 bytes, which is soon found by trying");
+            return wrong("of fewer than 16 bytes, which is quickly found by brute force");
         }
         // The minimum for its lanes and slices.
         if params.m_cost() < 8 * params.p_cost() {
@@ -102,7 +102,7 @@ fn kind(hash: &str) -> Option<&'static str> {
         ("$2$", "bcrypt of the first version (2)"),
         ("pbkdf2", "PBKDF2"),
         ("$pbkdf2", "PBKDF2"),
-        ("{", "a hash of LDAP's"),
+        ("{", "an LDAP hash"),
     ];
     let found = KINDS.iter().find(|(prefix, _)| hash.starts_with(prefix)).map(|(_, name)| *name);
     let is_des =
@@ -142,7 +142,7 @@ pub fn check_hashes(hashes: &[String], most: u32, own: HashCost) -> Result<(), C
         all += match KeptHash::read(hash).map_err(CredentialError::Hash)? {
             KeptHash::Bcrypt(cost) if cost > MOST_BCRYPT => {
                 let why = format!(
-                    "bcrypt at a cost of {cost}; up to {MOST_BCRYPT} is taken, for its check must not take longer than a refusal"
+                    "bcrypt at a cost of {cost}; the maximum is {MOST_BCRYPT}, because its check must not take longer than a refusal"
                 );
                 return Err(CredentialError::Hash(why));
             }
@@ -263,7 +263,7 @@ mod tests {
         for (hash, named) in [
             (decoy(1 << 20, 2).as_str(), "1048576 KiB and 2 passes"),
             (&decoy(64 << 10, 50), "65536 KiB and 50 passes"),
-            ("$2y$03$abcdefghijklmnopqrstuuCQZ6SgWMzrFWgBVb5nGbb5nSkj7z6Fu", "a cost of 3, which there is not"),
+            ("$2y$03$abcdefghijklmnopqrstuuCQZ6SgWMzrFWgBVb5nGbb5nSkj7z6Fu", "a cost of 3, which does not exist"),
             ("$2y$13$abcdefghijklmnopqrstuuCQZ6SgWMzrFWgBVb5nGbb5nSkj7z6Fu", "cost of 13"),
             ("$apr1$r31.....$HqJZimcKQFAMYayBlzkrA/", "apr1"),
             ("{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=", "LDAP"),

@@ -78,10 +78,10 @@ impl Name {
         let refuse = |why: String| Err(NameError { of, name: chosen.0.chars().take(40).collect(), why: why.into() });
         let text = chosen.as_str();
         if let Some(hidden) = text.chars().find(|c| is_unseen(*c)) {
-            return refuse(format!("it has a character that is not seen, U+{:04X}", u32::from(hidden)));
+            return refuse(format!("it has an invisible character, U+{:04X}", u32::from(hidden)));
         }
         if let Some(space) = text.chars().find(|c| c.is_whitespace() && *c != ' ') {
-            return refuse(format!("it has a space of another kind, U+{:04X}", u32::from(space)));
+            return refuse(format!("it has an unusual space, U+{:04X}", u32::from(space)));
         }
         if text.trim() != text {
             return refuse("it begins or ends with a space".to_owned());
@@ -142,7 +142,7 @@ mod tests {
         for hidden in hidden {
             for name in [format!("{hidden}bob"), format!("b{hidden}ob"), format!("bob{hidden}")] {
                 let why = Name::chosen(NameOf::Identity, &name).unwrap_err().to_string();
-                assert!(why.contains("not seen, U+") && !why.contains(is_hidden), "{why}");
+                assert!(why.contains("invisible character, U+") && !why.contains(is_hidden), "{why}");
                 assert!(Name::new(NameOf::Identity, &name).is_ok(), "who has it keeps it");
             }
         }

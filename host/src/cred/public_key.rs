@@ -26,29 +26,27 @@ impl PublicKey {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if text.contains("PRIVATE KEY") {
             return match text.contains("CERTIFICATE-----") {
-                true => wrong("there is a private key beside the certificate; give the certificate alone"),
+                true => wrong("there is a private key beside the certificate; give only the certificate"),
                 false => wrong("this is a private key; give the file that ends in .pub, or a certificate"),
             };
         }
         if text.contains("-----BEGIN TRUSTED CERTIFICATE-----") || text.contains("-----BEGIN X509 CERTIFICATE-----") {
-            return wrong(
-                "this is a certificate in a form of its own; `openssl x509 -in FILE` prints it as others have it",
-            );
+            return wrong("this is OpenSSL's TRUSTED CERTIFICATE; `openssl x509 -in FILE` prints it in the usual form");
         }
         if text.contains("---- BEGIN SSH2 PUBLIC KEY") {
-            return wrong("this is a key as RFC 4716 has it; `ssh-keygen -i -f FILE` prints it as OpenSSH has it");
+            return wrong("this key is in the format of RFC 4716; `ssh-keygen -i -f FILE` prints it in OpenSSH's");
         }
         if text.contains("-----BEGIN CERTIFICATE-----") || text.contains("-----BEGIN PUBLIC KEY-----") {
             return Self::of_pem(text);
         }
         if text.contains("-----BEGIN") {
-            return wrong("this is a key in PEM; `ssh-keygen -i -m PKCS8 -f FILE` prints it as OpenSSH has it");
+            return wrong("this key is in PEM; `ssh-keygen -i -m PKCS8 -f FILE` prints it in OpenSSH's format");
         }
         let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
         let mut keys = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         let Some((number, line)) = keys.next() else { return wrong("there is no key in it") };
         if let Some((second, _)) = keys.next() {
-            return wrong(&format!("line {second} is a second one, after line {number}: give one key at a time"));
+            return wrong(&format!("line {second} is a second key, after line {number}: give one key at a time"));
         }
         Self::of_line(line).map_err(|why| CredentialError::Key(format!("line {number}: {why}")))
     }
@@ -58,14 +56,12 @@ impl PublicKey {
         use rustls_pki_types::pem::PemObject;
         use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
         let wrong = |why: String| CredentialError::Key(why);
-        let broken = |error| wrong(format!("this is PEM that is not whole: {error}"));
+        let broken = |error| wrong(format!("this PEM cannot be read: {error}"));
         let sections = text.matches("-----BEGIN ").count();
         let lines = text.lines().filter(|line| line.starts_with("ssh-") || line.starts_with("ecdsa-")).count();
         if sections + lines > 1 {
             let all = sections + lines;
-            return Err(wrong(format!(
-                "there are {all} keys or certificates in it: give the one that is the client's own"
-            )));
+            return Err(wrong(format!("there are {all} keys or certificates in it: give only the client's own")));
         }
         let found: Vec<CertificateDer<'_>> =
             CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().map_err(broken)?;
@@ -85,25 +81,23 @@ impl PublicKey {
         const KINDS: [&str; 4] = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ssh-rsa"];
         let (kind, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         if kind.contains("-cert-v01@") {
-            return Err(
-                "this is a certificate; give the key that it is for, which is in the file without -cert".to_owned()
-            );
+            return Err("this is a certificate; give its key, which is in the file without -cert".to_owned());
         }
         if !KINDS.contains(&kind) {
             let options = line.split_whitespace().any(|field| KINDS.contains(&field));
             return Err(match options {
-                true => format!("{kind:?} stands before the key: options are not kept; leave them out"),
+                true => format!("{kind:?} precedes the key: options are not stored; leave them out"),
                 false => format!("keys of type {kind:?} are not supported: use Ed25519, ECDSA (P-256, P-384) or RSA"),
             });
         }
         let rest = rest.trim_start();
         let (blob, comment) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
         if blob.is_empty() {
-            return Err(format!("after {kind} there is no key: was the line cut?"));
+            return Err(format!("there is no key after {kind}: was the line cut?"));
         }
         let column = line.len() - rest.len() + 1;
         let key = Ssh::from_openssh(&format!("{kind} {blob}"))
-            .map_err(|_| format!("what begins in column {column} is no {kind} key: was it copied whole?"))?;
+            .map_err(|_| format!("the text at column {column} is not a {kind} key: was it copied completely?"))?;
         let key = Self::accept(key.key_data().clone()).map_err(|error| error.to_string())?;
         Ok((key, comment.trim().to_owned()))
     }
@@ -203,14 +197,14 @@ mod tests {
         for (text, says) in [
             (String::new(), "there is no key in it"),
             ("# nothing\n".to_owned(), "there is no key in it"),
-            (format!("{ED25519}\n\n{ED25519}\n"), "line 3 is a second one, after line 1"),
-            (format!("\nfrom=\"10.*\",no-pty {ED25519}"), "line 2: \"from=\\\"10.*\\\",no-pty\" stands before the key"),
+            (format!("{ED25519}\n\n{ED25519}\n"), "line 3 is a second key, after line 1"),
+            (format!("\nfrom=\"10.*\",no-pty {ED25519}"), "line 2: \"from=\\\"10.*\\\",no-pty\" precedes the key"),
             (format!("ssh-ed25519-cert-v01@openssh.com {rest}"), "line 1: this is a certificate"),
             (format!("ssh-dss {rest}"), "keys of type \"ssh-dss\" are not supported"),
-            ("ssh-ed25519".to_owned(), "after ssh-ed25519 there is no key"),
-            ("ssh-ed25519  AAAAC3Nza cut".to_owned(), "what begins in column 14 is no ssh-ed25519 key"),
+            ("ssh-ed25519".to_owned(), "there is no key after ssh-ed25519"),
+            ("ssh-ed25519  AAAAC3Nza cut".to_owned(), "the text at column 14 is not a ssh-ed25519 key"),
             ("---- BEGIN SSH2 PUBLIC KEY ----\n".to_owned(), "RFC 4716"),
-            ("-----BEGIN PUBLIC KEY-----\n".to_owned(), "not whole"),
+            ("-----BEGIN PUBLIC KEY-----\n".to_owned(), "PEM cannot be read"),
             ("-----BEGIN DSA PUBLIC KEY-----\n".to_owned(), "in PEM"),
             ("hello".to_owned(), "keys of type \"hello\" are not supported"),
         ] {

@@ -55,7 +55,7 @@ pub fn run(mut program: Command, mut progress: impl FnMut(&str)) -> Result<Found
         }
         Some(Err(why)) => Err(why),
         None => {
-            let fault = format!("it {} while: {at}. In a host, that would end all services", ended(status));
+            let fault = format!("it {} during this step: {at}. In a host, that would end all services", ended(status));
             Ok(Found { faults: vec![fault], ..Found::default() })
         }
     }

@@ -24,13 +24,13 @@ pub enum NotBuilt {
     #[error("cargo cannot be run: {0}")]
     NoCargo(std::io::Error),
     /// It does not compile; the compiler has printed the reason on standard error.
-    #[error("it does not compile; cargo says why above")]
+    #[error("it does not compile; see cargo's output above")]
     Fails {
         /// As in [`Built`]; empty if cargo does not know them either.
         crates: Vec<PathBuf>,
     },
     /// It is not a library that a host could load.
-    #[error("it is no cdylib: Cargo.toml needs [lib] with crate-type = [\"cdylib\"]")]
+    #[error("it is not a cdylib: Cargo.toml needs [lib] with crate-type = [\"cdylib\"]")]
     NoLibrary,
 }
 

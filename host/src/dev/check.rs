@@ -243,9 +243,7 @@ pub async fn check(
         Err(why) => found.notes.push(format!("nobody could attach as \"check\", and no method was called: {why}")),
     }
     if !ledger::works() {
-        found
-            .notes
-            .push("this program does not keep account of what libraries leave: nothing is said of that".to_owned());
+        found.notes.push("this program does not track what libraries leave behind: that was not checked".to_owned());
     }
     replace(&slot, || Ok((Source::Copy(copy()?), section())), reloads, &mut found, &mut progress).await?;
     for isolation in [Isolation::Process, Isolation::Sandbox] {
@@ -259,7 +257,7 @@ pub async fn check(
     }
     // Move it back: its end is examined in this process.
     if let Err(why) = slot.reload(Source::Copy(copy()?), section()).await {
-        found.faults.push(format!("it does not come back into the host's process: {why}"));
+        found.faults.push(format!("it cannot be moved back into the host's process: {why}"));
     }
     if attached.is_ok() {
         let answer = client.call("credhost check: no such method", EMPTY_TUPLE, EMPTY_DICTIONARY).await;
@@ -342,7 +340,7 @@ async fn odd_calls(
                     let other = client.call("credhost check: no such method", EMPTY_TUPLE, EMPTY_DICTIONARY).await;
                     if other.is_none() {
                         return Err(format!(
-                            "{} blocks, called with {what}: nothing else of the service is served meanwhile; let it be \
+                            "{} blocks, called with {what}: the service answers nothing else meanwhile; make it \
                              async, or use plugin_api::blocking",
                             method.name
                         ));
@@ -433,7 +431,7 @@ async fn replace<C: FnOnce(&str) -> Vec<u8> + Send + 'static>(
         let (reloaded, retired) = match slot.reload(source, section).await {
             Ok(done) => done,
             Err(error) => {
-                found.faults.push(format!("it cannot be replaced by itself: {error}"));
+                found.faults.push(format!("it cannot be replaced by a copy of itself: {error}"));
                 return Ok(());
             }
         };

@@ -71,7 +71,7 @@ impl Sources {
                 && watch(watcher, folder).is_err()
             {
                 // They are still looked at, every two seconds.
-                tracing::warn!(folder = %folder.display(), "the system does not tell of changes here");
+                tracing::warn!(folder = %folder.display(), "the system does not report changes here");
             }
             let mut found = BTreeMap::new();
             find(folder, &mut found, 16);

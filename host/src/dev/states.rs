@@ -81,12 +81,12 @@ impl Trial {
             let frames = self
                 .heard
                 .recv_timeout(PATIENCE)
-                .map_err(|_| format!("it takes longer than {} seconds to read it", PATIENCE.as_secs()))?;
+                .map_err(|_| format!("reading it takes longer than {} seconds", PATIENCE.as_secs()))?;
             let mut rest = frames.as_slice();
             while let Some(frame) = ToHost::read(&mut rest) {
                 match frame {
                     ToHost::Refused { message } => return Err(message.to_owned()),
-                    ToHost::Stopped {} => return Err("it ended by itself".to_owned()),
+                    ToHost::Stopped {} => return Err("it ended unexpectedly".to_owned()),
                     frame => {
                         if let Some(found) = of(frame) {
                             return found;

@@ -24,10 +24,10 @@ pub enum NotMade {
         why: &'static str,
     },
     /// The place exists already.
-    #[error("{} is there already", .0.display())]
+    #[error("{} exists already", .0.display())]
     There(PathBuf),
     /// The folder is not that of `plugin-api`.
-    #[error("{} is no folder of plugin-api: there is no Cargo.toml of that package", .0.display())]
+    #[error("{} is not the folder of plugin-api: it has no Cargo.toml of that package", .0.display())]
     NoApi(PathBuf),
     /// It cannot be written.
     #[error("{}: {error}", path.display())]
@@ -98,10 +98,10 @@ fn wrong(name: &str) -> Option<&'static str> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
     match name.chars().next() {
         None => Some("it is empty"),
-        Some(first) if !first.is_ascii_lowercase() => Some("it starts with a small letter, a to z"),
-        _ if !name.chars().all(plain) => Some("it has small letters, digits, - and _ alone"),
+        Some(first) if !first.is_ascii_lowercase() => Some("it must start with a small letter, a to z"),
+        _ if !name.chars().all(plain) => Some("it may have only small letters, digits, - and _"),
         _ if name.len() > 64 => Some("it is longer than 64 letters"),
-        _ if TAKEN.contains(&name) => Some("the name is taken"),
+        _ if TAKEN.contains(&name) => Some("the name is reserved"),
         _ => None,
     }
 }
@@ -254,7 +254,7 @@ mod tests {
             ("Guest", "small letter"),
             ("7up", "small letter"),
             ("a b", "small letters, digits"),
-            ("std", "taken"),
+            ("std", "reserved"),
             ("äh", "small letter"),
         ] {
             let error = make(&folder.path().join(name), &Api::Version("1".to_owned())).expect_err(name);

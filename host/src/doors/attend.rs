@@ -221,7 +221,7 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
         };
         match begun {
             Ok(begun) => relay = Some(begun),
-            Err(error) => return tracing::debug!(peer = held.peer, %error, "a connection has not come about"),
+            Err(error) => return tracing::debug!(peer = held.peer, %error, "a connection failed before it was served"),
         }
     }
     doors.offer(held);
@@ -231,7 +231,7 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     loop {
         let due = deadlines.next(held, doors.limits.read().arriving.1);
         if due.is_some_and(|due| due <= Instant::now()) {
-            tracing::debug!(peer = held.peer, door = held.door(), "a connection is let go: its time is up");
+            tracing::debug!(peer = held.peer, door = held.door(), "a connection is closed: a deadline has passed");
             held.cut();
             break;
         }
@@ -403,7 +403,7 @@ impl Doors {
                 Some(relay)
             }
             Err(error) => {
-                let message = format!("TLS has not come about: {error}");
+                let message = format!("the TLS handshake failed: {error}");
                 self.answer(asker, &ToLibrary::NotLoggedIn { request, message: &message, wait: 0 });
                 None
             }
@@ -413,7 +413,7 @@ impl Doors {
     /// A stream has ended for which a service waits to speak TLS.
     fn greets_no_more(&self, asker: Option<Asker>) {
         if let Some(asker) = asker {
-            self.not_logged_in(&asker, "TLS has not come about: the connection has ended", 0);
+            self.not_logged_in(&asker, "the TLS handshake failed: the connection has ended", 0);
         }
     }
 
@@ -478,7 +478,10 @@ impl Doors {
                 held.changed();
             }
             if is_over(held, &notice) {
-                tracing::debug!(peer = held.peer, "the login's access was revoked, or the operator ends it");
+                tracing::debug!(
+                    peer = held.peer,
+                    "a connection is closed: its login's access was revoked, or the operator ended it"
+                );
                 held.cut();
                 held.waits(acknowledgement);
                 over = true;

@@ -32,7 +32,7 @@ impl OwnChange {
     /// # Errors
     /// Returns an error if the change is invalid, with the reason.
     pub(super) fn read(what: u64, label: &str, value: &[u8]) -> Result<Self, String> {
-        let text = || std::str::from_utf8(value).map_err(|_| "a password and a key are texts".to_owned());
+        let text = || std::str::from_utf8(value).map_err(|_| "a password and a key must be text".to_owned());
         Ok(match what {
             1 => Self::Password(Password::new(text()?)),
             2 => Self::AddKey(Zeroizing::new(text()?.to_owned()), (!label.is_empty()).then(|| label.to_owned())),
@@ -77,9 +77,9 @@ impl Doors {
             let (service, may) = (from.service, "may = [\"credentials\"] in credhost.toml");
             tracing::warn!(
                 service,
-                "people would change what they log in with, and may not: [service.{service}] {may}"
+                "a user tried to change a password or key through the service, without permission: [service.{service}] {may}"
             );
-            let why = format!("the operator does not let people change that here: [service.{service}] {may}");
+            let why = format!("the operator does not let users change that here: [service.{service}] {may}");
             return self.refuse(asker, why);
         }
         let change = match change {
@@ -113,14 +113,14 @@ impl Doors {
         let credential = match around.gate.answer(&around.login, source, question).await {
             Found::Proven(proven, credential) if proven == name => credential,
             Found::NotChecked(refusal) => return Err(refusal.into()),
-            Found::Broken => return Err("passwords cannot be looked at just now; try again".into()),
+            Found::Broken => return Err("passwords cannot be checked just now; try again".into()),
             _ => return Err("that is not the password".into()),
         };
         let _turn = self.changing.lock().await;
         let accounts = around.accounts.as_ref().ok_or_else(|| Denied::from("nothing can be changed here"))?;
         let accounts = accounts.on_behalf(&format!("{name}, by {}", source.door.as_deref().unwrap_or_default()));
         let made = tokio::task::spawn_blocking(move || change.make(&accounts, &name, credential)).await;
-        let made = made.map_err(|_| Denied::from("a fault of the host's own"))?;
+        let made = made.map_err(|_| Denied::from("a fault in the host"))?;
         made.map_err(|why| Denied::from(why.as_str()))
     }
 }

@@ -53,7 +53,7 @@ impl Doorkeeper for Doors {
             }
             ToHost::SignOut { request, login } => match self.lasting_of(from, login) {
                 Some(lasting) => self.forget_login(Asker::new(from, request), lasting),
-                None => self.refuse(Asker::new(from, request), "the login is not remembered, or has ended"),
+                None => self.refuse(Asker::new(from, request), "the login is not a remembered one, or has ended"),
             },
             ToHost::Account { request, login } => self.account(from, Asker::new(from, request), login),
             ToHost::EndOwn { request, login, remembered, number } => {
@@ -92,10 +92,10 @@ impl Doorkeeper for Doors {
             taken.iter().map(|listening| listening.settings.name.as_str()).chain(wanting).collect();
         for other in others {
             let (name, known) = (&other.settings.name, known.iter().copied().collect::<Vec<_>>().join(", "));
-            let known = if known.is_empty() { "none at all".to_owned() } else { known };
+            let known = if known.is_empty() { "none".to_owned() } else { known };
             tracing::warn!(
-                "[service.{service}.listen] {name}: the service takes no listener of this name, but {known}; whoever comes by it \
-                 waits in vain"
+                "[service.{service}.listen] {name}: the service has no listener of this name (it has: {known}); its clients \
+                 wait in vain"
             );
         }
     }

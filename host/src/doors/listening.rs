@@ -114,7 +114,7 @@ impl Listening {
             (None, Address::Systemd(_)) => return Err(at(&not_given(&inherited.of_systemd()))),
         };
         if matches!(socket, Bound::Unix(_)) && !settings.proxy_protocol.is_empty() {
-            return Err(at(&"proxy_protocol is for connections by TCP"));
+            return Err(at(&"proxy_protocol is for TCP connections"));
         }
         Ok(Self::on(Arc::new(socket), settings, None))
     }
@@ -300,8 +300,8 @@ pub(crate) fn wanted<'a>(settings: &'a ListenerSettings, name: &'a str) -> Wante
 /// Explains why systemd's socket is missing.
 fn not_given(names: &[String]) -> String {
     match names.join(":") {
-        names if names.is_empty() => "systemd has given no sockets (LISTEN_FDNAMES)".to_owned(),
-        names => format!("systemd has given no socket of this name, but {names:?}; see FileDescriptorName="),
+        names if names.is_empty() => "systemd has passed no sockets (LISTEN_FDNAMES)".to_owned(),
+        names => format!("systemd has passed no socket of this name, only {names:?}; see FileDescriptorName="),
     }
 }
 

@@ -73,7 +73,7 @@ impl Held {
 }
 
 fn public_key(line: &[u8]) -> Result<PublicKey, String> {
-    let line = std::str::from_utf8(line).map_err(|_| "a public key is a text".to_owned())?;
+    let line = std::str::from_utf8(line).map_err(|_| "a public key must be text".to_owned())?;
     PublicKey::parse(line).map(|(key, _)| key).map_err(|error| error.to_string())
 }
 
@@ -82,7 +82,10 @@ fn vouched(held: &Held, name: &str, key: &[u8]) -> Result<Proof, String> {
     let settings = &held.listening.settings;
     if !settings.grants.vouch {
         let service = &settings.service;
-        tracing::warn!(service, "it would vouch for keys, and may not: [service.{service}] may = [\"vouch\"]");
+        tracing::warn!(
+            service,
+            "the service tried to vouch for a key, without permission: [service.{service}] may = [\"vouch\"]"
+        );
         return Err(format!(
             "the operator does not let the service vouch for keys: [service.{service}] may = [\"vouch\"] in credhost.toml"
         ));
@@ -93,11 +96,11 @@ fn vouched(held: &Held, name: &str, key: &[u8]) -> Result<Proof, String> {
 /// The certificate that the client has presented in TLS. Without a `name`, the certificate names the identity.
 fn certified(held: &Held, name: &str) -> Result<Proof, String> {
     let certificate = held.certificate().ok_or_else(|| match held.listening.settings.certificates {
-        true => "the client has shown no certificate that can be used".to_owned(),
+        true => "the client has presented no usable certificate".to_owned(),
         false => "the operator has not set certificates = true for this listener".to_owned(),
     })?;
     let name = match name {
-        "" => certificate.name.clone().ok_or("the certificate is for nobody by name: say who you are")?,
+        "" => certificate.name.clone().ok_or("the certificate has no name: give one")?,
         name => name.to_owned(),
     };
     Ok(Proof::Certificate(name, certificate.key.clone()))
@@ -129,7 +132,7 @@ impl Doors {
                 Some(challenge) if challenge.name() == named.as_deref().unwrap_or_default() => {
                     Ok(Proof::Key(challenge, secret.to_vec()))
                 }
-                _ => Err("there is nothing to be signed: ask for a challenge first".to_owned()),
+                _ => Err("there is no challenge to sign: request one first".to_owned()),
             },
         };
         let proof = match proof {
@@ -137,7 +140,7 @@ impl Doors {
             Err(why) => return self.refuse(asker, why),
         };
         if !held.begins_asking() {
-            return self.refuse(asker, "one login at a time");
+            return self.refuse(asker, "another login is in progress: one at a time");
         }
         self.prove(asker, held, from, proof, named);
     }
@@ -163,7 +166,7 @@ impl Doors {
     fn challenge(&self, asker: Asker, held: &Held, name: &str, key: &[u8]) {
         let mut random = [0; 32];
         if getrandom::fill(&mut random).is_err() {
-            return self.refuse(asker, "the machine has no randomness");
+            return self.refuse(asker, "the system has no randomness");
         }
         let key = match public_key(key) {
             Ok(key) => key,
@@ -215,7 +218,7 @@ impl Doors {
             Found::Wrong | Found::Identity(_) => return Err(WRONG.into()),
         };
         if let Some(asked) = named.filter(|named| *named != name) {
-            let why = "a token that is somebody else's";
+            let why = "a token of another identity";
             around.gate.note_refused(from, &Refused { identity: name, asked, why });
             return Err(WRONG.into());
         }

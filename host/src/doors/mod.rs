@@ -170,7 +170,7 @@ impl Doors {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(threads).thread_name("door").enable_all().build();
-        let runtime = runtime.map_err(|error| format!("no threads for services' doors: {error}"))?;
+        let runtime = runtime.map_err(|error| format!("the threads for services' doors cannot be started: {error}"))?;
         Ok(Arc::new_cyclic(|me| Self {
             around,
             limits,
@@ -219,7 +219,7 @@ impl Doors {
                 _ => "",
             };
             let marks = settings.marks.shown();
-            let of = if marks.is_empty() { String::new() } else { format!(", what has {marks}") };
+            let of = if marks.is_empty() { String::new() } else { format!(", for connections with {marks}") };
             tracing::info!(service = settings.service, "serving {}{how} on {}{of}", settings.name, listening.address());
         }
         for port in &self.ports {
@@ -286,7 +286,7 @@ impl Doors {
             // Waits for the tasks, so that none of them keeps objects of the host. On a thread that may block.
             let ending = std::thread::spawn(move || threads.shutdown_timeout(ENDING));
             if ending.join().is_err() {
-                tracing::error!("a fault of the host's own: services' doors do not close; please report it");
+                tracing::error!("a fault in the host: services' doors do not close; please report it");
             }
         }
         let streams = std::mem::take(&mut *self.streams.lock());
@@ -461,7 +461,7 @@ impl Doors {
         if found.peek().is_none() {
             tracing::debug!(
                 service = from.service,
-                "the service has a listener {listener}, and [service.{}.listen] in credhost.toml gives it no address",
+                "the service has a listener {listener}, but [service.{}.listen] in credhost.toml has no address for it",
                 from.service
             );
             self.wanting.lock().insert((from.service.to_owned(), listener.to_owned()));

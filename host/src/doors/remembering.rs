@@ -149,7 +149,7 @@ impl Doors {
         let (name, credential) = (proven.identity.name.to_string(), proven.credential);
         let used = LoginChange::Used { credential };
         if let Err(error) = around.login.remember(&name, &used, now).await {
-            tracing::error!(name, %error, "that a login is in use cannot be written down");
+            tracing::error!(name, %error, "the use of a remembered login cannot be saved");
         }
         loop {
             let expires = expires(&proven.identity, credential, now);
@@ -296,7 +296,7 @@ impl Doors {
                 }
                 Notice::Changed(name, identity) if name == lasting.login.identity => {
                     if !identity.is_some_and(|identity| still(&identity, &lasting.login, &lasting.service)) {
-                        tracing::debug!(name, "what a login came by was taken away");
+                        tracing::debug!(name, "a remembered login has ended: its access was revoked");
                         lasting.end(Over::Gone, Some(acknowledgement));
                     }
                 }
@@ -320,7 +320,7 @@ impl Doors {
         if lasting.over() == Some(Over::Forgotten)
             && let Err(error) = self.forget_remembered(&lasting.key(), "the session was ended").await
         {
-            tracing::error!(%error, "that a login is over cannot be written down");
+            tracing::error!(%error, "the end of a remembered login cannot be saved");
         }
     }
 
@@ -347,7 +347,7 @@ impl Doors {
             let _ = heard.recv_timeout(2 * HEARS);
         });
         if let Err(error) = waited.await {
-            tracing::error!(%error, "nobody waits until a login is over");
+            tracing::error!(%error, "waiting for the end of a remembered login failed");
         }
     }
 
@@ -395,7 +395,7 @@ impl Doors {
         lasts: (u64, u64),
     ) -> Result<(Token, (String, u64)), Denied> {
         let mut random = zeroize::Zeroizing::new([0; 32]);
-        getrandom::fill(&mut *random).map_err(|_| Denied::from("the machine has no randomness"))?;
+        getrandom::fill(&mut *random).map_err(|_| Denied::from("the system has no randomness"))?;
         let (token, now) = (Token::new(&random), store::now());
         let longest = lasts.1.clamp(1, LONGEST);
         let (digest, idle, until) = (token.digest(), lasts.0.clamp(1, longest), now + longest);

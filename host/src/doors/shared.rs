@@ -52,7 +52,7 @@ impl Doors {
             && let Err(error) = keep_alive(&client, &self.limits.read())
         {
             // The client has already gone, which shows when the socket is read.
-            tracing::debug!(%error, "a client cannot be asked whether it is still there");
+            tracing::debug!(%error, "TCP keepalive cannot be set for a client");
         }
         match source {
             Some(proxy) if port.has_header(proxy.ip()) => self.passed_on(port, client, proxy),
@@ -86,8 +86,8 @@ impl Doors {
             drop(undecided);
             match found {
                 Ok(Ok((client, source))) => me.come_from(&port, client, Some(source)),
-                Ok(Err(error)) => tracing::debug!(%proxy, %error, "a connection is let go"),
-                Err(_) => tracing::debug!(%proxy, "a connection is closed: its PROXY header did not arrive"),
+                Ok(Err(error)) => tracing::debug!(%proxy, %error, "a connection is closed"),
+                Err(_) => tracing::debug!(%proxy, "a connection is closed: its PROXY header did not arrive in time"),
             }
         });
     }
@@ -130,11 +130,11 @@ impl Doors {
             let listening = match found {
                 Ok(Ok((client, at))) => Some((client, Arc::clone(&undecided.port.listeners[at]))),
                 Ok(Err(error)) => {
-                    tracing::debug!(%address, %error, "a connection is let go");
+                    tracing::debug!(%address, %error, "a connection is closed");
                     None
                 }
                 Err(_) => {
-                    tracing::debug!(%address, "a connection is closed: it matches no listener");
+                    tracing::debug!(%address, "a connection is closed: its first bytes did not select a listener in time");
                     None
                 }
             };
@@ -251,7 +251,7 @@ async fn decide(client: Client, whose: impl Fn(&[u8], bool) -> Verdict) -> io::R
             Verdict::Nobody(answer) => {
                 // The client may have gone.
                 let _ = rustix::net::send(&client, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-                return Err(io::Error::other("it is for none of the listeners at this address"));
+                return Err(io::Error::other("it matches no listener at this address"));
             }
         }
     }

@@ -108,8 +108,13 @@ impl Doors {
             return Ok((owner, has));
         }
         let (service, may) = (from.service, "may = [\"attach\"] in credhost.toml");
-        tracing::warn!(service, "it would {what} those who log in by it, and may not: [service.{service}] {may}");
-        Err(format!("the operator does not let the service {what} whoever logs in by it: [service.{service}] {may}"))
+        tracing::warn!(
+            service,
+            "the service tried to {what} users who have logged in by it, without permission: [service.{service}] {may}"
+        );
+        Err(format!(
+            "the operator does not let the service {what} users who have logged in by it: [service.{service}] {may}"
+        ))
     }
 
     /// A service wants a stream's login to outlive the stream.
@@ -150,7 +155,7 @@ impl Doors {
 
     /// Opens a connection. Returns the service's end.
     fn way(&self, owner: &Owner, login: &LoggedIn, generation: u32) -> Result<Arc<OwnedFd>, String> {
-        let failed = |error: std::io::Error| format!("there is no way: {error}");
+        let failed = |error: std::io::Error| format!("the connection cannot be made: {error}");
         let (own, theirs) = UnixStream::pair().map_err(failed)?;
         own.set_nonblocking(true).map_err(failed)?;
         {

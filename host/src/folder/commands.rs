@@ -71,7 +71,9 @@ impl Folder {
             Some(Library::Waiting { needs, .. }) => Err(LibraryFault::State(format!("it needs {}", needs.join(", ")))),
             Some(Library::Refused(why)) => Err(why.clone()),
             Some(Library::Taken { why, .. }) => Err(LibraryFault::Operator(why.clone())),
-            _ => Err(LibraryFault::State("something else has happened to the file meanwhile".to_owned())),
+            _ => Err(LibraryFault::State(
+                "the file was changed or removed, or its service stopped, meanwhile".to_owned(),
+            )),
         }
     }
 
@@ -176,20 +178,20 @@ impl Folder {
         if let Some(hash) = in_folder
             && let Err(error) = std::fs::write(self.rolled_back(path), data_encoding::HEXLOWER.encode(&hash))
         {
-            tracing::warn!(%error, "that {} was rolled back is forgotten at the host's next start", shown(path));
+            tracing::warn!(%error, "the rollback of {} cannot be saved: it ends at the host's next start", shown(path));
         }
         self.trouble(path, ROLLED_BACK.to_owned());
     }
 }
 
 fn unknown(service: &str) -> LibraryFault {
-    LibraryFault::State(format!("there is no service named {service} in the folder, nor a file"))
+    LibraryFault::State(format!("there is no service named {service} in the folder, and no such file"))
 }
 
 /// The operator's error for a command that a later change has overtaken.
 fn current(served: Result<bool, LibraryFault>) -> Result<(), LibraryFault> {
     match served? {
         true => Ok(()),
-        false => Err(LibraryFault::State("the file has changed meanwhile, and counts instead".to_owned())),
+        false => Err(LibraryFault::State("the file has changed meanwhile; its new content decides".to_owned())),
     }
 }

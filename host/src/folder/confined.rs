@@ -24,7 +24,7 @@ impl Folder {
         let file = shown(&path);
         let known = private::hash(&self.previous_copy(&path)).ok();
         let is_other = known.is_some_and(|known| !self.quarantined.lock().contains(&known));
-        let mut lacks = "nothing else has served under its name".to_owned();
+        let mut lacks = "there is no previous version".to_owned();
         if is_other {
             match self.rollback(&service).await {
                 Ok(_) => {
@@ -78,10 +78,10 @@ impl Folder {
             let trouble = self.entries.lock().get(&path).and_then(|entry| entry.trouble.clone());
             let (from, to) = (is.isolation, wanted.isolation);
             match self.serve_even(&path, turn, copy, true).await {
-                Ok(true) if from == to => done.push(format!("{service}: what it may and has at most in its {to}")),
+                Ok(true) if from == to => done.push(format!("{service}: permissions and limits in its {to}")),
                 Ok(true) => done.push(format!("{service}: isolation {from} → {to}")),
                 Ok(false) => {}
-                Err(why) => done.push(format!("{service} stays where it is ({from}): {why}")),
+                Err(why) => done.push(format!("{service} keeps its isolation ({from}): {why}")),
             }
             if let Some(trouble) = trouble {
                 self.trouble(&path, trouble);

@@ -311,7 +311,7 @@ impl Folder {
                 )
             {
                 let (service, needs) = (dependant.name().to_string(), dependant.manifest().needs.clone());
-                tracing::warn!(service, "it stops, for {} does, which it needs", slot.name());
+                tracing::warn!(service, "it stops because {} stops, which it needs", slot.name());
                 entry.library = Library::Waiting { service, needs };
             }
             self.end_one(&dependant).await;
@@ -340,7 +340,7 @@ impl Folder {
             }
         });
         if let Err(error) = kept {
-            tracing::warn!(%error, "the last good copy of {} cannot be kept", shown(path));
+            tracing::warn!(%error, "the last good copy of {} cannot be saved", shown(path));
         }
     }
 }

@@ -71,6 +71,7 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
                     ServiceState::Stopped => "stopped".to_owned(),
                 },
                 note: (!notes.is_empty()).then(|| notes.join("; ")),
+                instead: entry.trouble.is_some(),
                 calls: slot.calls(),
                 faults: slot.faults(),
                 generation: slot.generation(),

@@ -20,7 +20,7 @@ pub fn sections(settings: &Settings) -> Result<Sections, LibraryFault> {
     let section = |(name, table): (&String, &serde_json::Map<_, _>)| match jelly::to_vec(&config::own(table)) {
         Ok(bytes) => Ok((name.clone(), jelly::Bytes(bytes))),
         Err(error) => {
-            let why = format!("[service.{name}] in credhost.toml cannot be handed to it: {error}");
+            let why = format!("[service.{name}] in credhost.toml cannot be passed to it: {error}");
             Err(LibraryFault::Operator(why))
         }
     };

@@ -184,7 +184,7 @@ pub(super) async fn run(stream: &mut Stream, driver: &mut Driver, closed: watch:
         return error.into();
     }
     if let Err(error) = stream.set_keepalive(&driver.shared.limits()) {
-        tracing::debug!(%error, "the system does not look whether a client is still there");
+        tracing::debug!(%error, "TCP keepalive cannot be set for a client");
     }
     let timers = Timers::new(driver.shared.limits());
     let mut pump = Pump { stream, driver, closed, timers, readable: true, writable: true, reads: 0, starved: false };

@@ -7,7 +7,7 @@ use crate::session::Violation;
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum End {
-    #[error("the client has closed it")]
+    #[error("the client has closed the connection")]
     Closed,
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -19,15 +19,15 @@ pub(super) enum End {
     NoLogin,
     #[error("the client reads nothing")]
     Stalled,
-    #[error("a message began and was not complete in time")]
+    #[error("a message was not complete in time")]
     Unfinished,
     #[error("output buffer limit exceeded: the client does not read its answers")]
     Backlog,
-    #[error("the operator has cut it")]
+    #[error("the operator has closed the connection")]
     Cut,
     #[error("too many connections from one address")]
     TooMany,
-    #[error("the host closes")]
+    #[error("the host is ending")]
     Closing,
     /// Not an end: the connection continues on another thread.
     #[error("somebody has logged in")]

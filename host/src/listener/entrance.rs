@@ -37,7 +37,7 @@ impl Entrance {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len().max(1);
         let thread = self.threads.get(next).and_then(mpsc::WeakUnboundedSender::upgrade);
         let (Some(thread), Some(shared)) = (thread, self.shared.upgrade()) else {
-            return tracing::debug!(%source, "a connection is let go: the host ends");
+            return tracing::debug!(%source, "a connection is closed: the host is ending");
         };
         if let Some(admitted) = shared.admitted(source, self.tls.clone()) {
             // If nobody serves any more, the place is freed with it.

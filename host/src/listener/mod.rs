@@ -298,7 +298,7 @@ impl Listener {
         self.router.wake_all();
         for worker in self.workers.lock().drain(..) {
             if worker.join().is_err() {
-                tracing::error!("a fault of the host's own on a connection's thread; please report it");
+                tracing::error!("a fault in the host on a thread for connections; please report it");
             }
         }
     }
@@ -357,7 +357,7 @@ fn work(
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         health::count(&health::CONNECTIONS_PANICKED);
-        tracing::error!(%error, "a fault of the host's own on a connection; please report it");
+        tracing::error!(%error, "a fault in the host ended a connection; please report it");
     }
 }
 

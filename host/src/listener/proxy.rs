@@ -51,11 +51,11 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Socket
             bytes.push(stream.read_u8().await?);
         }
     } else {
-        return Err(wrong("a proxy's connection begins with a PROXY header, and this one does not"));
+        return Err(wrong("a proxy's connection must begin with a PROXY header, and this one does not"));
     }
     match ProxyHeader::parse(&bytes, ParseConfig::default()) {
         Ok((header, read)) if read == bytes.len() => Ok(header.proxied_address().map(|address| address.source)),
-        Ok(_) => Err(wrong("the PROXY header is longer than it says")),
+        Ok(_) => Err(wrong("the PROXY header is longer than it declares")),
         Err(error) => Err(wrong(&format!("the PROXY header cannot be read: {error}"))),
     }
 }
@@ -198,8 +198,8 @@ mod tests {
         let long = [&b"PROXY TCP4 "[..], &[b'1'; 200]].concat();
         let huge = [&SIGNATURE[..], &[0x21, 0x11, 0xff, 0xff], &[0; 100]].concat();
         for (bytes, expected) in [
-            (&b"\x02\x80\x02\x82pb banana"[..], "begins with a PROXY header"),
-            (b"GET / HTTP/1.1\r\n", "begins with a PROXY header"),
+            (&b"\x02\x80\x02\x82pb banana"[..], "begin with a PROXY header"),
+            (b"GET / HTTP/1.1\r\n", "begin with a PROXY header"),
             (b"PROXY", "ends within"),
             (b"PROXY TCP4 10.1.2.3", "ends within"),
             (b"PROXY TCP4 10.1.2.3 nonsense 1 2\r\n", "cannot be read"),

@@ -153,7 +153,7 @@ fn read(files: &CertificateFiles) -> Result<Named, TlsError> {
     };
     // Clients judge everything in it but its key.
     let names = x509_cert::Certificate::from_der(first).and_then(|parsed| names_in(&parsed)).unwrap_or_else(|error| {
-        tracing::warn!("{}: the names in it cannot be read: {error}", certificate.display());
+        tracing::warn!("{}: its names cannot be read: {error}", certificate.display());
         Vec::new()
     });
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, &error))?;

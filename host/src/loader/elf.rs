@@ -29,9 +29,9 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, LibraryFault> {
         return Err(file_fault("it is empty"));
     }
     if file.get(..4) != Some(b"\x7fELF") {
-        return Err(file_fault("it is no library: it does not start as an ELF file does"));
+        return Err(file_fault("it is not a library: it does not start like an ELF file"));
     }
-    let truncated = || file_fault("it is only part of a library: was it copied whole?");
+    let truncated = || file_fault("it is only part of a library: was it copied completely?");
     let u16_at = |at: usize| at_place(file, at).map(u16::from_le_bytes);
     let u32_at = |at: usize| at_place(file, at).map(u32::from_le_bytes);
     let u64_at = |at: usize| at_place(file, at).map(u64::from_le_bytes);
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn files_that_are_not_libraries_are_refused_with_the_reason() {
         assert_eq!(check(b"", 0).unwrap_err().to_string(), "it is empty");
-        assert!(check(b"#!/bin/sh\n", 10).unwrap_err().to_string().starts_with("it is no library"));
+        assert!(check(b"#!/bin/sh\n", 10).unwrap_err().to_string().starts_with("it is not a library"));
         assert!(check(b"\x7fELF\x02\x01", 6).unwrap_err().to_string().starts_with("it is only part"));
     }
 

@@ -423,7 +423,7 @@ fn gate<'a>(number: usize) -> &'a Gate {
 /// A panic must not cross the wall into the library.
 pub(super) fn contained<R>(otherwise: R, run: impl FnOnce() -> R) -> R {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
-        tracing::error!("a fault of the host's own at the wall; please report it");
+        tracing::error!("a fault in the host at the wall; please report it");
         otherwise
     })
 }

@@ -59,9 +59,9 @@ pub enum Holder {
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Thread(name) => write!(f, "its thread {name} still runs, which it has started"),
+            Self::Thread(name) => write!(f, "its thread {name}, which it started, still runs"),
             Self::ThreadLocal(name) => write!(f, "the thread {name} holds a thread-local of it"),
-            Self::Signal(number) => write!(f, "it handles signal {number}, which may come at any time"),
+            Self::Signal(number) => write!(f, "it handles signal {number}, which may arrive at any time"),
         }
     }
 }

@@ -42,7 +42,7 @@ pub fn open(copy: &Path) -> Result<OpenLibrary, LibraryFault> {
     // library is read as a header, whose magic string is checked before anything else of it is used.
     let symbol = unsafe { opened.get::<AbiHeaderRef>(SYMBOL.as_bytes()) };
     let Ok(symbol) = symbol else {
-        let why = "it is a library, but no service: it lacks plugin_api::export!(…)";
+        let why = "it is a library, but not a service: it lacks plugin_api::export!(…)";
         return Err(LibraryFault::Library(why.to_owned()));
     };
     // SAFETY: the symbol is that static, and the library stays open: `OpenLibrary` keeps it beside what is made of it.

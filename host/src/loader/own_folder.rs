@@ -35,7 +35,7 @@ impl OwnFolder {
 impl Drop for OwnFolder {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.0) {
-            tracing::warn!(%error, "what a service has written stays: {}", self.0.display());
+            tracing::warn!(%error, "a service's files cannot be removed: {}", self.0.display());
         }
     }
 }

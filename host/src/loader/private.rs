@@ -123,7 +123,7 @@ impl PrivateFolder {
             Err(error) => {
                 // What a service has left there must not keep the host from starting.
                 let aside = folder.with_extension(format!("left-{}", std::process::id()));
-                tracing::warn!(%error, "what was left in {} is put aside: {}", folder.display(), aside.display());
+                tracing::warn!(%error, "leftover files in {} are moved aside: {}", folder.display(), aside.display());
                 fs::rename(&folder, aside)?;
             }
             Ok(()) => {}
@@ -150,7 +150,7 @@ impl PrivateFolder {
         let mut file = open.read(true).custom_flags(libc::O_NONBLOCK).open(source).map_err(unreadable)?;
         let about = file.metadata().map_err(unreadable)?;
         if !about.is_file() {
-            return Err(LibraryFault::File("it is no file".to_owned()));
+            return Err(LibraryFault::File("it is not a file".to_owned()));
         }
         let mut head = Vec::new();
         (&mut file).take(HEAD).read_to_end(&mut head).map_err(unreadable)?;

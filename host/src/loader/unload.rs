@@ -50,11 +50,11 @@ pub fn unload(library: OpenLibrary, place: Option<Place>) -> UnloadOutcome {
         UnloadOutcome::Pinned(why)
     };
     if !ledger::works() {
-        let why = "this program does not export the functions that keep account of threads".to_owned();
+        let why = "this program does not export the functions that track threads".to_owned();
         return pinned(library, place, vec![why]);
     }
     let Some(code) = library.code.clone() else {
-        return pinned(library, place, vec!["it is not known where it is mapped".to_owned()]);
+        return pinned(library, place, vec!["its mapping in memory is unknown".to_owned()]);
     };
     let patience = Instant::now() + GRACE;
     let holders = loop {

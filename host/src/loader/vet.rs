@@ -95,7 +95,7 @@ impl Step {
             Self::Open => format!("it {how} while it is opened: is it damaged, or does a constructor of it do that?"),
             Self::Init => format!("its init {how}"),
             Self::Start => format!("its start {how}"),
-            Self::Health => format!("it {how} when it is asked whether it is well"),
+            Self::Health => format!("its health check {how}"),
             Self::Stop => format!("its stop {how}"),
             Self::Close => format!("it {how} while it is unloaded"),
         }
@@ -107,7 +107,7 @@ impl Step {
             Self::Open => format!("it cannot be opened {within}: does a constructor of it wait?"),
             Self::Init => format!("its init does not return {within}"),
             Self::Start => format!("its start does not return {within}"),
-            Self::Health => format!("it does not say that it is well {within}"),
+            Self::Health => format!("its health check does not return {within}"),
             Self::Stop => format!("its stop does not return {within}"),
             Self::Close => format!("it cannot be unloaded {within}"),
         }
@@ -165,8 +165,8 @@ impl Vet {
         let hex = |hash| data_encoding::HEXLOWER.encode(hash);
         vetted.hashes = (hex(copy.original()), hex(copy.hash()));
         if copy.was_nodelete() {
-            let note = "it is marked as never to be unloaded (linked with -z nodelete); the host's copy of it is not, so that \
-                        it can be replaced";
+            let note = "it was linked with -z nodelete, so that it is never unloaded; the host removes that mark in its copy, \
+                        so that it can be replaced";
             vetted.notes.push(note.to_owned());
         }
         Ok(vetted)
@@ -296,7 +296,7 @@ impl Vet {
                             let lacks = lacks(&manifest, &[]);
                             Ok(Vetted { manifest, notes, hashes: Default::default(), section: Vec::new(), lacks })
                         }
-                        None => Err(LibraryFault::Library("it does not say what it is".to_owned())),
+                        None => Err(LibraryFault::Library("it has not reported its manifest".to_owned())),
                     };
                     return verdict(found, true);
                 }

@@ -139,7 +139,7 @@ impl Watch {
                 if Failing::begins(&mut self.failing.watched) {
                     tracing::warn!(
                         %error,
-                        "the folder of services cannot be watched; it is looked at four times a second"
+                        "the folder of services cannot be watched; it is polled four times a second"
                     );
                 }
             }

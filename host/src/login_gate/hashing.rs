@@ -272,7 +272,7 @@ fn work(shared: &Pool, of: Serves) {
         let began = Instant::now();
         // A password check supplied by an embedding program may panic, and this thread serves everybody.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work.run)).is_err() {
-            tracing::error!("a fault while a password was checked; please report it");
+            tracing::error!("a fault in the host during a password check; please report it");
         }
         {
             let mut queue = shared.queue.lock();

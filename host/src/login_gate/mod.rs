@@ -314,7 +314,7 @@ impl LoginGate {
         // The job has its own copy.
         drop(kept);
         let Ok(proof) = checked.await else {
-            return Err(AuthorizerError("a password's check came to no end".to_owned()));
+            return Err(AuthorizerError("a password check was not completed".to_owned()));
         };
         if let Ok(proven) = &proof
             && login.is_cheap(proven)
@@ -394,7 +394,7 @@ impl LoginGate {
                     Denied::Locked => Refusal::Locked,
                     Denied::Busy(_) => Refusal::Busy,
                 };
-                tracing::debug!(peer, how, "login not looked at: {refusal}");
+                tracing::debug!(peer, how, "login not checked: {refusal}");
                 self.note_throttled(name, from, how, refusal).await?;
                 Err(refusal)
             }
@@ -411,8 +411,8 @@ impl LoginGate {
     ) -> Result<(), AuthorizerError> {
         let why = match refusal {
             Refusal::Locked => "locked: too many failed logins; `credhost identity unlock`",
-            Refusal::Busy => "others of this name or source were being checked: not looked at",
-            _ => "too many failed logins: not looked at",
+            Refusal::Busy => "others of this name or source were being checked: not checked",
+            _ => "too many failed logins: not checked",
         };
         let of = ["throttle", &network(from.address.ip()).to_string(), why];
         if self.trail.counts("login.refused", &of, name, self.now()) {

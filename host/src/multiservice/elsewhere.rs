@@ -90,7 +90,7 @@ impl Visited {
             // The thread has the other end, and takes one message.
             Ok(_) => drop(hand.send(waiting)),
             Err(error) => {
-                let why = StoreError::Failed(format!("the machine has no thread to read it: {error}"));
+                let why = StoreError::Failed(format!("no thread can be started to read it: {error}"));
                 waiting.into_iter().for_each(|told| told(Err(why.clone())));
             }
         }
@@ -103,7 +103,7 @@ impl Visited {
         let mut all = self.all.lock();
         let refused = match all.get_mut(perspective) {
             Some(Visit::Coming | Visit::Asked(..)) if *closed => Some("the trial is over"),
-            Some(Visit::Asked(_, waiting)) if waiting.len() >= MOST_WAITING => Some("too many wait for it"),
+            Some(Visit::Asked(_, waiting)) if waiting.len() >= MOST_WAITING => Some("too many clients wait for it"),
             Some(Visit::Asked(_, waiting)) => return waiting.push(go_on),
             Some(visit @ Visit::Coming) => {
                 *visit = Visit::Asked(now, vec![go_on]);

@@ -72,8 +72,8 @@ impl Ended {
             return Ok(());
         }
         Err(LibraryFault::Machine(format!(
-            "libraries that were replaced or stopped and stay in memory: {held}; another could end the whole process; \
-             `credhost service why NAME` says what holds them; restart the host"
+            "{held} libraries that were replaced or stopped stay in memory; another one could end the whole process; \
+             `credhost service why NAME` shows what holds them; restart the host"
         )))
     }
 }

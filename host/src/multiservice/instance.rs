@@ -71,10 +71,10 @@ impl Instance {
     ) -> Result<Arc<Self>, LibraryFault> {
         context.ended.may_load()?;
         let generation = Generation::start(source, Arc::clone(&outgoing) as Arc<_>)
-            .map_err(|error| LibraryFault::machine("the machine has no thread or descriptor for it", error))?;
+            .map_err(|error| LibraryFault::machine("the system has no thread or descriptor left for it", error))?;
         let generation = Arc::new(generation);
         let _ = outgoing.generation.set(Arc::downgrade(&generation));
-        let said = match step(&mut steps, context.patience, "say what it is").await {
+        let said = match step(&mut steps, context.patience, "report its manifest").await {
             Ok(Lifecycle::Manifest(manifest)) => Ok(manifest),
             Ok(other) => Err(unexpected(&other)),
             Err(why) => Err(why),
@@ -144,7 +144,7 @@ impl Instance {
     pub(super) async fn health(&self, patience: Option<Duration>) -> Result<(), LibraryFault> {
         self.outgoing.forget_panic();
         self.generation.send(&ToLibrary::Health { request: 1 });
-        self.expect(patience.unwrap_or(self.patience), "say that it is well", &Lifecycle::Healthy(1)).await
+        self.expect(patience.unwrap_or(self.patience), "answer its health check", &Lifecycle::Healthy(1)).await
     }
 
     /// Waits for its next step.
@@ -182,8 +182,8 @@ impl Instance {
 pub(super) fn unexpected(found: &Lifecycle) -> LibraryFault {
     LibraryFault::Library(match found {
         Lifecycle::Refused(why) => why.clone(),
-        Lifecycle::Stopped => "it ended by itself".to_owned(),
-        other => format!("it answered out of turn ({other:?})"),
+        Lifecycle::Stopped => "it ended unexpectedly".to_owned(),
+        other => format!("it sent an unexpected answer ({other:?})"),
     })
 }
 
@@ -247,7 +247,7 @@ async fn end(
     } else {
         tracing::error!(
             service = outgoing.name(),
-            "it did not stop within {} seconds; its thread is given up",
+            "it did not stop within {} seconds; its thread is abandoned",
             STOP.as_secs()
         );
         generation.condemn()

@@ -70,18 +70,14 @@ impl std::fmt::Display for Reloaded {
         write!(f, "{} held for {freeze_ms:.1} ms; ", many(*held as u64, "call"))?;
         write!(f, "{} and {} carried over", many(*attached as u64, "client"), many(*states, "state"))?;
         if *lost > 0 {
-            write!(
-                f,
-                "; {} LOST, whom the new code refused: see `credhost service show`",
-                many(*lost as u64, "client")
-            )?;
+            write!(f, "; {} LOST, refused by the new code: see `credhost service show`", many(*lost as u64, "client"))?;
         }
         if *streams > 0 {
             write!(f, ", {} of its own doors too", many(*streams as u64, "connection"))?;
         }
         if *staying > 0 {
             let verb = if *staying == 1 { "is" } else { "are" };
-            write!(f, "; {} of its own doors {verb} still with the code before", many(*staying as u64, "connection"))?;
+            write!(f, "; {} of its own doors {verb} still with the old code", many(*staying as u64, "connection"))?;
         }
         if *objects > 0 {
             write!(f, ", {} rebuilt", many(*objects, "object"))?;
@@ -360,10 +356,10 @@ impl Slot {
             let (service, generation) = (me.name.as_str(), old.number);
             let grace = me.context.doors.grace(service).unwrap_or_default().max(me.context.grace);
             if !old.stopped(grace).await {
-                tracing::debug!(service, generation, "calls have waited long enough in code that was replaced");
+                tracing::debug!(service, generation, "the grace period for waiting calls in replaced code is over");
             }
             let account = old.end().await;
-            tracing::debug!(service, generation, "replaced code is let go of: {account}");
+            tracing::debug!(service, generation, "replaced code has ended: {account}");
             if account == UnloadOutcome::Condemned {
                 // What it says from here on is discarded.
                 old.outgoing.over();
@@ -380,7 +376,7 @@ impl Slot {
 
     /// A thread that does not return answers no more calls, so these fail. Callers that already have an answer receive nothing.
     fn unanswered(&self, calls: &[u8], tag: u64) {
-        let (class, message) = ("credhost.Reloaded", "the service was replaced while the call was under way");
+        let (class, message) = ("credhost.Reloaded", "the service was replaced during the call");
         let mut delivery = Delivery::new(&self.context.router);
         for call in numbers(calls) {
             let mut failed = Vec::new();
@@ -405,11 +401,11 @@ async fn frozen(old: &Instance, wanted: u64) -> Result<Frozen, LibraryFault> {
             Ok(Ok(Lifecycle::Frozen { .. })) => {}
             Ok(Ok(Lifecycle::Refused(why))) => return Err(LibraryFault::Library(why)),
             Ok(Ok(other)) => return Err(unexpected(&other)),
-            Ok(Err(why)) => return Err(LibraryFault::Library(format!("the code that serves has ended: {why}"))),
+            Ok(Err(why)) => return Err(LibraryFault::Library(format!("the serving code has ended: {why}"))),
             Err(_) => {
                 return Err(LibraryFault::Library(format!(
-                    "the code that serves has been busy for longer than {} seconds, with one call that does not end or \
-                     more than it can do in that time; the service can be stopped and started",
+                    "the serving code has been busy for longer than {} seconds, with one call that does not return or \
+                     more calls than it can process in that time; stop and start the service to replace it anyway",
                     FREEZE.as_secs()
                 )));
             }

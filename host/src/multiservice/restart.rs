@@ -51,7 +51,7 @@ impl Slot {
                 Next::Start(rest) => rest,
             };
             if rest > PATIENT {
-                let waits = format!("{service} {how}; it is started again in {} s", rest.as_secs());
+                let waits = format!("{service} {how}; it restarts in {} s", rest.as_secs());
                 self.crashes.lock().waits = Some(waits);
             }
             tokio::time::sleep(rest).await;
@@ -67,7 +67,7 @@ impl Slot {
                 Ok((reloaded, _)) => {
                     self.crashes.lock().restarts += 1;
                     let ms = began.elapsed().as_secs_f64() * 1e3;
-                    tracing::warn!(service, "it serves again, {ms:.0} ms after it was started: {reloaded}");
+                    tracing::warn!(service, "it serves again, {ms:.0} ms after its restart began: {reloaded}");
                     return;
                 }
                 Err(why)
@@ -164,17 +164,17 @@ impl Slot {
             return None;
         };
         let what = match methods.as_slice() {
-            [] => "with none of its methods".to_owned(),
+            [] => "in none of its methods".to_owned(),
             [one] => format!("in {one}"),
-            [first, rest @ ..] => format!("in {first}, or what was to come after it ({})", rest.join(", ")),
+            [first, rest @ ..] => format!("in {first}, or in a later call ({})", rest.join(", ")),
         };
-        let late = format!("has not come back for {} s, {what}", long.as_secs());
+        let late = format!("has not returned for {} s, {what}", long.as_secs());
         let first = self.late.lock().replace(late.clone()).is_none();
         if first {
             let service = self.name.as_str();
             self.context.note("service.late", service, &[("how", &late)]);
             tracing::error!(service, "it {late}");
-            instance.generation.kill(&format!("{late}, and was killed for it"));
+            instance.generation.kill(&format!("{late}, and was killed"));
         }
         Some(late)
     }

@@ -256,7 +256,7 @@ fn is_kept(write: &Write, visited: &Visited) -> Result<bool, StoreError> {
         // Of others, the service continues as if they were saved. Its own state has an empty name.
         Write::State(Change { perspective, .. }) => Ok(visited.has(perspective)),
         Write::Data { .. } => Err(StoreError::Failed(
-            "this version is only being tried: it changes nothing that is the whole service's".to_owned(),
+            "this version is only being tried: it cannot change the data of the whole service".to_owned(),
         )),
         _ => Ok(true),
     }

@@ -137,7 +137,7 @@ fn a_change_anywhere_in_a_segment_is_detected() {
     }
     fs::write(&file, &whole).unwrap();
     let other = StoreSecret::new([9; 32]);
-    assert!(verify_file(&other, &file).unwrap_err().to_string().contains("is not what was written"));
+    assert!(verify_file(&other, &file).unwrap_err().to_string().contains("is not as written"));
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn lines_that_cannot_be_archived_are_kept() {
     assert_eq!(head(&store), before);
     let file = folder.path().join("there");
     fs::write(&file, "mine").unwrap();
-    assert!(export(&store, &file, 3).unwrap_err().to_string().contains("it is there already"));
+    assert!(export(&store, &file, 3).unwrap_err().to_string().contains("it exists already"));
     assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
 }
 

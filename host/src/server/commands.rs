@@ -28,7 +28,7 @@ impl Host {
         };
         done.map_err(|fault| {
             let name = command_of(request).map_or("", |(_, name)| name);
-            ControlFailure { error: fault.to_string(), hint: Some(known::hint(name, &self.libraries())) }
+            self.fault(name, &fault)
         })
     }
 
@@ -83,7 +83,7 @@ impl Host {
                 }
             });
             return done.await.unwrap_or_else(|_| {
-                Err(ControlFailure { error: "a fault of the host's own; please report it".to_owned(), hint: None })
+                Err(ControlFailure { error: "a fault in the host; please report it".to_owned(), hint: None })
             });
         }
         if let Request::ServiceWhy { name } = &request {

@@ -46,14 +46,14 @@ pub enum StartError {
     #[error("cannot listen on {address}: {error}")]
     Listen { address: String, error: std::io::Error },
     #[error(
-        "{0} can be reached by others, and PB in the clear lets them listen; serve there with --listen-tls (`credhost tls init` makes certificates), or insist with --plaintext"
+        "others can reach {0} and could read the traffic of PB in the clear; serve there with --listen-tls (`credhost tls init` makes certificates), or insist with --plaintext"
     )]
     Plaintext(SocketAddr),
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("TLS: {0}; `credhost tls init` makes certificates of one's own")]
+    #[error("TLS: {0}; `credhost tls init` makes certificates")]
     Tls(#[from] TlsError),
     #[error("{0}")]
     Section(String),

@@ -33,7 +33,7 @@ impl Retention {
                 Ok(Some(Self { keep, archive, reserve: store::reserve(&home.store()) }))
             }
             None if archive.is_some() => {
-                let error = "[audit] archive is of no use without [audit] keep: nothing is dropped";
+                let error = "[audit] archive has no effect without [audit] keep: nothing is dropped";
                 Err(error.to_owned())
             }
             None => Ok(None),
@@ -62,7 +62,7 @@ pub(super) async fn drop_old_lines(retention: &RefCell<Option<Retention>>, store
                     tracing::info!(first, last, file, "old lines of the audit trail are dropped");
                 }
                 Ok(Err(error)) => tracing::error!("old lines of the audit trail cannot be dropped: {error}"),
-                Err(error) => tracing::error!(%error, "a fault of the host's own; please report it"),
+                Err(error) => tracing::error!(%error, "a fault in the host; please report it"),
             }
         }
         tokio::time::sleep(RETENTION).await;

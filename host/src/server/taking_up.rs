@@ -28,7 +28,7 @@ impl Host {
     async fn reload_and_move(&self, taken: &mut TakenUp) -> Result<(), ControlFailure> {
         let ended = self.reload(taken)?;
         if let Err(error) = self.gate.remember_more().await {
-            tracing::warn!(%error, "known sources cannot be read again");
+            tracing::warn!(%error, "known sources cannot be reloaded");
         }
         match self.folder.move_services().await {
             Ok(moved) => {
@@ -37,7 +37,7 @@ impl Host {
                 ended
             }
             Err(error) => {
-                let hint = Some("services stay where they are; put it right, and try again".to_owned());
+                let hint = Some("services keep their isolation; correct it and try again".to_owned());
                 Err(ControlFailure { error: format!("{error}{}", all_the_same(&taken.changed)), hint })
             }
         }
@@ -138,8 +138,8 @@ impl Host {
         }
         Err(ControlFailure {
             error:
-                "what listeners give beside keys is as credhost.toml says, but a connection has not ended what it had \
-                    by the old rules"
+                "the listeners follow credhost.toml now, but a connection has not given up the access that it had by the \
+                    old rules"
                     .to_owned(),
             hint: Some("`credhost session list` shows connections, `credhost session cut` ends one".to_owned()),
         })
@@ -165,5 +165,9 @@ impl TakenUp {
 
 /// The changes that were applied even though others were not.
 fn all_the_same(changed: &[String]) -> String {
-    if changed.is_empty() { String::new() } else { format!("; this was taken up all the same: {}", changed.join(", ")) }
+    if changed.is_empty() {
+        String::new()
+    } else {
+        format!("; these changes were applied nevertheless: {}", changed.join(", "))
+    }
 }

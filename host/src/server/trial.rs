@@ -55,8 +55,8 @@ impl Host {
         }
         if let Some((other, perspective)) = shared(accounts, service, &who, theirs).await? {
             let error =
-                format!("{other} has a key for {service}/{perspective}, too: its state cannot be with two versions");
-            return Err(failed(error, &format!("let {other} try it as well: --identity {other}")));
+                format!("{other} has a key for {service}/{perspective}, too: two versions cannot share its state");
+            return Err(failed(error, &format!("let {other} try it, too: --identity {other}")));
         }
         let loaded = self.folder.load_trial(service, file, who.clone(), isolation).await;
         let (slot, trial) = loaded.map_err(|why| self.fault(service, &why))?;
@@ -80,12 +80,17 @@ impl Host {
         let trial = self.folder.end_trial(service).await.map_err(|why| self.fault(service, &why))?;
         let ended = self.end_sessions(&who).await;
         accounts.note(Event::new("service.trial-ended").with("service", service).with("by", accounts.by()));
-        tracing::info!(service, "it is tried no more");
+        tracing::info!(service, "the trial has ended");
         Ok(json!({ "tried": trial.status(), "ended": ended }))
     }
 
-    fn fault(&self, service: &str, why: &LibraryFault) -> ControlFailure {
-        ControlFailure { error: why.to_string(), hint: Some(known::hint(service, &self.libraries())) }
+    /// Why a command about a service failed, with advice that fits: a mistyped name, or what is wrong with the service.
+    pub(super) fn fault(&self, service: &str, why: &LibraryFault) -> ControlFailure {
+        let libraries = self.libraries();
+        let is_known =
+            libraries.iter().any(|library| library.file == service || library.service.as_deref() == Some(service));
+        let hint = if is_known { advice(why).map(str::to_owned) } else { Some(known::hint(service, &libraries)) };
+        ControlFailure { error: why.to_string(), hint }
     }
 
     /// Closes all connections of these identities, including those that have released their perspectives but kept
@@ -95,6 +100,18 @@ impl Host {
         let ended =
             tokio::task::spawn_blocking(move || who.iter().map(|name| sessions.cut(None, Some(name)).len()).sum());
         ended.await.unwrap_or_default()
+    }
+}
+
+/// Advice about an existing service.
+fn advice(why: &LibraryFault) -> Option<&'static str> {
+    match why {
+        LibraryFault::File(_) => Some("`credhost vet FILE` checks a library without loading it into the host"),
+        LibraryFault::Library(_) => Some("`credhost check FILE` calls a library's methods in a process of its own"),
+        LibraryFault::Machine(_) => Some("`credhost doctor` checks the system's limits and the disk"),
+        LibraryFault::State(_) => Some("`credhost service show NAME` shows its state"),
+        // The message says what does not fit.
+        LibraryFault::Operator(_) => None,
     }
 }
 
@@ -124,7 +141,7 @@ async fn shared(
             }
         }
     });
-    let fault = |_| ControlFailure { error: "a fault of the host's own; please report it".to_owned(), hint: None };
+    let fault = |_| ControlFailure { error: "a fault in the host; please report it".to_owned(), hint: None };
     looked.await.map_err(fault)?
 }
 

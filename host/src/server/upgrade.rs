@@ -65,7 +65,7 @@ impl Host {
         // A program that ignores its arguments also succeeds.
         let is_credhost = |said: &String| said.starts_with("credhost ");
         let first = |said: &str| said.split("; ").next().unwrap_or_default().to_owned();
-        let other = |said: &String| format!("it is not credhost: it calls itself {:?}", first(said));
+        let other = |said: &String| format!("it is not credhost: its version is {:?}", first(said));
         let version = version.and_then(|said| if is_credhost(&said) { Ok(said) } else { Err(other(&said)) });
         let version = version.map_err(|why| {
             let error = format!("{} cannot take over: {why}", program.display());
@@ -106,7 +106,7 @@ impl Host {
         if would.is_some_and(|would| would["would_start"] == true) {
             return Ok(());
         }
-        Err(format!("it does not say so, but {said:?}"))
+        Err(format!("it does not confirm that, but answers {said:?}"))
     }
 
     /// The services that are serving, each with its file.
@@ -181,7 +181,7 @@ async fn asked(program: &Path, words: &[OsString], listening: &str) -> Result<Ou
     let all = async { tokio::join!(said(stdout), said(stderr), child.wait()) };
     match tokio::time::timeout(PATIENCE, all).await {
         Ok((stdout, stderr, Ok(status))) => Ok(Output { status, stdout, stderr }),
-        Ok((_, _, Err(error))) => Err(format!("it is not known how it ended: {error}")),
+        Ok((_, _, Err(error))) => Err(format!("its exit status is unknown: {error}")),
         Err(_) => {
             if let Some(group) = group {
                 // The group may have ended.
@@ -213,5 +213,5 @@ fn said_well(output: Output) -> Result<String, String> {
     }
     let said = text(&output.stderr);
     let said = said.strip_prefix("credhost: ").unwrap_or(&said);
-    Err(if said.is_empty() { format!("it says nothing, and ends ({})", output.status) } else { said.to_owned() })
+    Err(if said.is_empty() { format!("it ended without a message ({})", output.status) } else { said.to_owned() })
 }

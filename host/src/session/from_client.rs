@@ -184,7 +184,7 @@ impl Owners {
         let Parked { call, handles, .. } = refused;
         handles.iter().for_each(|handle| self.release(call.slot, *handle, 1));
         if call.answer {
-            let message = "too many calls wait already: wait for answers, and ask again";
+            let message = "too many calls wait already: wait for answers, then call again";
             self.output.fail(call.request, &Failure::new("MemoryError", message));
         }
         self.call_ended(call.attachment);

@@ -19,10 +19,10 @@ use super::offers::Offers;
 use crate::multiservice::SlotNo;
 
 /// The value names an object that its sender may not name.
-const FOREIGN: &str = "a reference to something that is not this service's";
+const FOREIGN: &str = "a reference to an object that does not belong to this service";
 
 /// A cached object that came without its state.
-const ELSEWHERE: &str = "a cached object of the client's whose state another service has, or nobody";
+const ELSEWHERE: &str = "a cached object of the client whose state this service has not received";
 
 pub(super) fn insecure(what: &str) -> Failure {
     Failure::new("twisted.spread.jelly.InsecureJelly", what)
@@ -33,7 +33,7 @@ pub(super) fn dead(what: &str) -> Failure {
 }
 
 pub(super) fn revoked() -> Failure {
-    dead("the access that this came by was revoked")
+    dead("the access by which this object came was revoked")
 }
 
 /// A service's handle of an object of the client's.

@@ -129,13 +129,13 @@ pub enum Broken {
     #[error("after line {0} comes line {1}: lines were removed or reordered")]
     Gap(u64, u64),
     /// A line was changed, or the line before it was replaced.
-    #[error("line {0} is not what was written: it, or a line before it, was changed or put in another's place")]
+    #[error("line {0} is not as written: it, or a line before it, was changed or moved")]
     Changed(u64),
     /// The end was cut off.
     #[error("the trail ends at line {0}, but line {1} was written: lines were cut off at the end")]
     Short(u64, u64),
     /// The line that should be the head is a different one.
-    #[error("line {0} is another than the one that was noted down as the head")]
+    #[error("line {0} differs from the head that was noted down")]
     Head(u64),
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Done, Entries, Kept, Range, Saved, Store, StoreError, Write, audit};
+use super::{BackupFault, Done, Entries, Kept, Range, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
 use crate::cred::{Identity, MasterKey, StoreSecret, TokenDigest};
 
@@ -255,7 +255,8 @@ impl Store for MemoryStore {
     }
 
     fn backup(&self, _: &Path, _: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError> {
-        Err(StoreError::Backup("the store is in memory, and keeps nothing".to_owned()))
+        let what = "the store is in memory and has no file".to_owned();
+        Err(StoreError::Backup { what, fault: BackupFault::File })
     }
 
     fn head(&self) -> Option<PathBuf> {

@@ -136,7 +136,7 @@ pub struct Range {
 #[non_exhaustive]
 pub enum StoreError {
     /// Someone else has changed it meanwhile. Nothing was overwritten.
-    #[error("{0} was changed by another meanwhile; nothing was overwritten")]
+    #[error("{0} has changed meanwhile; nothing was overwritten")]
     Conflict(String),
     /// It cannot be written or read, for example because the disk is full.
     #[error("the store: {0}")]
@@ -144,9 +144,25 @@ pub enum StoreError {
     /// Another version of the service holds this state at the moment. The text says which, in a sentence.
     #[error("{0}")]
     Elsewhere(String),
-    /// A backup cannot be made, or is damaged.
-    #[error("no backup is made: {0}")]
-    Backup(String),
+    /// A backup cannot be made.
+    #[error("the backup failed: {what}")]
+    Backup {
+        /// The cause, in a sentence.
+        what: String,
+        /// Its kind.
+        fault: BackupFault,
+    },
+}
+
+/// Why a backup cannot be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackupFault {
+    /// Its file exists already, or cannot be created.
+    File,
+    /// The disk is full, or fails.
+    Disk,
+    /// The store or the copy of it is damaged.
+    Damage,
 }
 
 /// The callback for a store's answer. It may be called on any thread, before the store's method returns or later.

@@ -138,7 +138,7 @@ impl From<&Credential> for CredentialRecord {
 fn digest(hex: &str) -> Result<[u8; 32], String> {
     let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).ok();
     let digest = bytes.and_then(|bytes| bytes.try_into().ok());
-    digest.ok_or_else(|| "token is no digest of 64 hexadecimal digits".to_owned())
+    digest.ok_or_else(|| "token is not a digest of 64 hexadecimal digits".to_owned())
 }
 
 impl CredentialRecord {
@@ -196,7 +196,7 @@ impl Record {
             let id = if record.id == 0 { identity.next } else { record.id };
             identity.next = identity.next.max(id + 1);
             if identity.credentials.iter().any(|has| has.id == id) {
-                return Err(RecordError::Content(format!("credential {}: the number {id} is twice", index + 1)));
+                return Err(RecordError::Content(format!("credential {}: the number {id} occurs twice", index + 1)));
             }
             identity.credentials.push(Credential {
                 id,

@@ -23,7 +23,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, Transactio
 pub use self::open::OpenError;
 use self::open::{FAILURES, SECRET, belongs, check, make_shrinkable, migrate, prepare, secret};
 use self::reserve::Reserve;
-use super::{Done, Entries, Kept, Range, Record, Saved, Store, StoreError, Write, audit};
+use super::{BackupFault, Done, Entries, Kept, Range, Record, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
 use crate::cred::{MasterKey, StoreSecret, TokenDigest};
 use crate::store::audit::Edge;
@@ -161,7 +161,7 @@ impl Drop for SqliteStore {
         if let Some(writer) = self.writer.take()
             && writer.join().is_err()
         {
-            tracing::error!("a fault of the host's own in the store; please report it");
+            tracing::error!("a fault in the host's store; please report it");
         }
     }
 }
@@ -173,7 +173,7 @@ fn anchor(connection: &Connection, secret: &StoreSecret) -> Result<audit::Head, 
         .query_row([ANCHOR], |row| row.get(0))
         .optional()?;
     let Some(sealed) = sealed else { return Ok(audit::Head::beginning()) };
-    let wrong = "where the audit trail begins was not noted down by this host: it was changed";
+    let wrong = "the record of where the audit trail begins was not written by this host: it was changed";
     audit::Head::unsealed(&sealed, Edge::Anchor, secret).ok_or_else(|| StoreError::Failed(wrong.to_owned()))
 }
 
@@ -388,7 +388,14 @@ impl Store for SqliteStore {
     }
 
     fn backup(&self, to: &Path, progress: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError> {
-        self.copy_to(to, progress).map_err(|error| StoreError::Backup(error.to_string()))
+        self.copy_to(to, progress).map_err(|error| {
+            let fault = match &error {
+                OpenError::Io { error, .. } if error.kind() != std::io::ErrorKind::StorageFull => BackupFault::File,
+                OpenError::Damaged { .. } => BackupFault::Damage,
+                _ => BackupFault::Disk,
+            };
+            StoreError::Backup { what: error.to_string(), fault }
+        })
     }
 
     fn head(&self) -> Option<PathBuf> {

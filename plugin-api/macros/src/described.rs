@@ -7,7 +7,7 @@ use syn::{Attribute, Data, DeriveInput, Error, Fields, GenericArgument, LitStr, 
 pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
     let input: DeriveInput = syn::parse2(item)?;
     if !input.generics.params.is_empty() {
-        return Err(Error::new(input.ident.span(), "what is described is one type, without parameters of its own"));
+        return Err(Error::new(input.ident.span(), "a described type has no type parameters"));
     }
     let (me, doc, serde) = (&input.ident, crate::doc(&input.attrs), Serde::read(&input.attrs));
     let name = me.to_string();
@@ -46,7 +46,7 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
         }
         // Its serialized form differs from its fields.
         Data::Struct(_) | Data::Enum(_) => (quote!(), quote!(), Vec::new()),
-        Data::Union(_) => return Err(Error::new(me.span(), "a union has no fields that could be told of")),
+        Data::Union(_) => return Err(Error::new(me.span(), "a union has no fields to describe")),
     };
     let probes = probes(&leaves);
     Ok(quote! {

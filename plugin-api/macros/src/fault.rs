@@ -56,7 +56,7 @@ impl Attribute {
         }
         let class: LitStr = class.ok_or_else(|| Error::new(input.ident.span(), USAGE))?;
         if instance && !class.value().contains('.') {
-            return Err(Error::new(class.span(), "an instance is of a class with its module: \"module.Class\""));
+            return Err(Error::new(class.span(), "an instance needs a class with its module: \"module.Class\""));
         }
         Ok(Self { class, message, parents, instance })
     }
@@ -76,7 +76,7 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
         }
     };
     if !instance && let Some(taken) = names.iter().find(|name| TAKEN.iter().any(|of| *name == of)) {
-        return Err(Error::new(taken.span(), format!("every failure has a {taken} already: call it otherwise")));
+        return Err(Error::new(taken.span(), format!("every failure already has a {taken}: choose another name")));
     }
     let me = &input.ident;
     let (impl_generics, type_generics, bounds) = input.generics.split_for_impl();

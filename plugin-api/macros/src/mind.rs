@@ -101,7 +101,8 @@ fn method(
     method.attrs.retain(|of| !of.path().is_ident("method"));
     let signature = &method.sig;
     if signature.ident == "remote" {
-        let message = "every mind has a `remote` already: call it otherwise, and write #[method(\"remote\")] before it";
+        let message =
+            "every mind already has a `remote`: choose another name, and write #[method(\"remote\")] before it";
         return Err(Error::new(signature.ident.span(), message));
     }
     if !signature.generics.params.is_empty() {

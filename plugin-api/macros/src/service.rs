@@ -57,7 +57,7 @@ impl Parse for Attribute {
                     }
                 }
                 other => {
-                    return Err(Error::new(word.span(), format!("{other} is nothing that a service has: {USAGE}")));
+                    return Err(Error::new(word.span(), format!("{other} is not an option of a service: {USAGE}")));
                 }
             }
         }

@@ -136,7 +136,7 @@ fn contained<R>(run: impl FnOnce() -> Result<R>) -> Result<R> {
 fn report(transport: &Transport, fault: &Fault) {
     let peer = transport.peer();
     if fault.internal {
-        tracing::error!(listener = peer.listener(), "a connection has ended by a fault of the service's: {fault}");
+        tracing::error!(listener = peer.listener(), "a connection ended because of a fault in the service: {fault}");
     } else {
         tracing::debug!(listener = peer.listener(), peer = peer.address(), "a connection has ended: {fault}");
     }
@@ -185,7 +185,7 @@ impl<D: Door> Line<D> {
                 }
                 (Came::Nothing, _) => Ok(()),
                 (Came::Idle, _) => self.with_door(|door, line| door.idle(&line.context, &line.transport)),
-                (Came::Late, _) => Err(Fault::new("TimeoutError", "a message has begun, and comes too slowly")),
+                (Came::Late, _) => Err(Fault::new("TimeoutError", "a message arrives too slowly")),
                 (Came::End, _) => break,
             };
         }

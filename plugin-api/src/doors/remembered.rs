@@ -275,7 +275,7 @@ impl Login {
         let what = match kind {
             "pubkey" => 3,
             "token" => 4,
-            other => return Err(Refused::new(format!("{other} is nothing that can be taken away here"), 0)),
+            other => return Err(Refused::new(format!("{other} cannot be removed here"), 0)),
         };
         self.change_own(from, current.into(), what, label, String::new()).await.map(drop)
     }

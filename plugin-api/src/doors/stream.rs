@@ -576,7 +576,7 @@ pub(crate) fn lent(core: &Core, stream: u64, descriptor: u64, greeting: [&[u8]; 
     let own = descriptor::duplicate(descriptor);
     core.push(&ToHost::Taken { stream, descriptor });
     if let Err(error) = &own {
-        tracing::error!(%error, "there is no descriptor left for what the host lends");
+        tracing::error!(%error, "there is no descriptor left for a stream of the host");
     }
     let said = jelly::to_vec(&greeting.map(String::from_utf8_lossy));
     Reply { bytes: said.unwrap_or_default(), some: true, descriptor: own.ok(), ..Reply::default() }

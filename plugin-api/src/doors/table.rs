@@ -150,7 +150,7 @@ impl Table {
             (Some(taker), Ok(socket)) if !late => (taker, socket),
             (_, socket) => {
                 if let Err(error) = socket {
-                    tracing::error!(%error, "a connection cannot be taken");
+                    tracing::error!(%error, "a connection cannot be accepted");
                 }
                 return core.push(&ToHost::Closed { stream });
             }

@@ -118,7 +118,10 @@ impl Transport {
         let (Some(core), before) = (self.0.core.upgrade(), self.0.output.borrow().len()) else { return };
         let most = if core.doors.unread() > core.limits.get().unread { LITTLE.min(self.0.most) } else { self.0.most };
         if before.saturating_add(bytes.len()) > most {
-            tracing::debug!(peer = self.0.peer.borrow().address(), "a client does not read what it is sent: let go");
+            tracing::debug!(
+                peer = self.0.peer.borrow().address(),
+                "a connection is closed: output buffer limit exceeded, because the client does not read"
+            );
             return self.end();
         }
         self.put(&core, bytes);

@@ -206,7 +206,7 @@ impl Copies {
         self.lose(handle);
         Err(Fault::new(
             "MemoryError",
-            "the service has not asked for this object yet, and keeps no more of its changes",
+            "the service has not read this object yet, and no more of its changes can be stored",
         ))
     }
 
@@ -325,7 +325,7 @@ impl Copies {
             match self.written(core, &*copy) {
                 Ok(state) => drop(written.insert(handle, state)),
                 Err(error) => {
-                    tracing::warn!(class = copy.class(), %error, "a copy of a client's object is not handed over");
+                    tracing::warn!(class = copy.class(), %error, "a copy of a client's object is not handed over to the new code");
                 }
             }
         }
@@ -423,7 +423,9 @@ fn shared_out(of_connections: BTreeMap<u32, Vec<Vec<u8>>>, most: usize) -> Vec<u
     let mut share = most;
     if of_connections.values().map(size).sum::<usize>() > most {
         share = most / of_connections.len().max(1);
-        tracing::warn!("not all copies of clients' objects are handed over: there are too many bytes of them");
+        tracing::warn!(
+            "some copies of clients' objects are not handed over to the new code: they have too many bytes in all"
+        );
     }
     let mut list = Vec::new();
     for copies in of_connections.into_values() {

@@ -33,7 +33,7 @@ impl<S: Service> Runtime<S> {
         drop(live);
         if let Err(fault) = saved {
             let message = format!(
-                "the old code cannot save its state ({fault}); to lose what is not saved, stop and start the service"
+                "the old code cannot save its state ({fault}); to discard the unsaved changes, stop and start the service"
             );
             core.push(&ToHost::Refused { message: &message });
             return core.flush();

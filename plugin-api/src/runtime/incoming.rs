@@ -69,7 +69,8 @@ fn unsendable(error: jelly::Error) -> Fault {
 /// # Errors
 /// If the type's `Serialize` fails.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Encoded> {
-    let core = Core::current().ok_or_else(|| Fault::new("RuntimeError", "an answer is written in calls only"))?;
+    let core =
+        Core::current().ok_or_else(|| Fault::new("RuntimeError", "an answer can be written only during a call"))?;
     let mut encoded = Encoded::default();
     core.encode(value, &mut encoded.bytes, &mut encoded.objects).map_err(unsendable)?;
     Ok(encoded)

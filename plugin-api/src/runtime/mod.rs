@@ -595,7 +595,7 @@ impl<S: Service> Runtime<S> {
         self.service
             .borrow()
             .clone()
-            .ok_or_else(|| Fault::new("RuntimeError", "the service is not made yet: wait until init has returned"))
+            .ok_or_else(|| Fault::new("RuntimeError", "the service does not exist yet: wait until init has returned"))
     }
 }
 

@@ -181,7 +181,7 @@ impl<S: Service> std::fmt::Debug for TestObject<'_, S> {
 impl Serialize for TestRemote {
     fn serialize<Z: Serializer>(&self, serializer: Z) -> std::result::Result<Z::Ok, Z::Error> {
         if self.handle == 0 {
-            return Err(Z::Error::custom("an object of nobody's"));
+            return Err(Z::Error::custom("an object that belongs to nobody"));
         }
         serializer.serialize_newtype_struct(jelly::types::reference::REMOTE, &self.handle)
     }

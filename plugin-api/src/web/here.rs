@@ -83,7 +83,7 @@ impl IntoResponse for Failed {
                 .into_response();
         }
         if self.0.internal {
-            tracing::error!("a page has failed by a fault of the service's: {}", self.0);
+            tracing::error!("a page failed because of a fault in the service: {}", self.0);
             return (StatusCode::INTERNAL_SERVER_ERROR, "The service has failed.\n").into_response();
         }
         (StatusCode::UNPROCESSABLE_ENTITY, format!("{}\n", self.0.message())).into_response()

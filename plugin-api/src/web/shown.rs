@@ -98,5 +98,5 @@ impl HttpBody for UntilEnded {
 
 /// The error when nothing more may be sent.
 pub(super) fn over() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "whoever this is for is not signed in any more")
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the visitor is no longer signed in")
 }

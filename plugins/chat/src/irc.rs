@@ -132,7 +132,7 @@ impl Irc {
 
     /// Adds the client's window.
     fn come_in(&self, context: &Context<Chat>, transport: &Transport) -> Result<()> {
-        let login = transport.login().ok_or_else(|| Fault::unauthorized("the login is gone"))?;
+        let login = transport.login().ok_or_else(|| Fault::unauthorized("the login has ended"))?;
         let (who, joined, echo) = (perspective(&login)?, self.0.joined, self.0.echo);
         let window = Window { who, joined, echo, transport: transport.clone() };
         context.service()?.write(|chat| chat.windows.push(window))
@@ -186,7 +186,7 @@ impl Irc {
             Act::Speak { to, text, notice } => {
                 let reached = context.service()?.read(|chat| chat.spoken(transport, &to, &text, notice))?;
                 if !reached && !notice {
-                    numeric(401, &format!("{to} :nobody of this name is here"));
+                    numeric(401, &format!("{to} :nobody here has this name"));
                 }
             }
             Act::Names => {
@@ -223,7 +223,7 @@ impl Irc {
             person.map(|person| (chat.names().contains(&person), nick(&person)))
         })?;
         match found {
-            None => numeric(401, &format!("{who} :nobody of this name is here")),
+            None => numeric(401, &format!("{who} :nobody here has this name")),
             Some((in_room, name)) => {
                 numeric(311, &format!("{name} {name} {SERVER} * :{name}"));
                 if in_room {
@@ -238,9 +238,9 @@ impl Irc {
     async fn secure(&mut self, alone: bool, transport: &Transport, numeric: impl Fn(u16, &str)) -> Result<()> {
         if !alone {
             // Plaintext behind STARTTLS would look as if it had come by TLS.
-            return Err(Fault::value("there is more behind STARTTLS"));
+            return Err(Fault::value("more input follows STARTTLS"));
         }
-        numeric(670, ":go on with TLS");
+        numeric(670, ":begin the TLS handshake");
         transport.start_tls().await?;
         // What came in plaintext may be somebody else's.
         self.0 = Session::default();

@@ -147,7 +147,7 @@ impl Session {
             "QUIT" => vec![Act::Quit(message.parameter(0).unwrap_or("gone").to_owned())],
             "CAP" => self.capabilities(message, means),
             "STARTTLS" if self.has_logged_in() => vec![numeric(691, self.nick(), ":too late")],
-            "STARTTLS" if !means.start_tls => vec![numeric(691, self.nick(), ":there is no TLS to go over to here")],
+            "STARTTLS" if !means.start_tls => vec![numeric(691, self.nick(), ":TLS is not available here")],
             "STARTTLS" => vec![Act::Secure],
             "AUTHENTICATE" => self.authenticate(message, means),
             _ if self.welcomed => self.inside(message),
@@ -210,8 +210,8 @@ impl Session {
                 vec![say("AUTHENTICATE +")]
             }
             Sasl::No => vec![
-                numeric(908, &nick, &format!("{} :are the ways to log in", means.ways())),
-                numeric(904, &nick, ":there is no such way to log in"),
+                numeric(908, &nick, &format!("{} :are the available SASL mechanisms", means.ways())),
+                numeric(904, &nick, ":there is no such SASL mechanism"),
             ],
             Sasl::Asked => vec![numeric(904, &nick, ":one login at a time")],
             Sasl::External => {
@@ -222,7 +222,7 @@ impl Session {
                 self.sasl = if name.is_some() { Sasl::Asked } else { Sasl::No };
                 match name {
                     Some(name) => vec![Act::LogInByCertificate(name)],
-                    None => self.refused("that is not what EXTERNAL is", 0),
+                    None => self.refused("malformed EXTERNAL response", 0),
                 }
             }
             Sasl::Plain(said) => {
@@ -242,7 +242,7 @@ impl Session {
                 self.sasl = if read.is_some() { Sasl::Asked } else { Sasl::No };
                 match read {
                     Some((name, password)) => vec![Act::LogIn(name, password)],
-                    None => self.refused("that is not what PLAIN is", 0),
+                    None => self.refused("malformed PLAIN response", 0),
                 }
             }
         }
@@ -359,7 +359,7 @@ impl Session {
             "ISON" => vec![Act::IsOn(
                 message.parameters.iter().flat_map(|names| names.split_whitespace()).map(str::to_owned).collect(),
             )],
-            "NICK" => vec![numeric(432, &nick, "* :you are called what your perspective is called")],
+            "NICK" => vec![numeric(432, &nick, "* :your nickname is the name of your perspective")],
             "MODE" => match message.parameter(0) {
                 Some(name) if room(name) && message.parameter(1).is_none_or(|mode| mode.contains('b')) => {
                     match message.parameter(1) {

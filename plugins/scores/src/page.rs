@@ -124,7 +124,7 @@ fn shown(site: &Site, login: Option<&Login>, refused: Option<&Refused>) -> Resul
                             }
                         }
                     }
-                    @if best.is_empty() { p { "Nobody has handed in a score yet." } }
+                    @if best.is_empty() { p { "Nobody has submitted a score yet." } }
                     @match login {
                         Some(login) => (mine(&login.perspectives()[0])),
                         None => (stranger(refused)),
@@ -156,7 +156,7 @@ fn stranger(refused: Option<&Refused>) -> Markup {
             input id="name" name="name" autocomplete="username" autocapitalize="none" required;
             label for="password" { "Password" }
             input id="password" name="password" type="password" autocomplete="current-password" required;
-            button type="submit" { "Sign in to hand in a score" }
+            button type="submit" { "Sign in to submit a score" }
         }
     }
 }

@@ -54,5 +54,5 @@ fn a_signed_in_user_submits_a_score_that_everybody_sees() {
     // The same table as by Perspective Broker, and the same try.
     assert_eq!(standing(&host.attach("alice").unwrap().call("submit", (50,)).unwrap()), (70, 2, 1));
     ask("POST /sign-out", &cookie, "");
-    assert!(ask("GET /", &cookie, "").contains("Sign in to hand in a score"));
+    assert!(ask("GET /", &cookie, "").contains("Sign in to submit a score"));
 }

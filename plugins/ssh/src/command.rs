@@ -14,13 +14,13 @@ const WORDS: [&str; 4] = ["exit", "help", "logout", "quit"];
 pub(crate) const USAGE: &str = "\
 [--json] [--follow] SERVICE[/PERSPECTIVE] METHOD [ARGUMENT…]
 
-  help [SERVICE [METHOD]]  what there is
+  help [SERVICE [METHOD]]  shows services, methods and their arguments
   exit                     ends the session
   --json                   answers as JSON, one a line
-  --follow                 stays, and shows what the service calls
+  --follow                 keeps the session open, and shows the service's callbacks
                            (ssh has options of its own: ssh HOST -- --json SERVICE METHOD)
 
-An argument is a text where the method wants one, and JSON elsewhere; NAME=ARGUMENT is one by its name.
+An argument is text where the method expects text, and JSON elsewhere; NAME=ARGUMENT passes an argument by its name.
 ";
 
 /// What a line asks for.
@@ -56,8 +56,9 @@ fn wrong(what: impl Into<String>, hint: impl Into<String>) -> Wrong {
 impl Line {
     /// Reads a line.
     pub(crate) fn read(text: &str) -> Result<Self, Wrong> {
-        let words = shell_words::split(text)
-            .map_err(|_| wrong("a quote is not closed", "a quote within a text is written \"it's\" or it\\'s"))?;
+        let words = shell_words::split(text).map_err(|_| {
+            wrong("a quotation mark is not closed", "write a quotation mark within text as \"it's\" or it\\'s")
+        })?;
         let mut line = Self { json: false, follow: false, request: Request::Nothing };
         let mut words = words.into_iter().peekable();
         while let Some(option) = words.next_if(|word| word.starts_with("--")) {
@@ -154,7 +155,7 @@ impl Reach {
     pub(crate) fn help(&self, words: &[String]) -> Result<String, Wrong> {
         let of = |service: &String| match self.services.get(service) {
             Some(Some(manifest)) => Ok(manifest),
-            Some(None) => Err(wrong(format!("{service} does not serve just now"), "")),
+            Some(None) => Err(wrong(format!("{service} is not serving just now"), "")),
             None => Err(self.unknown(service)),
         };
         match words {
@@ -171,7 +172,7 @@ impl Reach {
     pub(crate) fn unknown(&self, service: &str) -> Wrong {
         let known: Vec<&str> = self.services.keys().map(String::as_str).collect();
         let hint = match known.as_slice() {
-            [] => "you have no keys: the operator gives them".to_owned(),
+            [] => "you have no keys: ask the operator for one".to_owned(),
             known => format!("you have keys for {}", known.join(", ")),
         };
         wrong(format!("you have no key for a service {service}"), hint)
@@ -182,7 +183,7 @@ impl Reach {
         let wide = self.services.keys().map(String::len).max().unwrap_or_default();
         shown.push_str("\nYou have keys for:\n");
         for (service, manifest) in &self.services {
-            let doc = manifest.as_ref().map_or("does not serve just now", |manifest| first_line(&manifest.doc));
+            let doc = manifest.as_ref().map_or("is not serving just now", |manifest| first_line(&manifest.doc));
             shown.push_str(&format!("  {service:wide$}  {doc}\n"));
         }
         for (service, perspective) in &self.perspectives {

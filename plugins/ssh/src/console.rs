@@ -134,7 +134,7 @@ impl Console {
                 () = self.wire.hear() => {}
                 () = &mut dead => {
                     self.attached.remove(place);
-                    return Outcome::failed(&format!("{} is not there any more, or your key to it is not", place.0));
+                    return Outcome::failed(&format!("{} does not exist any more, or you no longer have a key to it", place.0));
                 }
             }
         }
@@ -158,7 +158,7 @@ impl Console {
                 tokio::task::yield_now().await;
             }
             if self.wire.heard.was_over() {
-                let what = "more commands wait than can be kept: what comes from here on is not run".to_owned();
+                let what = "too many commands wait: further input is not run".to_owned();
                 return self.show(&Wrong { what, hint: "send less at once".to_owned() }.into()).await;
             }
             let heard = &self.wire.heard;
@@ -214,7 +214,7 @@ impl Console {
                 continue;
             }
             if self.wire.heard.was_over() {
-                let what = "more was typed than can be kept: the rest is not there".to_owned();
+                let what = "too much was typed ahead: the rest is discarded".to_owned();
                 self.show(&Wrong { what, hint: String::new() }.into()).await;
             }
             editor.redraw(&mut out);
@@ -243,7 +243,7 @@ impl Console {
             Done::End => return false,
             Done::Interrupt => {}
             Done::TooLong => {
-                let what = format!("a line has {} letters at most: nothing of it was run", self.limits.line);
+                let what = format!("a line has at most {} characters: nothing of it was run", self.limits.line);
                 self.show(&Wrong { what, hint: String::new() }.into()).await;
             }
             Done::Complete(before) => return self.complete(editor, &before, out).await,
@@ -431,9 +431,9 @@ fn not_found(error: Error, call: &Call) -> Problem {
         "twisted.python.failure.DefaultException" => Problem::NoKey(service.clone()),
         "twisted.cred.error.KeyNotFound" => {
             let what = format!("you have no key for {service}/{}", call.perspective.as_deref().unwrap_or_default());
-            Problem::Wrong(Wrong { what, hint: "`help` shows those that you have".to_owned() })
+            Problem::Wrong(Wrong { what, hint: "`help` shows your keys".to_owned() })
         }
-        "builtins.KeyError" => Problem::Failed(format!("{service} does not serve just now")),
+        "builtins.KeyError" => Problem::Failed(format!("{service} is not serving just now")),
         _ => failed(error, ""),
     }
 }
@@ -447,7 +447,7 @@ fn failed(error: Error, method: &str) -> Problem {
             Problem::Wrong(Wrong { what: failure.value, hint: String::new() })
         }
         Error::Failure(failure) => Problem::Failed(failure.to_string()),
-        Error::Lost(why) => Problem::Failed(format!("the host has let go: {why}")),
+        Error::Lost(why) => Problem::Failed(format!("the host has closed the connection: {why}")),
         error => Problem::Failed(error.to_string()),
     }
 }

@@ -53,7 +53,7 @@ impl Service for Ssh {
         // In a task, because the store accepts a service's writes only once it serves.
         context.clone().spawn(async move {
             if let Err(fault) = serve(&me, &context, streams).await {
-                tracing::error!("nobody can come by SSH: {fault}");
+                tracing::error!("nobody can connect by SSH: {fault}");
             }
         });
         Ok(())

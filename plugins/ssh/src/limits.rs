@@ -45,7 +45,7 @@ impl Limits {
         match all.into_iter().find(|(_, value, least, most)| !(least..=most).contains(&value)) {
             None => Ok(self),
             Some((name, value, least, most)) => {
-                Err(Fault::value(format!("[service.ssh] {name} is {value}: it may be from {least} to {most}")))
+                Err(Fault::value(format!("[service.ssh] {name} is {value}: the range is {least} to {most}")))
             }
         }
     }
@@ -59,7 +59,7 @@ mod tests {
     fn limits_have_a_minimum_and_a_maximum() {
         assert_eq!(Limits::default().checked(), Ok(Limits::default()));
         let none = Limits { channels: 0, ..Limits::default() };
-        assert_eq!(none.checked().unwrap_err().message(), "[service.ssh] channels is 0: it may be from 1 to 1000");
+        assert_eq!(none.checked().unwrap_err().message(), "[service.ssh] channels is 0: the range is 1 to 1000");
         assert!(Limits { shown_bytes: 2 << 30, ..Limits::default() }.checked().is_err());
     }
 }

@@ -53,7 +53,8 @@ impl Signer {
     pub(crate) async fn own<S: Service>(context: &Context<S>) -> Result<Self> {
         if let Some(kept) = context.data().get::<plugin_api::Bytes>(KEY).await? {
             let kept = plugin_api::Zeroizing::new(kept.0);
-            let seed = kept.as_slice().try_into().map_err(|_| Fault::value("the key of assertions has 32 bytes"))?;
+            let seed =
+                kept.as_slice().try_into().map_err(|_| Fault::value("the key of assertions must have 32 bytes"))?;
             return Ok(Self::new(seed));
         }
         let mut seed = plugin_api::Zeroizing::new([0; 32]);

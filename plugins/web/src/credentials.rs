@@ -87,15 +87,15 @@ pub(crate) async fn password(
         Err(answer) => return answer,
     };
     if *new != *again {
-        let said = "the new password was not the same both times";
+        let said = "the two new passwords differ";
         return (StatusCode::BAD_REQUEST, html::password(&site, login.identity(), Some(said))).into_response();
     }
     match login.change_password(&visitor, current.as_str(), new.as_str()).await {
         // Logins by the old password have ended by now, including this one, unless it is by a token.
         Ok(()) if login.is_ended() => {
-            html::message(&site, "Your password is changed: sign in with it.").into_response()
+            html::message(&site, "Your password was changed: sign in with the new one.").into_response()
         }
-        Ok(()) => own_page(&site, &login, StatusCode::OK, Some(Said::Done("your password is changed"))).await,
+        Ok(()) => own_page(&site, &login, StatusCode::OK, Some(Said::Done("your password was changed"))).await,
         Err(why) => refused(&why, html::password(&site, login.identity(), Some(why.message()))),
     }
 }
@@ -147,10 +147,10 @@ pub(crate) async fn remove(
     };
     match login.remove_credential(&visitor, current.as_str(), &kind, &label).await {
         Ok(()) if login.is_ended() => {
-            html::message(&site, "It is taken away, and with it you are signed out.").into_response()
+            html::message(&site, "It was removed, and you were signed out with it.").into_response()
         }
         Ok(()) => {
-            let said = format!("{label:?} is taken away");
+            let said = format!("{label:?} was removed");
             own_page(&site, &login, StatusCode::OK, Some(Said::Done(&said))).await
         }
         Err(why) => refused(&why, html::take_away(&site, &kind, &label, Some(why.message()))),

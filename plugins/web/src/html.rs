@@ -96,7 +96,7 @@ pub(crate) fn own(site: &Site, identity: &str, account: &Account, said: Option<S
             }
         }
         section aria-labelledby="what" {
-            h2 id="what" { "What you sign in with" }
+            h2 id="what" { "Your passwords and keys" }
             ul.rows {
                 @for credential in &account.credentials {
                     li {
@@ -121,7 +121,7 @@ pub(crate) fn own(site: &Site, identity: &str, account: &Account, said: Option<S
             }
         }
         section aria-labelledby="keys" {
-            h2 id="keys" { "What you have keys for" }
+            h2 id="keys" { "Services that you have keys for" }
             ul.keys { @for (service, perspective) in &account.keys { li { (service) "/" (perspective) } } }
         }
     };
@@ -137,12 +137,12 @@ pub(crate) fn password(site: &Site, identity: &str, said: Option<&str>) -> Marku
         form method="post" action={ (site.path) "/password" } {
             // For password managers: whose password it is.
             input type="hidden" name="name" value=(identity) autocomplete="username";
-            label for="current" { "The password that you have" }
+            label for="current" { "Your current password" }
             input id="current" name="current" type="password" autocomplete="current-password" required autofocus
                 aria-describedby=[said.map(|_| "wrong")];
             label for="new" { "The new one" }
             input id="new" name="new" type="password" autocomplete="new-password" required;
-            label for="again" { "The new one, once more" }
+            label for="again" { "The new password, again" }
             input id="again" name="again" type="password" autocomplete="new-password" required;
             button type="submit" { "Change" }
         }
@@ -160,7 +160,7 @@ pub(crate) fn add_key(site: &Site, key: &str, label: &str, said: Option<&str>) -
             label for="key" { "The public key: the line in a file that ends in .pub, or a certificate" }
             textarea id="key" name="key" rows="5" spellcheck="false" required autofocus
                 aria-describedby=[said.map(|_| "wrong")] { (key) }
-            label for="label" { "What to call it, if not as it says itself" }
+            label for="label" { "A label; by default the key's own" }
             input id="label" name="label" type="text" value=(label);
             label for="current" { "Your password" }
             input id="current" name="current" type="password" autocomplete="current-password" required;
@@ -176,7 +176,7 @@ pub(crate) fn take_away(site: &Site, kind: &str, label: &str, said: Option<&str>
     let content = html! {
         h1 { "Take away " (self::kind(kind)) " " q { (label) } }
         @if let Some(said) = said { p.wrong role="alert" id="wrong" { (sentence(said)) } }
-        p { "Wherever somebody has signed in with it, that ends." }
+        p { "All sessions that began with it will end." }
         form method="post" action={ (site.path) "/credentials/remove" } {
             input type="hidden" name="kind" value=(kind);
             input type="hidden" name="label" value=(label);

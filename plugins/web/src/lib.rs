@@ -71,7 +71,11 @@ impl Settings {
         let time = |name: &str, text: &str| {
             let wrong = |why: String| Fault::value(format!("{name} = {text:?}: {why}; a time is \"12 hours\""));
             let time: Duration = humantime::parse_duration(text).map_err(|error| wrong(error.to_string()))?;
-            if time < Duration::from_secs(60) { Err(wrong("it is at least a minute".to_owned())) } else { Ok(time) }
+            if time < Duration::from_secs(60) {
+                Err(wrong("it must be at least a minute".to_owned()))
+            } else {
+                Ok(time)
+            }
         };
         Ok(Lasts { idle: time("idle", &self.idle)?, longest: time("longest", &self.longest)? })
     }
@@ -84,16 +88,16 @@ impl Settings {
             |text: &str| url::Url::parse(&format!("https://{text}/")).is_ok_and(|url| url.host_str() == Some(text));
         match self {
             Self { path, .. } if !path.is_empty() && (!path.starts_with('/') || path.ends_with('/')) => {
-                wrong("path", "it begins with a / and ends without one: \"/account\"")
+                wrong("path", "it must begin with a / and must not end with one: \"/account\"")
             }
             Self { path, .. } if !path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte)) => {
-                wrong("path", "it has letters, digits and -_.~ between its slashes")
+                wrong("path", "between its slashes it may have only letters, digits and -_.~")
             }
             Self { domain: Some(domain), .. } if !host(domain) || !domain.contains('.') => {
-                wrong("domain", "it is a domain, such as \"example.org\"")
+                wrong("domain", "it must be a domain, such as \"example.org\"")
             }
             Self { url, .. } if !url.is_empty() && url::Url::parse(url).is_err() => {
-                wrong("url", "it is where people find the pages: \"https://auth.example.org\"")
+                wrong("url", "it must be the address of the pages: \"https://auth.example.org\"")
             }
             _ => Ok(()),
         }

@@ -120,8 +120,8 @@ pub(crate) async fn sign_out(State(site): State<Site>, visitor: Visitor, headers
     let cookie = match site.sign_ins.sign_out(&visitor, &headers).await {
         Ok(cookie) => cookie,
         Err(refused) => {
-            tracing::error!("nobody can sign out: {refused}");
-            let said = "You are still signed in: this cannot be done just now.";
+            tracing::error!("signing out failed: {refused}");
+            let said = "You are still signed in: signing out is not possible just now.";
             return (StatusCode::SERVICE_UNAVAILABLE, html::message(&site, said)).into_response();
         }
     };

@@ -72,8 +72,7 @@ pub(super) fn scanned<R>(
     }
     let known = found.references.iter().map(|reference| (reference.kind, reference.luid.unwrap_or(u64::MAX)));
     if !known.eq(objects.iter().copied()) {
-        let what =
-            "an untyped value refers to an object by its number, which may be another connection's: send the object";
+        let what = "an untyped value refers to an object by its number, which may belong to another connection: send the object";
         return Err(jelly::Error::Custom(what.to_owned()));
     }
     Ok(then(found.references))

@@ -63,7 +63,7 @@ impl Client {
                 Ok(Self { link: Link { commands, flow }, timeout: options.timeout, private: options.private })
             }
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(Error::Lost("it closed before it said anything".to_owned())),
+            Err(_) => Err(Error::Lost("it closed before it was ready".to_owned())),
         }
     }
 

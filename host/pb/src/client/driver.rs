@@ -170,13 +170,13 @@ impl Driver {
             let backlog = going.left().len() + self.broker.output.bytes.len();
             // Output that was requested earlier is still sent.
             if unused.is_some() && backlog == 0 && going.flushed {
-                return "nobody uses it any more".to_owned();
+                return "it is not used any more".to_owned();
             }
             let handled = self.ready.is_none() && unused.is_none();
             tokio::select! {
                 written = going.push(writer), if !going.left().is_empty() || !going.flushed => match written {
                     Ok(None) => going.flushed = true,
-                    Ok(Some(0)) => return "the host takes nothing any more".to_owned(),
+                    Ok(Some(0)) => return "the host accepts no more data".to_owned(),
                     Ok(Some(count)) => (going.gone, going.flushed) = (going.gone + count, false),
                     Err(error) => return error.to_string(),
                 },
@@ -190,7 +190,7 @@ impl Driver {
                     None => unused = Some(Instant::now() + LAST),
                 },
                 () = sleep_until(unused.unwrap_or_else(Instant::now)), if unused.is_some() => {
-                    return "the host does not take what was left for it".to_owned();
+                    return "the host does not read the remaining output".to_owned();
                 }
                 () = given_up(&mut self.ready) => return "nobody waits for it any more".to_owned(),
             }

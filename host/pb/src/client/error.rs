@@ -17,7 +17,7 @@ pub enum Error {
     #[error("the connection is lost: {0}")]
     Lost(String),
     /// The connection was lost before the call was sent. The call can be repeated.
-    #[error("the connection is lost: {0}")]
+    #[error("not sent: the connection is lost: {0}")]
     NotSent(String),
     /// The timeout expired. The library no longer waits for the answer.
     #[error("no answer within {} s", .0.as_secs_f64())]
@@ -26,8 +26,11 @@ pub enum Error {
     #[error(transparent)]
     Jelly(#[from] jelly::Error),
     /// The other side answered with something unexpected.
-    #[error("the host answered with something unexpected: {0}")]
+    #[error("unexpected answer from the host: {0}")]
     Unexpected(String),
+    /// The arguments of a call cannot be sent. Nothing was sent.
+    #[error("not sent: {0}")]
+    Argument(&'static str),
     /// The host could not be reached.
     #[error("cannot reach {to}: {why}")]
     Connect {
@@ -38,18 +41,18 @@ pub enum Error {
         why: io::Error,
     },
     /// The host refuses the login of a [`Session`](super::Session), which does not try again.
-    #[error("the host does not let in whoever this is: {0}")]
+    #[error("the host refused the login: {0}")]
     Refused(Arc<Error>),
     /// The other side already holds as many local objects as it may ([`Options::references`](super::Options)).
-    #[error("the other side holds as many of our objects as it may")]
+    #[error("the other side holds the maximum number of our objects")]
     TooManyReferences,
     /// A host requested a signature on something that is not a login under this name. It was not signed.
-    #[error("the host wants something signed that is no login of {0}'s; it was not signed")]
+    #[error("the host requested a signature on something other than a login of {0}; it was not signed")]
     NotSigned(String),
     /// The token was not sent, because it would go over the network unencrypted.
-    #[error("the token would go over the network in the clear, and was not sent")]
+    #[error("the token was not sent: it would go over the network in the clear")]
     InTheClear,
     /// The data to be sent in pages could not be read.
-    #[error("what is to be sent cannot be read: {0}")]
+    #[error("the data to send cannot be read: {0}")]
     Reading(#[source] io::Error),
 }

@@ -79,7 +79,7 @@ impl<T: Follow> Followed<T> {
         // After a panic in a change, the author's code is responsible for the value's consistency.
         let this = Arc::as_ptr(&self.value).cast::<()>();
         let within = OBSERVING.with_borrow(|observing| observing.contains(&this));
-        assert!(!within, "a copy is read while it is being changed, further up");
+        assert!(!within, "a copy is read while its own `observe` runs");
         look(&self.value.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -115,7 +115,7 @@ fn change<T: Follow>(value: &(dyn Any + Send + Sync), asked: Asked) -> Result<()
     let call = Call::new(asked, None);
     let this: *const () = std::ptr::from_ref(value).cast();
     if OBSERVING.with_borrow(|observing| observing.contains(&this)) {
-        return Err(Failure::new("RuntimeError", "the copy is being changed, further up"));
+        return Err(Failure::new("RuntimeError", "the copy's own `observe` is running"));
     }
     OBSERVING.with_borrow_mut(|observing| observing.push(this));
     let observed =
@@ -159,7 +159,7 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
             type Value = Followed<T>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "a cached object of the other side's, a {}", T::TYPE)
+                write!(f, "a cached object of the other side, a {}", T::TYPE)
             }
 
             /// A copy that was received before.
@@ -170,12 +170,12 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                     return Ok(copy);
                 }
                 held.and_then(|held| Followed::new(held, None))
-                    .ok_or_else(|| E::custom(format!("no copy of it as a {} was made when its state came", T::TYPE)))
+                    .ok_or_else(|| E::custom(format!("it was not read as a {} when its state arrived", T::TYPE)))
             }
 
             /// A copy with its type, number and state.
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Followed<T>, A::Error> {
-                let short = || A::Error::custom("a cached object of the other side's with its state");
+                let short = || A::Error::custom("a cached object of the other side with its state");
                 let class: &str = seq.next_element()?.ok_or_else(short)?;
                 if class != T::TYPE {
                     while seq.next_element::<IgnoredAny>()?.is_some() {}
@@ -185,10 +185,10 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                 let value: T = seq.next_element()?.ok_or_else(short)?;
                 let made = Typed { value: Arc::new(Mutex::new(value)), change: change::<T> };
                 referred(|objects| objects.copies.get(&luid).cloned())
-                    .ok_or_else(|| A::Error::custom("a copy can be read out of an answer or a call only"))
+                    .ok_or_else(|| A::Error::custom("a copy can be read only from an answer or a call"))
                     .and_then(|held| {
                         Followed::new(held, Some(made))
-                            .ok_or_else(|| A::Error::custom("too much of it has changed before it was read"))
+                            .ok_or_else(|| A::Error::custom("too many changes arrived before it was read"))
                     })
             }
         }

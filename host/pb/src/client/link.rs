@@ -143,8 +143,8 @@ impl Writing {
                 objects.push((kind, number));
                 Ok(())
             }
-            Some(_) => Err(E::custom("an object of another connection's has no meaning here")),
-            None => Err(E::custom("an object can be sent in calls and answers only")),
+            Some(_) => Err(E::custom("the object belongs to another connection")),
+            None => Err(E::custom("an object can be sent only in calls and answers")),
         })
     }
 }

@@ -192,7 +192,7 @@ const LOGIN_BY_KEY: &[u8] = b"credhost login by key, version 1\0";
 /// Reads a challenge: its bytes, and the object that takes the response.
 fn challenge(answer: &Answer) -> Result<(Vec<u8>, Remote), Error> {
     let value = answer.value()?;
-    let unexpected = || Error::Unexpected("it is no challenge".to_owned());
+    let unexpected = || Error::Unexpected("it is not a challenge".to_owned());
     let bytes = match value.root().items().next().map(|item| item.node()) {
         Some(Node::Bytes(bytes)) => bytes.to_vec(),
         _ => return Err(unexpected()),

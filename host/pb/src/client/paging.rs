@@ -156,9 +156,9 @@ impl Pages {
                 Ok(None)
             }
             Some(Come::TooMuch) => {
-                Err(Error::Lost(format!("more than {MOST} bytes of pages came before they were read")))
+                Err(Error::Lost(format!("more than {MOST} bytes of pages arrived before they were read")))
             }
-            None => Err(Error::Lost("the pages have ended before their end".to_owned())),
+            None => Err(Error::Lost("the pages stopped before the last one".to_owned())),
         }
     }
 

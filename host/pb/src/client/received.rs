@@ -37,7 +37,7 @@ impl Eq for Remote {}
 
 impl Serialize for Remote {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let luid = self.held.luid.ok_or_else(|| S::Error::custom("the root has no number, and cannot be sent"))?;
+        let luid = self.held.luid.ok_or_else(|| S::Error::custom("the root has no number and cannot be sent"))?;
         Writing::admits(&self.held.link.flow, RefKind::Local, luid)?;
         serializer.serialize_newtype_struct(reference::LOCAL, &luid)
     }
@@ -101,18 +101,17 @@ impl Visitor<'_> for Number {
 
 impl<'de> Deserialize<'de> for Remote {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let luid =
-            deserializer.deserialize_newtype_struct(reference::REMOTE, Number("an object of the other side's"))?;
+        let luid = deserializer.deserialize_newtype_struct(reference::REMOTE, Number("an object of the other side"))?;
         referred(|objects| objects.remotes.get(&luid).cloned())
-            .ok_or_else(|| D::Error::custom("an object can be read out of an answer or a call only"))
+            .ok_or_else(|| D::Error::custom("an object can be read only from an answer or a call"))
     }
 }
 
 impl<'de> Deserialize<'de> for Local {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let luid = deserializer.deserialize_newtype_struct(reference::LOCAL, Number("an object of one's own"))?;
+        let luid = deserializer.deserialize_newtype_struct(reference::LOCAL, Number("a local object"))?;
         referred(|objects| objects.locals.get(&luid).cloned())
-            .ok_or_else(|| D::Error::custom("an object of one's own that is not there any more"))
+            .ok_or_else(|| D::Error::custom("a local object that no longer exists"))
     }
 }
 
@@ -176,7 +175,7 @@ impl Answer {
     /// # Errors
     /// Returns an error if the answer is something else.
     pub fn remote(self) -> Result<Remote, Error> {
-        self.read().map_err(|_| Error::Unexpected("it is no reference".to_owned()))
+        self.read().map_err(|_| Error::Unexpected("it is not a reference".to_owned()))
     }
 }
 

@@ -207,7 +207,7 @@ impl Tables {
         let sent = scanned(arguments, first, |found| {
             scanned(keywords, second, |more| {
                 if more.iter().any(|reference| reference.kind == RefKind::Cache) {
-                    return Err(Error::Unexpected("a cacheable object is sent as an argument by its place".to_owned()));
+                    return Err(Error::Argument("a cacheable object can be sent only as a positional argument"));
                 }
                 let arguments = Jelly::new(arguments, found, 0, arguments.len());
                 let keywords = Jelly::new(keywords, more, 0, keywords.len());
@@ -246,7 +246,7 @@ impl Tables {
         })?;
         answered.map_err(|TooManyReferences| {
             exporting.undo(&mut output.tables);
-            Failure::new("MemoryError", "the caller holds as many objects as it may")
+            Failure::new("MemoryError", "the caller holds the maximum number of objects")
         })
     }
 
@@ -369,7 +369,7 @@ impl Tables {
         let (arguments, keywords) = (self.came(output, &call.arguments), self.came(output, &call.keywords));
         let wrong = |error: Error| Failure::new("twisted.spread.jelly.InsecureJelly", error.to_string());
         unless(call.defect).map_err(wrong)?;
-        let gone = || Failure::new("twisted.spread.pb.PBConnectionLost", "nobody uses the connection any more");
+        let gone = || Failure::new("twisted.spread.pb.PBConnectionLost", "the connection is not used any more");
         let link = self.link.upgrade().ok_or_else(gone)?;
         Ok(Asked { link, method: call.method.to_owned(), answer: call.answer, arguments, keywords })
     }
@@ -385,7 +385,8 @@ impl Tables {
         let room = Arc::clone(&self.served).try_acquire_owned();
         let served = self.asked(output, call).and_then(|asked| {
             let object = object.ok_or_else(|| Failure::new("twisted.spread.pb.Error", "Invalid Object ID"))?;
-            let room = room.map_err(|_| Failure::new("MemoryError", "too many calls wait already: ask again later"))?;
+            let room =
+                room.map_err(|_| Failure::new("MemoryError", "too many calls wait already: call again later"))?;
             Ok((object, asked, room))
         });
         let result = match served {

@@ -97,8 +97,7 @@ impl Ldif {
         }
         // An option, such as a language or an old value, changes the meaning of the value.
         if let Some(option) = options.next() {
-            return self
-                .refuse(format!("line {number}: {attribute} with the option {option:?}, which is not understood"));
+            return self.refuse(format!("line {number}: {attribute} has the unsupported option {option:?}"));
         }
         match read(value) {
             Ok(value) => self.attribute(number, &attribute, value),
@@ -109,18 +108,22 @@ impl Ldif {
     fn attribute(&mut self, number: usize, attribute: &str, value: Zeroizing<String>) {
         match attribute {
             "dn" if self.dn.is_some() => {
-                self.refuse(format!("line {number}: another dn; an empty line must stand between two entries"));
+                self.refuse(format!("line {number}: a second dn; an empty line must separate two entries"));
             }
-            "dn" if self.begun != Some(number) => self.refuse(format!("line {number}: an entry begins with its dn")),
+            "dn" if self.begun != Some(number) => {
+                self.refuse(format!("line {number}: an entry must begin with its dn"))
+            }
             "dn" => self.dn = Some(value.to_string()),
             "uid" => self.uids.push(value.trim().to_owned()),
             "userpassword" => self.passwords.push(value),
             "objectclass" => self.is_person |= PEOPLE.contains(&value.trim().to_ascii_lowercase().as_str()),
-            "changetype" => self.refuse("a change (changetype); an export of all entries is taken".to_owned()),
+            "changetype" => {
+                self.refuse("a change record (changetype); only an export of all entries can be imported".to_owned())
+            }
             "shadowexpire" => match value.trim().parse::<i64>() {
                 Ok(-1) => {}
                 Ok(day) if day > 0 => self.expires = Some(day.unsigned_abs().saturating_mul(DAY)),
-                _ => self.refuse(format!("line {number}: shadowExpire is no day after 1970, nor -1")),
+                _ => self.refuse(format!("line {number}: shadowExpire is neither a day after 1970 nor -1")),
             },
             lock => {
                 let says = value.trim().to_ascii_lowercase();
@@ -155,7 +158,7 @@ impl Ldif {
             return Err("an entry without its dn".to_owned());
         }
         if !self.is_person {
-            return Ok(Entry::Passed(format!("{dn} is no person (inetOrgPerson, posixAccount …)")));
+            return Ok(Entry::Passed(format!("{dn} is not a person (inetOrgPerson, posixAccount …)")));
         }
         let name = self.name(&dn).map_err(wrong)?;
         let mut record = Record { name: name.clone(), disabled: self.is_locked, ..Record::default() };
@@ -175,14 +178,14 @@ impl Ldif {
 /// Decodes the value after the colon: plain, in base64, or a reference (an error).
 fn read(value: &str) -> Result<Zeroizing<String>, String> {
     if value.starts_with('<') {
-        return Err("stands elsewhere (:<), where it is not looked for".to_owned());
+        return Err("is in another file (:<), which is not read".to_owned());
     }
     let Some(encoded) = value.strip_prefix(':') else {
         return Ok(Zeroizing::new(value.trim_start_matches(' ').to_owned()));
     };
     let bytes = data_encoding::BASE64.decode(encoded.trim().as_bytes()).map(Zeroizing::new);
     let bytes = bytes.map_err(|error| format!("is not base64: {error}"))?;
-    String::from_utf8(bytes.to_vec()).map(Zeroizing::new).map_err(|_| "is no text".to_owned())
+    String::from_utf8(bytes.to_vec()).map(Zeroizing::new).map_err(|_| "is not text".to_owned())
 }
 
 /// Returns the hash in a userPassword, without its scheme. The error names the scheme only if it is a known one, since
@@ -205,15 +208,15 @@ fn hash(password: &str) -> Result<&str, String> {
         "SASL",
     ];
     let Some((scheme, hash)) = password.strip_prefix('{').and_then(|rest| rest.split_once('}')) else {
-        return Err("userPassword is in the clear; {ARGON2} and {BCRYPT} are taken".to_owned());
+        return Err("userPassword is in the clear; only {ARGON2} and {BCRYPT} are supported".to_owned());
     };
     match scheme.to_ascii_uppercase().as_str() {
         "ARGON2" | "BCRYPT" | "BLF-CRYPT" | "ARGON2ID" => Ok(hash),
         // Many servers store bcrypt hashes there.
         "CRYPT" if hash.starts_with("$2") => Ok(hash),
         other if OTHERS.contains(&other) => {
-            Err(format!("userPassword is {{{other}}}, which is not checked here; {{ARGON2}} and {{BCRYPT}} are"))
+            Err(format!("userPassword is {{{other}}}, which is not supported; {{ARGON2}} and {{BCRYPT}} are"))
         }
-        _ => Err("userPassword is of no kind that is known; {ARGON2} and {BCRYPT} are taken".to_owned()),
+        _ => Err("userPassword is of an unknown kind; only {ARGON2} and {BCRYPT} are supported".to_owned()),
     }
 }

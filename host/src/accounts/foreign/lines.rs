@@ -25,7 +25,7 @@ pub(super) fn entry(format: Format, line: &str) -> Option<Entry> {
 
 fn json(line: &str) -> Result<Entry, String> {
     if !line.trim_start().starts_with('{') {
-        return Err("it is no JSON object, which is {…}".to_owned());
+        return Err("it is not a JSON object: {…}".to_owned());
     }
     let record: Record = serde_json::from_str(line).map_err(|error| plain::json(&error))?;
     Ok(Entry::person(record, None))
@@ -63,7 +63,7 @@ fn shadow(line: &str) -> Result<Entry, String> {
         return Err(format!("it has {} fields; a line of shadow(5) has nine", fields.len()));
     };
     if fields[2..].iter().any(|field| !field.bytes().all(|byte| byte.is_ascii_digit())) {
-        return Err("its last fields are not as shadow(5) has them".to_owned());
+        return Err("its last fields are not numbers, as shadow(5) requires".to_owned());
     }
     if name.is_empty() {
         return Err("it begins with no name".to_owned());
@@ -72,7 +72,7 @@ fn shadow(line: &str) -> Result<Entry, String> {
     let (locked, hash) = (hash.starts_with('!'), hash.trim_start_matches('!'));
     match hash {
         "" if !locked => {
-            return Err(format!("{name} may log in without a password there; here everybody needs one"));
+            return Err(format!("{name} can log in without a password there; here everybody needs one"));
         }
         "" => return Ok(Entry::Passed(format!("{name} has no password"))),
         // Every hash contains a dollar, or has the length of a DES hash.
@@ -96,7 +96,7 @@ fn shadow(line: &str) -> Result<Entry, String> {
         (_, Some(day)) if day > 0 => {
             record.credentials.iter_mut().for_each(|credential| credential.expires = Some(day.saturating_mul(DAY)));
         }
-        _ => return Err("its day of expiry is 0, which some take as never and others as 1970".to_owned()),
+        _ => return Err("its day of expiry is 0, which means never to some programs and 1970 to others".to_owned()),
     }
     Ok(Entry::person(record, None))
 }

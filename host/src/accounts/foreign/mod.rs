@@ -149,7 +149,7 @@ impl<R: BufRead> Reader<R> {
         Ok(Some(match text {
             Ok(text) if self.line == 1 => Ok(Zeroizing::new(text.trim_start_matches('\u{feff}').to_owned())),
             Ok(text) => Ok(Zeroizing::new(text.to_owned())),
-            Err(error) => Err(format!("byte {} is no UTF-8", error.valid_up_to() + 1)),
+            Err(error) => Err(format!("byte {} is not UTF-8", error.valid_up_to() + 1)),
         }))
     }
 
@@ -312,18 +312,18 @@ mod tests {
             read(Format::Shadow, &text),
             [
                 "1: alice by $2y$05$",
-                "2: wrong: its last fields are not as shadow(5) has them",
+                "2: wrong: its last fields are not numbers, as shadow(5) requires",
                 "3: carol by $2y$05$ disabled",
                 "4: dave by $2y$05$ until 1728000000",
                 "5: passed: root has no password",
                 "6: passed: eve has no password",
-                "7: wrong: mallory may log in without a password there; here everybody needs one",
+                "7: wrong: mallory can log in without a password there; here everybody needs one",
                 "8: wrong: it has 2 fields; a line of shadow(5) has nine",
                 "9: must by $2y$05$ disabled",
                 "10: old by $2y$05$ disabled",
                 "11: late by $2y$05$",
-                "12: wrong: its last fields are not as shadow(5) has them",
-                "13: wrong: its day of expiry is 0, which some take as never and others as 1970",
+                "12: wrong: its last fields are not numbers, as shadow(5) requires",
+                "13: wrong: its day of expiry is 0, which means never to some programs and 1970 to others",
                 "14: passed: sun has no password",
                 "15: passed: np has no password",
             ]
@@ -348,15 +348,15 @@ mod tests {
         assert_eq!(
             read(Format::Ldif, &text),
             [
-                "4: passed: dc=example,dc=org is no person (inetOrgPerson, posixAccount …)",
+                "4: passed: dc=example,dc=org is not a person (inetOrgPerson, posixAccount …)",
                 "8: alice by $argon2",
                 "15: bob by $2y$05$",
-                "20: wrong: uid=carol,dc=example,dc=org: userPassword is {SSHA}, which is not checked here; {ARGON2} and {BCRYPT} are",
+                "20: wrong: uid=carol,dc=example,dc=org: userPassword is {SSHA}, which is not supported; {ARGON2} and {BCRYPT} are",
                 "25: dave by nothing",
                 "29: wrong: cn=eve,dc=example,dc=org: it has no uid",
-                "33: wrong: uid=frank,dc=example,dc=org: a change (changetype); an export of all entries is taken",
+                "33: wrong: uid=frank,dc=example,dc=org: a change record (changetype); only an export of all entries can be imported",
                 "36: wrong: uid=grace,dc=example,dc=org: line 39 is not ATTRIBUTE: VALUE",
-                "41: wrong: uid=heidi,dc=example,dc=org: userPassword is in the clear; {ARGON2} and {BCRYPT} are taken",
+                "41: wrong: uid=heidi,dc=example,dc=org: userPassword is in the clear; only {ARGON2} and {BCRYPT} are supported",
             ]
         );
     }
@@ -369,7 +369,7 @@ mod tests {
             )
         };
         for (text, said) in [
-            (person("a", &person("b", "")), "1: wrong: uid=a,dc=example: line 5: another dn"),
+            (person("a", &person("b", "")), "1: wrong: uid=a,dc=example: line 5: a second dn"),
             (person("a", "pwdAccountLockedTime: 000001010000Z\n"), "1: a by $2y$05$ disabled"),
             (person("a", "nsAccountLock: TRUE\n"), "1: a by $2y$05$ disabled"),
             (person("a", "nsAccountLock: false\n"), "1: a by $2y$05$"),
@@ -377,13 +377,16 @@ mod tests {
             (person("a", "shadowExpire: -1\n"), "1: a by $2y$05$"),
             (
                 person("a", "userPassword;vdcsn-5;deleted: x\n"),
-                "1: wrong: uid=a,dc=example: line 5: userpassword with the option",
+                "1: wrong: uid=a,dc=example: line 5: userpassword has the unsupported option",
             ),
             (person("a", "uid: other\n"), "1: a by $2y$05$"),
             (person("a", "cn: x\n\ty\n"), "1: wrong: uid=a,dc=example: line 6 is not ATTRIBUTE: VALUE"),
-            (person("a", "userPassword: {mySecret}\n"), "1: wrong: uid=a,dc=example: userPassword is of no kind"),
+            (
+                person("a", "userPassword: {mySecret}\n"),
+                "1: wrong: uid=a,dc=example: userPassword is of an unknown kind",
+            ),
             (person("a", "\nsearch: 2\nresult: 0 Success\n"), "1: a by $2y$05$"),
-            ("uid: a\ndn: uid=a\n".to_owned(), "1: wrong: line 2: an entry begins with its dn"),
+            ("uid: a\ndn: uid=a\n".to_owned(), "1: wrong: line 2: an entry must begin with its dn"),
         ] {
             let read = read(Format::Ldif, &text);
             assert!(read.len() == 1 && read[0].starts_with(said) && !read[0].contains("mySecret"), "{text}{read:#?}");

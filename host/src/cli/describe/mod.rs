@@ -53,7 +53,7 @@ impl Describe {
         at.map(|at| manifests.swap_remove(at)).ok_or_else(|| {
             let meant = nearest::meant(&self.service, manifests.iter().map(|manifest| &manifest.service));
             CliError::new(format!("no library in {} is the service {}{meant}", home.plugins().display(), self.service))
-                .hint("`credhost service list` shows what is in there; no host runs")
+                .hint("`credhost service list` shows the services; no host runs")
         })
     }
 }

@@ -92,7 +92,7 @@ impl Section {
             let time = time.map_err(|error| format!("{name} = {text:?}: {error}; a time is \"30 s\""))?;
             let fits = (1..=most).contains(&time.as_secs());
             let longest = humantime::format_duration(Duration::from_secs(most));
-            fits.then_some(time).ok_or_else(|| format!("{name} = {text:?}: it may be from 1s to {longest}"))
+            fits.then_some(time).ok_or_else(|| format!("{name} = {text:?}: the range is 1s to {longest}"))
         };
         let login = time("login", &login, 3600)?;
         let idle = idle.map(|text| time("idle", &text, 30 * 24 * 3600)).transpose()?;
@@ -100,26 +100,30 @@ impl Section {
         let stalled = stalled.map(|text| time("stalled", &text, 3600)).transpose()?;
         let message = message.map(|text| time("message", &text, 3600)).transpose()?;
         if rate.is_some_and(|rate| !(1..=1_000_000).contains(&rate)) {
-            return Err("rate is in bytes a second: it may be from 1 to 1000000".to_owned());
+            return Err("rate is in bytes a second: the range is 1 to 1000000".to_owned());
         }
         if starttls && idle.is_some() {
-            return Err("idle is for listeners that are TLS from the beginning, or never: starttls has none".to_owned());
+            return Err("idle cannot be combined with starttls, only with tls or with neither".to_owned());
         }
         if tls && starttls {
-            return Err("tls and starttls are one or the other: all that comes is TLS, or it becomes so".to_owned());
+            return Err(
+                "tls and starttls exclude each other: a connection begins with TLS, or switches to it later".to_owned()
+            );
         }
         if certificates && !tls && !starttls {
-            return Err("certificates are shown by TLS: set tls = true or starttls = true".to_owned());
+            return Err("certificates needs TLS: set tls = true or starttls = true".to_owned());
         }
         if connections == 0 || per_source == 0 {
-            return Err("connections and per_source begin at 1".to_owned());
+            return Err("connections and per_source must be at least 1".to_owned());
         }
         let address = match shown.split_once(':') {
             Some(("unix", path)) if path.starts_with('/') => Address::Unix(PathBuf::from(path)),
-            Some(("unix", _)) => return Err(format!("{shown:?}: a Unix socket needs its whole path: \"unix:/run/…\"")),
+            Some(("unix", _)) => {
+                return Err(format!("{shown:?}: a Unix socket needs an absolute path: \"unix:/run/…\""));
+            }
             Some(("systemd", "")) | None => {
                 return Err(format!(
-                    "{shown:?} is no address: \"127.0.0.1:6667\", \"unix:/run/chat.sock\" or \"systemd:NAME\""
+                    "{shown:?} is not an address: \"127.0.0.1:6667\", \"unix:/run/chat.sock\" or \"systemd:NAME\""
                 ));
             }
             Some(("systemd", name)) => Address::Systemd(name.to_owned()),
@@ -135,12 +139,12 @@ impl Section {
         let proxy_protocol = networks(&proxy_protocol).map_err(|why| format!("proxy_protocol: {why}"))?;
         if !proxy_protocol.is_empty() && !proxies.is_empty() {
             return Err(
-                "proxies and proxy_protocol are one or the other: a connection that has a header is its client's"
+                "proxies and proxy_protocol exclude each other: a connection with a header belongs to one client"
                     .to_owned(),
             );
         }
         if !proxy_protocol.is_empty() && matches!(address, Address::Unix(_)) {
-            return Err("proxy_protocol is for connections by TCP".to_owned());
+            return Err("proxy_protocol is for TCP connections".to_owned());
         }
         let clear = !tls && !starttls && !plaintext && !encrypted;
         if let Address::Tcp(found) = &address
@@ -148,8 +152,8 @@ impl Section {
             && clear
         {
             return Err(format!(
-                "{open} can be reached by others, and they could listen: set tls = true or starttls = true \
-                 (`credhost tls init` makes certificates), encrypted = true where the protocol does so by itself, as SSH, \
+                "others can reach {open} and could read the traffic: set tls = true or starttls = true \
+                 (`credhost tls init` makes certificates), encrypted = true where the protocol itself encrypts, as SSH, \
                  or insist with plaintext = true"
             ));
         }
@@ -189,5 +193,5 @@ impl Section {
 fn permissions(text: &str) -> Result<u32, String> {
     let octal = text.len() >= 3 && text.bytes().all(|digit| digit.is_ascii_digit());
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
-    mode.ok_or_else(|| format!("mode = {text:?}: permissions are written as for chmod: \"0660\""))
+    mode.ok_or_else(|| format!("mode = {text:?}: write permissions as for chmod: \"0660\""))
 }

@@ -18,7 +18,7 @@ pub struct Made {
 #[non_exhaustive]
 pub enum MakeError {
     /// No client could verify a host by this name.
-    #[error("{0:?} is neither a name that DNS can have, such as \"this.host\", nor an address")]
+    #[error("{0:?} is neither a DNS name, such as \"this.host\", nor an address")]
     Name(String),
     /// The authority cannot be read, or a certificate cannot be created.
     #[error(transparent)]

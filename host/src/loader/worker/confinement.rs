@@ -39,7 +39,7 @@ impl FromStr for Isolation {
 
     fn from_str(word: &str) -> Result<Self, String> {
         let known = Self::ALL.into_iter().find(|isolation| isolation.to_string() == word);
-        known.ok_or_else(|| format!("{word:?} is no isolation: it is \"none\", \"process\" or \"sandbox\""))
+        known.ok_or_else(|| format!("{word:?} is not an isolation: use \"none\", \"process\" or \"sandbox\""))
     }
 }
 
@@ -92,7 +92,9 @@ impl FromStr for Permission {
         let path = |path: &str| {
             let (path, up) = (Path::new(path), std::path::Component::ParentDir);
             let whole = path.is_absolute() && !path.components().any(|part| part == up);
-            whole.then(|| path.to_owned()).ok_or_else(|| format!("{word:?}: a path begins with /, and goes nowhere up"))
+            whole
+                .then(|| path.to_owned())
+                .ok_or_else(|| format!("{word:?}: a path must begin with / and must not contain .."))
         };
         match word.split_once(':') {
             Some(("read", rest)) => path(rest).map(Self::Read),
@@ -106,7 +108,7 @@ impl FromStr for Permission {
             }
             None if word == "processes" => Ok(Self::Processes),
             _ => Err(format!(
-                "{word:?} is nothing that can be allowed: \"read:/PATH\", \"write:/PATH\", \"net:tcp:PORT\", \"net:udp\", \"processes\""
+                "{word:?} is not a permission: use \"read:/PATH\", \"write:/PATH\", \"net:tcp:PORT\", \"net:udp\" or \"processes\""
             )),
         }
     }

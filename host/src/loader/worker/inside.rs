@@ -250,7 +250,7 @@ pub fn child() -> ! {
     match serve() {
         Ok(()) => std::process::exit(0),
         Err(error) => {
-            eprintln!("credhost: a worker cannot begin: {error}");
+            eprintln!("credhost: a worker cannot start: {error}");
             std::process::exit(1)
         }
     }

@@ -35,7 +35,7 @@ impl Elsewhere for Link {
     }
 
     fn overrun(&self) {
-        self.process.kill("asked for more than it took, and was killed for it");
+        self.process.kill("asked for more answers than it read, and was killed");
     }
 }
 
@@ -149,10 +149,10 @@ impl Link {
         state.asks = false;
         if let Err(error) = &sent {
             // It will not ask again. If it is already gone, the reader will notice.
-            tracing::debug!(%error, "a worker is not given what it is sent");
+            tracing::debug!(%error, "sending to a worker failed");
         }
         if let Some(error) = sent.as_ref().err().filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
-            self.process.kill(&format!("could not receive what it asked for ({error}), and was killed"));
+            self.process.kill(&format!("could not receive the answers that it asked for ({error}), and was killed"));
         }
         if sent.is_err() || state.out.is_waiting() {
             self.wake();
@@ -390,7 +390,7 @@ fn descriptors(owed: &mut Owed, batch: &mut Vec<u8>) -> Vec<OwnedFd> {
             number
         }
         Err(error) => {
-            tracing::warn!(%error, "a stream cannot be handed to its service");
+            tracing::warn!(%error, "a stream cannot be passed to its service");
             u64::MAX
         }
     });

@@ -63,12 +63,12 @@ impl Worker {
             return;
         }
         if let Ending::Malformed(wrong) = &ending {
-            process.kill(&format!("said {wrong}, and was killed for it"));
+            process.kill(&format!("sent {wrong}, and was killed"));
         }
         // Its socket closes before the process is gone.
         let status = reap(&mut child, process, if process.killed().is_some() { Duration::ZERO } else { CLOSED });
         let how = died(status, process.killed());
-        link.died(gate, outlet, &format!("the service {how}; whether the call was done is not known"));
+        link.died(gate, outlet, &format!("the service {how}; it is not known whether the call was carried out"));
         if link.told() == Told::Nothing {
             outlet.crashed(&how, &place(&crash));
         }

@@ -86,13 +86,13 @@ pub enum Malformed {
 impl fmt::Display for Malformed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Kind(kind) => write!(f, "a message of kind {kind}, which there is not"),
+            Self::Kind(kind) => write!(f, "a message of unknown kind {kind}"),
             Self::Long(length) => write!(f, "a message of {length} bytes"),
             Self::Descriptors => f.write_str("descriptors that do not belong to a message"),
-            Self::Unsealed => f.write_str("a memory file that is not sealed, or not as long as it says"),
-            Self::Frames => f.write_str("what are no frames"),
-            Self::Unasked => f.write_str("the answer to what nobody has asked"),
-            Self::Questions(open) => write!(f, "{open} questions at once"),
+            Self::Unsealed => f.write_str("a memory file that is not sealed, or does not have the stated length"),
+            Self::Frames => f.write_str("malformed frames"),
+            Self::Unasked => f.write_str("an answer or a request out of turn"),
+            Self::Questions(open) => write!(f, "{open} open questions at once"),
         }
     }
 }

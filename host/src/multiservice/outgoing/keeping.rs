@@ -95,8 +95,8 @@ impl Outgoing {
                 _ => tracing::error!(service = self.name(), %error, "changes could not be saved; they are undone"),
             }
             *self.failed.lock() = match error {
-                StoreError::Elsewhere(why) => format!("the change could not be saved, and is undone: {why}"),
-                _ => "the change could not be saved, and is undone".to_owned(),
+                StoreError::Elsewhere(why) => format!("the change could not be saved and was undone: {why}"),
+                _ => "the change could not be saved and was undone".to_owned(),
             };
         }
         // With the queue locked: later frames go out behind it.
@@ -204,7 +204,7 @@ impl Outgoing {
                         me.revert(of, tries + 1);
                     });
                     if let Err(error) = waiting {
-                        tracing::error!(%error, "a service cannot go back to its last commit; restart the host");
+                        tracing::error!(%error, "a service cannot revert to its last commit; restart the host");
                     }
                 }
             }

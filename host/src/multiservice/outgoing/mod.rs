@@ -218,7 +218,7 @@ impl Outgoing {
 
     /// Refuses a request of a generation that never served.
     fn refuse(&self, frame: &ToHost<'_>) {
-        let message = "this code did not come to serve";
+        let message = "this code never served";
         match *frame {
             ToHost::Write { request, .. } => self.send(&ToLibrary::NotLoaded { request, message }),
             ToHost::Call { call, handle, answer, objects, .. } => {
@@ -329,7 +329,7 @@ impl Outgoing {
                 let delivered = self.deliver(delivery, *handle, raw, objects, weight);
                 if *answer && delivered != Delivered::Yes {
                     let (class, message) = match delivered {
-                        Delivered::Over => ("MemoryError", "the client does not read: too much waits for it"),
+                        Delivered::Over => ("MemoryError", "output buffer limit exceeded: the client does not read"),
                         _ => ("twisted.spread.pb.PBConnectionLost", "the client has gone"),
                     };
                     self.send(&ToLibrary::Failed { call: *call, class, message, detail: &[] });
@@ -404,7 +404,7 @@ impl Outgoing {
             return;
         }
         let message = format!(
-            "the answer has {size} bytes, and too much waits for this client already: read answers, and ask again"
+            "the answer has {size} bytes, and too much output for this client waits already: read answers, then call again"
         );
         let mut failed = Vec::new();
         ToHost::Failed { call, class: "MemoryError", message: &message, fault: false, detail: &[] }.write(&mut failed);

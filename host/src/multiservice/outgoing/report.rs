@@ -84,7 +84,7 @@ impl Report {
         if lines.0 != now {
             let dropped = lines.1.saturating_sub(LOG_LIMIT);
             if dropped > 0 {
-                tracing::warn!(service, "lines of the log that were dropped within a second: {dropped}");
+                tracing::warn!(service, "log lines dropped within one second: {dropped}");
             }
             *lines = (now, 0);
         }

@@ -141,7 +141,7 @@ fn a_failed_commit_fails_its_answers_and_all_that_follow() {
     say(&outgoing, &[save("a", 1), answer(1)]);
     say(&outgoing, &[save("b", 1), answer(2)]);
     store.finish(Err(StoreError::Failed("the disk is full".to_owned())));
-    let undone = |n: u32| format!("failed {n}: the change could not be saved, and is undone");
+    let undone = |n: u32| format!("failed {n}: the change could not be saved and was undone");
     assert_eq!(heard(&mailbox), [undone(1), undone(2)]);
     assert!(store.waiting.lock().is_empty(), "what was made from it is not committed");
     // Frames that the service sends before it has reverted are based on undone changes, too.
@@ -161,7 +161,7 @@ fn a_second_writer_is_detected_and_not_overwritten() {
     store.memory.commit(vec![Write::State(other)], Box::new(|done| done.unwrap()));
     say(&outgoing, &[save("a", 1), ToHost::Answer { call: call(1), value: &[], objects: &[] }]);
     store.finish(Ok(()));
-    assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
+    assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved and was undone"]);
     let (sender, receiver) = std::sync::mpsc::channel();
     store.memory.state("?", "a", Box::new(move |saved| sender.send(saved).unwrap()));
     assert_eq!(receiver.recv().unwrap().unwrap().unwrap().state, [9]);
@@ -178,5 +178,5 @@ fn a_state_over_the_quota_is_not_saved() {
     let call = u64::from(number) << 32 | 1;
     let large = ToHost::Save { perspective: "a", state: &[0; 5], base: 0, version: 1 };
     say(&outgoing, &[large, ToHost::Answer { call, value: &[], objects: &[] }]);
-    assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
+    assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved and was undone"]);
 }

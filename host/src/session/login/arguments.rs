@@ -27,7 +27,10 @@ impl Arguments {
         }
         let bytes = call.arguments.bytes().len() + call.keywords.bytes().len();
         if bytes > MOST {
-            return Err(Failure::new("ValueError", format!("{bytes} bytes of arguments; log-in reads at most {MOST}")));
+            return Err(Failure::new(
+                "ValueError",
+                format!("{bytes} bytes of arguments; the maximum for a login is {MOST}"),
+            ));
         }
         let read = |bytes| Value::decode(bytes).map_err(|error| Failure::new("TypeError", error.to_string()));
         Ok(Self { positional: read(call.arguments.bytes())?, keywords: read(call.keywords.bytes())? })
@@ -68,12 +71,15 @@ impl Arguments {
         }
         let jelly = value.to_value().encode();
         if jelly.len() > LARGEST_MIND {
-            return wrong(format!("{} bytes; a mind that is not one object has {LARGEST_MIND} at most", jelly.len()));
+            return wrong(format!(
+                "{} bytes; the maximum for a mind that is not one object is {LARGEST_MIND}",
+                jelly.len()
+            ));
         }
         let mut scanner = Scanner::new(Shape::Value, Limits::default());
         let references = match scanner.scan(&jelly) {
             Ok(Some(scanned)) if scanned.defect.is_none() => scanned.references,
-            _ => return wrong("it cannot be kept".to_owned()),
+            _ => return wrong("it cannot be stored".to_owned()),
         };
         let objects = references.iter().filter_map(Sent::of).collect();
         Ok(Mind::Value(Arc::new(MindValue { objects, jelly: jelly.into() })))

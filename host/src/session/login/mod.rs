@@ -372,7 +372,7 @@ impl Login {
     ) -> Result<Step, Failure> {
         if !self.policy.private {
             return Err(unhandled(
-                "a password is taken over TLS only: connect to the host's TLS port, or log in by key",
+                "the host accepts passwords only over TLS: connect to its TLS port, or log in by key",
             ));
         }
         let wanted = Wanted::parse(&arguments.text(0, "username")?);
@@ -420,7 +420,7 @@ impl Login {
         outcome: &mut Outcome,
     ) -> Result<Step, Failure> {
         if !self.policy.private {
-            return Err(unhandled("a token is taken over TLS only: connect to the host's TLS port, or log in by key"));
+            return Err(unhandled("the host accepts tokens only over TLS: connect to its TLS port, or log in by key"));
         }
         let token = Token::received(&Zeroizing::new(arguments.text(0, "token")?));
         let wanted = Wanted { identity: String::new(), perspective: None };

@@ -130,7 +130,7 @@ impl SqliteStore {
             // The log beside the old store is merged into it. If the store is damaged, its log stays beside it.
             let one_file = Connection::open(store).and_then(|old| old.pragma_update(None, "journal_mode", "DELETE"));
             if let Err(error) = one_file {
-                tracing::warn!(%error, "the store there was is kept as it was, with its log");
+                tracing::warn!(%error, "the previous store is kept unchanged, with its log");
             }
             fs::hard_link(store, before).map_err(io(before))?;
             for ending in ["-wal", "-shm"] {

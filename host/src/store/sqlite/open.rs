@@ -36,7 +36,7 @@ pub enum OpenError {
         error: std::io::Error,
     },
     /// It belongs to another program.
-    #[error("{0} is no store of credhost's")]
+    #[error("{0} is not a store of credhost")]
     Foreign(PathBuf),
     /// It was written by a newer credhost.
     #[error("{path} was written by a newer credhost (its format is {found}, this one knows {known}); use that one")]

@@ -125,7 +125,7 @@ impl Reserve {
             }
             if self.state == State::Held {
                 self.looked = None;
-                tracing::info!("there is room on the disk again");
+                tracing::info!("the disk has room again");
             }
         }
         self.state == State::Spent

@@ -193,7 +193,7 @@ fn a_wrong_key_a_foreign_file_and_a_newer_format_are_reported() {
     let other = folder.path().join("other.db");
     Connection::open(&other).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
     let refused = SqliteStore::open(&other, &key(), &[7; 56]).unwrap_err().to_string();
-    assert!(refused.contains("no store of credhost's"), "{refused}");
+    assert!(refused.contains("not a store of credhost"), "{refused}");
     let text = folder.path().join("text.db");
     fs::write(&text, "nothing of the kind").unwrap();
     assert!(SqliteStore::open(&text, &key(), &[7; 56]).is_err());

@@ -284,7 +284,7 @@ fn note_head(path: &Path, head: &str) {
         .and_then(|mut file| writeln!(file, "{head}"))
         .and_then(|()| fs::rename(&half, path));
     if let Err(error) = noted {
-        tracing::warn!(%error, "the head of the audit trail cannot be noted down in {}", path.display());
+        tracing::warn!(%error, "the head of the audit trail cannot be written to {}", path.display());
     }
 }
 

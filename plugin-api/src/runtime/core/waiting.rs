@@ -70,7 +70,7 @@ impl Core {
         if self.commits.failed.get() == failed {
             return Ok(());
         }
-        Err(Fault::new("RuntimeError", "a change could not be saved, and is undone"))
+        Err(Fault::new("RuntimeError", "a change could not be saved and was undone"))
     }
 
     /// Calls a client's object, which came by an attachment. `arguments` are a tuple and a dictionary, one behind the
@@ -137,7 +137,7 @@ impl Core {
         let refused = if self.retired.get() {
             Some(Fault::reloaded())
         } else if self.starting.get() {
-            let message = "data can be changed once the service serves: do it in a task (Context::spawn)";
+            let message = "data cannot be changed before the service serves: change it in a task (Context::spawn)";
             Some(Fault::new("RuntimeError", message))
         } else {
             self.push(&ToHost::Write { request, base, entries });
