@@ -146,6 +146,11 @@ impl Marshal {
         Handle::named("north", Pier)
     }
 
+    /// The seats of the first boat's tender.
+    fn seats(&self) -> Result<Option<u32>> {
+        self.boats[0].read(|boat| boat.tender.as_ref().map(|tender| tender.read(|tender| tender.seats)).transpose())?
+    }
+
     /// Asks the first boat's captain, and looks at its tender and its pier.
     async fn aboard(me: Handle<Self>) -> Result<(String, u32, bool)> {
         let boat = me.read(|marshal| marshal.boats[0].clone())?;
@@ -272,9 +277,9 @@ fn states_in_a_mind_may_have_objects_of_their_own() {
             (yacht.given(erin),)
         })
         .unwrap();
-    for seats in 5..8 {
-        assert_eq!(knots(&erin), [3]);
-        erin.tell(kept.as_ref().unwrap(), "seats", (seats,)).unwrap();
+    for seats in 4..8 {
+        assert_eq!((knots(&erin), erin.call("seats", ()).unwrap()), (vec![3], Some(seats)));
+        erin.tell(kept.as_ref().unwrap(), "seats", (seats + 1,)).unwrap();
         host.reload().unwrap();
     }
 }

@@ -10,7 +10,7 @@ fn clients_of_twisted_talk_to_each_other_through_a_service() {
 }
 
 #[test]
-fn what_a_client_of_twisted_holds_lives_until_it_lets_go_of_it() {
+fn objects_live_until_a_twisted_client_drops_them() {
     let host = TestHost::with(&["my-service"]);
     twisted("references.py", &[&host.port()]);
 }

@@ -1,5 +1,5 @@
-//! The minute: one person, one account, every door at once; a library is replaced while she types, and one command closes all of
-//! her windows.
+//! The minute: one person, one account, every door at once. A library is replaced while she types, and one command
+//! closes all of her windows.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ fn address(host: &mut TestHost, door: &str) -> SocketAddr {
 
 #[test]
 fn one_account_for_everything() {
-    // What she will be given while she is here: a room that can be shouted in.
+    // The new code that arrives while she is here: a room in which one can shout.
     let next = build::changed(
         "chat",
         &[(
@@ -45,19 +45,19 @@ fn one_account_for_everything() {
     let (irc, ssh, scores) = (address(&mut host, "irc"), address(&mut host, "ssh"), address(&mut host, "http"));
     host.wait_for("libweb.so serves");
 
-    // She is in the chat by irssi and by a Twisted client at once, and bob is there.
+    // She is in the chat with irssi and a Twisted client at once. Bob is there as well.
     let mut bob = Lines::irc(irc, "bob", PASSWORD);
     let mut irssi = irc::irssi(irc, "alice", PASSWORD);
     bob.until(":alice!alice@credhost JOIN #chat");
     let mut window = irc::window(host.address(), "alice", PASSWORD);
     window.hears("in the room");
-    // She adds a task with the key that her identity has.
+    // She adds a task, authenticated by the public key of her identity.
     let alice = Ssh::new(ssh, "alice", &["ed25519"]);
     host.home.run(&["pubkey", "add", "alice", &alice.public().display().to_string()], "");
     assert_eq!(alice.run(&["todo", "add", "milk"]).said, "0\n");
     let mut terminal = alice.terminal();
     terminal.until("> ");
-    // Her browser shows the scores, and a page of her own; the wiki behind nginx lets her in.
+    // Her browser shows the scores, and a page of her own. The wiki behind nginx lets her in.
     let mut browser = Browser::new(scores);
     browser.post("/sign-in", &[("name", "alice"), ("password", PASSWORD)]);
     browser.post("/submit", &[("score", "70")]);
@@ -75,7 +75,7 @@ fn one_account_for_everything() {
     window.say("shout not yet");
     window.hears("refused");
     put(&next, &host.home.plugins().join("libchat.so"));
-    // irssi sends a few lines at once, and then one in two seconds.
+    // irssi sends a few lines at once, and after that one every two seconds.
     for turn in 0..5 {
         irssi.say(&format!("{turn} by irssi"));
         bob.until(&format!("{turn} by irssi"));
@@ -100,7 +100,8 @@ fn one_account_for_everything() {
     assert!(wiki.send("GET", "/wiki", &[("Accept", "text/html")], "").status == 302, "nginx lets nobody in");
     assert!(!browser.get("/").body.contains("Your score"));
     window.hears("lost");
-    // Whichever of her windows was the last: by IRC she quits, by Perspective Broker she leaves the room.
+    // This depends on which of her windows was the last: an IRC client quits, a Perspective Broker client leaves the
+    // room.
     let line = bob.until(":gone");
     assert!(line.starts_with(":alice!alice@credhost "), "{line}");
     let (status, _) = terminal.ends();

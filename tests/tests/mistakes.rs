@@ -1,8 +1,9 @@
-//! What an operator mistypes is said, with what may have been meant; and what is said changes nothing else.
+//! The program reports what an operator mistypes, and suggests what may have been meant. The report changes nothing
+//! else.
 
 use system_tests::host::TestHome;
 
-/// Commands that are done, and what they warn of; "" where nothing is to be said.
+/// Commands that succeed, and the warning that each prints; "" stands for none.
 const DONE: [(&[&str], &str); 6] = [
     (&["key", "add", "alice", "todo"], ""),
     (
@@ -18,7 +19,7 @@ const DONE: [(&[&str], &str); 6] = [
     (&["identity", "unlock", "zelda"], "there is no identity named zelda"),
 ];
 
-/// Commands that are refused, and why.
+/// Commands that are refused, and the reasons.
 const REFUSED: [(&[&str], &[&str]); 6] = [
     (&["identity", "show", "alcie"], &["there is no identity named alcie", "did you mean \"alice\"?"]),
     (&["key", "list", "Alice"], &["there is no identity named Alice", "did you mean \"alice\"?"]),
@@ -71,7 +72,7 @@ fn a_mistyped_name_is_reported_with_and_without_a_host() {
 }
 
 #[test]
-fn settings_that_nothing_reads_are_warned_of() {
+fn settings_that_nothing_reads_cause_warnings() {
     let home = TestHome::new();
     home.make();
     home.install("todo");
@@ -96,7 +97,7 @@ fn settings_that_nothing_reads_are_warned_of() {
 }
 
 #[test]
-fn a_level_of_the_log_that_is_none_is_said_and_the_log_goes_on() {
+fn an_invalid_log_level_is_reported_and_logging_continues() {
     for (asked, said) in [
         ("nonsense", "CREDHOST_LOG is invalid (\"nonsense\" is not one of off, error"),
         ("inof", "did you mean \"info\"?"),

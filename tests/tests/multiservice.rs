@@ -1,4 +1,4 @@
-//! Collections of services: names, nesting, the order of starting and stopping.
+//! Collections of services: names, nesting, the order in which services start and stop.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,7 @@ use credhost::multiservice::{MultiService, NotAdded};
 use credhost::store::MemoryStore;
 use plugin_api::prelude::*;
 
-/// What the services of this test have done; each test's services have names of their own.
+/// What the services of these tests have done. Each test uses its own service names.
 static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn log(line: String) {
@@ -104,7 +104,7 @@ async fn adding_to_a_running_collection_starts_and_removing_stops() {
 }
 
 #[tokio::test]
-async fn one_that_refuses_to_start_keeps_no_other_from_starting() {
+async fn a_service_that_refuses_to_start_blocks_no_other() {
     let services = MultiService::new("pb");
     services.add(slot::<refusing::Here>().await).await.unwrap();
     services.add(slot::<sibling::Here>().await).await.unwrap();
@@ -112,7 +112,7 @@ async fn one_that_refuses_to_start_keeps_no_other_from_starting() {
     assert_eq!(refused.len(), 1);
     assert!(refused[0].1.to_string().contains("not today"), "{refused:?}");
     assert_eq!(services.service("refusing two").unwrap().state(), ServiceState::Serving);
-    // Added to a collection that runs, it is not in it.
+    // The service that failed to start keeps its name in the collection: adding it again is an error.
     let again = services.add(slot::<refusing::Here>().await).await;
     assert!(matches!(again, Err(NotAdded::NameTaken(_))), "its name is still there: {again:?}");
     services.stop().await;
@@ -134,7 +134,7 @@ async fn nested_collections_are_searched_and_started_in_order() {
     inner.add(slot::<nested_b::Here>().await).await.unwrap();
     outer.add(slot::<nested_a::Here>().await).await.unwrap();
     outer.add_collection(Arc::clone(&inner)).unwrap();
-    // Unlike the original, the services around a nested collection stay visible.
+    // Unlike in the original, the services around a nested collection stay visible.
     assert!(outer.service("nested a").is_some() && outer.service("nested b").is_some());
     assert!(inner.service("nested a").is_none());
     let clash = MultiService::new("clash");
@@ -147,7 +147,7 @@ async fn nested_collections_are_searched_and_started_in_order() {
 
 #[tokio::test]
 async fn an_authorizer_and_a_collection_know_nothing_of_each_other() {
-    // In the original, an unparented service resets the collection of its authorizer. Here nothing can.
+    // In the original, an unparented service resets the collection of its authorizer. Here nothing can do that.
     let (services, authorizer) = (MultiService::new("pb"), DefaultAuthorizer::new());
     services.add(slot::<twice::Here>().await).await.unwrap();
     let _unparented = slot::<twice::Here>().await;
@@ -155,7 +155,7 @@ async fn an_authorizer_and_a_collection_know_nothing_of_each_other() {
 }
 
 #[tokio::test]
-async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
+async fn services_start_after_their_needs_and_stop_before_them() {
     let context = HostContext::new(Arc::new(MemoryStore::new()));
     let services = MultiService::new("pb");
     services.add(Slot::linked::<need_top::Here>(&context).await.expect("it runs")).await.expect("added");
@@ -170,7 +170,8 @@ async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
     let stopped = ["top stopped", "middle stopped", "base stopped"];
     assert_eq!(logged("need ")[3..], stopped);
 
-    // One that is removed takes along who needs it, in the same order, however they were added.
+    // Removing a service also removes those that need it, in the same order, regardless of the order in which they were
+    // added.
     let services = MultiService::new("pb");
     services.start().await;
     let base = Slot::linked::<need_base::Here>(&context).await.expect("it runs");
@@ -183,7 +184,7 @@ async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
     assert_eq!(logged("need ")[before..], ["both stopped", "middle stopped", "base stopped"]);
 }
 
-/// Says goodbye in a perspective of its own, when it stops.
+/// Writes a goodbye into a perspective of its own when it stops.
 #[derive(Default)]
 struct Leaving;
 

@@ -1,9 +1,11 @@
-//! Objects that real Twisted and a service exchange, in every way that Perspective Broker has; and at which doors.
+//! Real Twisted and a service exchange objects in every way that Perspective Broker has, and at the doors that allow
+//! it.
 
 use system_tests::host::{TestHome, TestHost};
 use system_tests::python::{twisted, twisted_of_2005};
 
-/// A host with the service `exchange`, and what `[pb]` says beside what it says of itself.
+/// Starts a host with the service `exchange`. `pb` is added to the section `[pb]`, and `names` to the end of the
+/// settings.
 fn host(pb: &str, names: &str) -> TestHost {
     let home = TestHome::new();
     home.make();
@@ -25,7 +27,8 @@ fn twisted_exchanges_every_kind_of_object() {
     assert_eq!(said.trim(), "all exchanged");
 }
 
-/// What a client gives as its mind, with objects of its own in it, is there for as long as its perspective, whatever code serves.
+/// The mind that a client gives, with objects of the client in it, lives as long as its perspective, whichever code
+/// serves.
 #[test]
 fn minds_with_objects_in_them_outlive_the_code() {
     let host = host("", "");
@@ -35,9 +38,10 @@ fn minds_with_objects_in_them_outlive_the_code() {
     assert_eq!(said.trim(), "whole");
 }
 
-/// A copy of a client's object follows on, whatever code serves; one that the new code does not ask for may come again.
+/// A copy of a client's object continues to follow it, whichever code serves. A copy that the new code does not ask for
+/// may be sent again.
 #[test]
-fn what_a_service_follows_is_followed_by_the_next_code() {
+fn a_service_still_follows_client_objects_after_a_reload() {
     let host = host("", "");
     let (program, home) = (system_tests::build::credhost(), host.home.path());
     let command = [program.to_str().unwrap(), "--home", home.to_str().unwrap(), "service", "reload", "exchange"];
@@ -45,12 +49,12 @@ fn what_a_service_follows_is_followed_by_the_next_code() {
     assert_eq!(said.trim(), "followed");
 }
 
-/// Pages go through in both directions while the host's memory stays as it is: what it takes for some, it takes for many.
+/// Pages pass in both directions while the host's memory does not grow: many pages take no more than a few.
 #[test]
 fn pages_cost_no_memory() {
     const SIZE: u64 = 160 << 20;
     let host = host("default_service = \"exchange\"", "");
-    // 1 GiB: `CREDHOST_PAGES=1073741824`.
+    // For 1 GiB: `CREDHOST_PAGES=1073741824`.
     let size = std::env::var("CREDHOST_PAGES").ok().and_then(|size| size.parse().ok()).unwrap_or(SIZE);
     let peak_after = |size: u64| {
         twisted("pages.py", &[&host.port(), &size.to_string()]);
@@ -68,9 +72,9 @@ fn pages_cost_no_memory() {
     assert!(many - some < size / 8, "{some} bytes at most, and {many} for four times as much");
 }
 
-/// A Twisted of 2005 is sent nothing that ends its connection.
+/// The host sends a Twisted of 2005 nothing that ends its connection.
 #[test]
-fn what_twisted_of_2005_cannot_read_is_an_error_to_who_asked() {
+fn values_twisted_of_2005_cannot_read_fail_the_call() {
     let host = host("", "");
     if let Some(said) = twisted_of_2005("old_objects.py", &[&host.port()]) {
         assert_eq!(said.trim(), "still here");

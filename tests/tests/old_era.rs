@@ -1,4 +1,4 @@
-//! The client of 2005 at the same door: the real one where there is a python2.7, and its recorded bytes everywhere.
+//! The client of 2005 at the same door: the real one where python2.7 is available, and its recorded bytes everywhere.
 
 use jelly::{Value, token};
 use system_tests::host::TestHost;
@@ -11,7 +11,7 @@ fn twisted_of_2005_gets_perspectives_in_every_way_it_has() {
     twisted_of_2005("old_client.py", &[&host.port()]);
 }
 
-/// The value of the answer to call `request`; or, of an error, the class.
+/// Returns the value of the answer to call `request`, or the class of the error.
 fn answered(wire: &mut Wire, request: u64) -> Result<Value, String> {
     let mut scanner = jelly::Scanner::new(jelly::Shape::Message, jelly::Limits::default());
     loop {
@@ -35,8 +35,8 @@ fn answered(wire: &mut Wire, request: u64) -> Result<Value, String> {
     }
 }
 
-/// Sends what Twisted 2.1.0 was recorded to send, from `tests/golden/old.jsonl`, with the proof made for the host's own
-/// challenge in the place of the recorded one.
+/// Sends what Twisted 2.1.0 was recorded to send, from `tests/golden/old.jsonl`. The proof for the host's own challenge
+/// replaces the recorded one.
 #[test]
 fn the_recorded_bytes_of_2005_log_in_attach_and_call() {
     let host = TestHost::with(&["my-service", "another-service"]);
@@ -52,7 +52,8 @@ fn the_recorded_bytes_of_2005_log_in_attach_and_call() {
         Some(jelly::Node::Reference(jelly::RefKind::Remote, Some(1)))
     ));
     let proof = credhost::cred::challenge_response(challenge, &credhost::cred::Password::new("alice-pw"));
-    // (message 2 1 'respond' 1 (tuple PROOF) (dictionary)), and with it (decref 1), before the answer has come.
+    // (message 2 1 'respond' 1 (tuple PROOF) (dictionary)), and together with it (decref 1), before the answer has
+    // arrived.
     let mut respond = hex("07801a8702810181 0782726573706f6e64 0181 02800b87 1082");
     respond.extend_from_slice(&proof);
     respond.extend_from_slice(&hex("01800587 02801d870181"));
@@ -81,7 +82,7 @@ fn the_old_roots_refusals_are_the_originals() {
     let mut wire = Wire::connect(host.address());
     let text = |text: &str| jelly::to_vec(&(jelly::Bytes::from(text),)).expect("a name");
     for (request, name) in [(1, "alice"), (3, "mallory")] {
-        // Unlike the original: an unknown name gets a challenge, too.
+        // Unlike in the original, an unknown name also gets a challenge.
         wire.send(&call(request, Err("root"), "username", &text(name)));
         let answer = answered(&mut wire, request).expect("a challenge");
         let challenger = answer.root().items().nth(1).map(|item| item.node());

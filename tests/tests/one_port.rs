@@ -1,5 +1,5 @@
-//! Several services at one address, and Perspective Broker beside them: whose a connection is, TLS's greeting or its first bytes
-//! say. Judged by OpenSSH, curl, ii, Twisted and rustls.
+//! Several services at one address, with Perspective Broker beside them. The TLS client hello or the first bytes decide
+//! to which listener a connection belongs. Judged by OpenSSH, curl, ii, Twisted and rustls.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,13 +15,13 @@ use system_tests::tls::{P256, client, made};
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 
-/// An address that no other test has, so that its port can be known beforehand.
+/// An address that no other test uses, so that its port can be fixed beforehand.
 fn own_address() -> SocketAddr {
     let id = std::process::id();
     SocketAddr::from(([127, 78, (id / 250 % 250) as u8, (1 + id % 250) as u8], 4443))
 }
 
-/// The address in URLs by these names.
+/// Fetches the URL with curl. Whatever name is in the URL, curl connects to this address.
 fn curl(address: SocketAddr, authority: &str, url: &str) -> Result<String, String> {
     curl_from("127.0.0.1", address, authority, url)
 }
@@ -75,7 +75,7 @@ http = [
     home.start()
 }
 
-/// Each of the services is reached by its own clients.
+/// Checks that each service's own clients reach it.
 fn all_are_served(host: &TestHost, address: SocketAddr, alice: &Ssh, round: u32) {
     let authority = host.home.path().join("tls/ca.pem");
     let pem = std::fs::read(&authority).expect("it is there");
@@ -101,14 +101,14 @@ fn all_are_served(host: &TestHost, address: SocketAddr, alice: &Ssh, round: u32)
     // A connection that belongs to no listener gets TLS's own alert.
     let said = curl(address, authority, "https://localhost/").expect_err("nobody's");
     assert!(said.contains("no application protocol"), "{said}");
-    // In the clear it ends.
+    // A client disconnects after the beginning of a client hello.
     let mut strange = Lines::socket(address);
     strange.write_all(&[22, 3]).expect("it can be sent");
     drop(strange);
 }
 
 #[test]
-fn five_listeners_of_three_services_and_pb_share_a_port() {
+fn six_listeners_of_three_services_and_pb_share_a_port() {
     let address = own_address();
     let mut host = host(address);
     let mut alice = Ssh::new(address, "alice", &["ed25519"]);
@@ -119,7 +119,7 @@ fn five_listeners_of_three_services_and_pb_share_a_port() {
         host.home.run(&["service", "reload", service], "");
     }
     all_are_served(&host, address, &alice, 1);
-    // The socket goes on over an upgrade, once.
+    // The socket is passed on once in an upgrade.
     let program = system_tests::build::credhost();
     let said = host.home.run(&["upgrade", &program.display().to_string()], "");
     assert!(said.contains("serves"), "{said}");
@@ -127,7 +127,7 @@ fn five_listeners_of_three_services_and_pb_share_a_port() {
     host.kill();
 }
 
-/// A client may take its time, byte by byte; and one that says nothing is served by who speaks first.
+/// A client may send its first bytes one by one. One that sends nothing gets the listener that speaks first.
 #[test]
 fn first_bytes_may_trickle_and_silence_selects_a_listener() {
     let address = own_address();
@@ -149,38 +149,39 @@ fn first_bytes_may_trickle_and_silence_selects_a_listener() {
     drop(host);
 }
 
-/// Whoever says nothing of who it is for takes no more than its share, and the others are served meanwhile.
+/// Connections that do not show which listener they are for take no more than their share. Others are served meanwhile.
 #[test]
-fn who_does_not_say_whose_it_is_keeps_nobody_out() {
+fn undecided_connections_do_not_keep_others_out() {
     let address = own_address();
     let address = SocketAddr::new(address.ip(), 4445);
     let mut host = host(address);
-    // The beginning of a greeting, and no more.
+    // The beginning of a client hello, and no more.
     let undecided: Vec<TcpStream> = (0..400)
         .map(|_| {
             let mut socket = TcpStream::connect(address).expect("it listens");
-            // Those over the share are let go at once.
+            // The host closes those beyond the share at once.
             let _ = socket.write_all(&[22, 3, 1, 2, 0, 1]);
             socket
         })
         .collect();
-    // The host takes 256 from one source, also where Perspective Broker shares the address.
+    // The host accepts 256 from one source, also where Perspective Broker shares the address.
     for _ in 0..400 - 256 {
         host.wait_for("too many connections have not shown which listener they are for");
     }
     let authority = host.home.path().join("tls/ca.pem");
     let page = curl_from("127.9.9.9", address, authority.to_str().expect("a text"), "https://www.example.org/");
     assert!(page.as_ref().is_ok_and(|page| page.contains("<title>")), "{page:?}");
-    // Nobody answers them; each is let go, at once or when its time is up.
+    // Nobody answers them. The host closes each one, at once or when its time is up.
     for mut socket in undecided {
         socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("an option");
         assert!(!matches!(socket.read(&mut [0; 1]), Ok(1..)));
     }
 }
 
-/// Half of what it takes to say whose it is, and then nothing more can come: that ends it, and costs nothing.
+/// A client sends half of the bytes that select a listener, and then its end closes. That ends the connection, and
+/// costs nothing.
 #[test]
-fn what_ends_before_it_says_whose_it_is_keeps_no_thread() {
+fn connections_that_end_undecided_occupy_no_thread() {
     let address = own_address();
     let address = SocketAddr::new(address.ip(), 4446);
     let host = host(address);
@@ -193,7 +194,7 @@ fn what_ends_before_it_says_whose_it_is_keeps_no_thread() {
             let mut socket = TcpStream::connect(address).expect("it listens");
             socket.write_all(first).expect("it can be sent");
             if half {
-                // It reads on.
+                // The client still reads.
                 socket.shutdown(std::net::Shutdown::Write).expect("it is open");
                 open.push((first, socket));
             }
@@ -205,19 +206,20 @@ fn what_ends_before_it_says_whose_it_is_keeps_no_thread() {
         let ended = socket.read_to_end(&mut answer);
         let in_time = ended.as_ref().err().is_none_or(|error| error.kind() == std::io::ErrorKind::ConnectionReset);
         assert!(in_time, "{first:?}: {ended:?}");
-        // Those in the clear are for whoever has the rest, which speaks first; of TLS nothing comes.
+        // Connections in the clear go to the listener for the rest, which speaks first. Those that began TLS get
+        // nothing.
         assert_eq!(answer.starts_with(b"SSH-"), !first.starts_with(&[22]), "{first:?}: {answer:?}");
     }
-    // A thread that turned without a pause would serve nobody else.
+    // A thread in a busy loop would serve nobody else.
     for _ in 0..20 {
         let page = curl(address, authority, "https://www.example.org/").expect("it is served");
         assert!(page.contains("<title>"), "{page}");
     }
 }
 
-/// Perspective Broker, in the clear and over TLS, at an address with a service's listeners: in the clear it is for whoever waits for its
-/// word; over TLS for who offers its protocol, also where nobody has set a name. The service learns what was agreed on, and each name has a
-/// certificate of its own.
+/// Perspective Broker, in the clear and over TLS, at an address with a service's listeners. In the clear, it gets the
+/// clients that wait for the server to speak first; over TLS, those that offer its protocol, even where no name is set.
+/// The service learns what was negotiated, and each name has its own certificate.
 #[test]
 fn pb_gets_the_rest_in_the_clear_and_names_have_certificates() {
     let address = SocketAddr::new(own_address().ip(), 4447);
@@ -263,21 +265,22 @@ http = [
     assert!(page.contains("<title>"), "{page}");
     let said = curl(address, ca, "https://pb.example.org/").expect_err("it does not speak PB");
     assert!(said.contains("no application protocol"), "{said}");
-    // One socket, which goes on over an upgrade, once.
+    // It is one socket, which is passed on once in an upgrade.
     let program = system_tests::build::credhost();
     host.home.run(&["upgrade", &program.display().to_string()], "");
     let tasks = twisted("by_name.py", &[&ip, &port, ca, PASSWORD, "pb.example.org", "pb"]);
     assert_eq!(tasks.trim(), "2");
     let page = curl(address, ca, "http://www.other.org/").expect("in the clear");
     assert!(page.contains("<title>"), "{page}");
-    // Doctor knows of both certificates.
+    // `doctor` knows both certificates.
     let found = host.home.run(&["doctor"], "");
     assert!(found.contains("cert.pem") && found.contains("other.crt"), "{found}");
 }
 
-/// Proxies pass on what is for Perspective Broker, whichever of its listeners that is; what they ask for themselves is anybody's.
+/// What a proxy forwards is for Perspective Broker, and may be for any of its listeners. A connection that a proxy
+/// opens for itself may be for any listener at all.
 #[tokio::test]
-async fn what_a_proxy_passes_on_goes_where_it_asks_to() {
+async fn a_proxied_connection_reaches_the_listener_it_names() {
     use pb::client::{Client, Options};
     use tokio::io::AsyncWriteExt;
 

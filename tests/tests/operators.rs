@@ -1,4 +1,4 @@
-//! What an operator asks for, day by day: lists, times, the trail as it grows; with a host and without.
+//! An operator's daily commands: lists, times, following the trail; with a running host and without.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
@@ -22,7 +22,7 @@ fn scene() -> TestHome {
 }
 
 #[test]
-fn lists_have_heads_and_are_there_without_a_host() {
+fn lists_have_headings_and_work_without_a_host() {
     let home = scene();
     let head = |arguments: &[&str]| home.run(arguments, "").lines().next().unwrap_or_default().to_owned();
     assert_eq!(head(&["identity", "list"]).split_whitespace().collect::<Vec<_>>(), ["identity", "state", "keys"]);
@@ -43,7 +43,7 @@ fn lists_have_heads_and_are_there_without_a_host() {
 }
 
 #[test]
-fn the_trail_is_shown_from_where_one_asks_and_as_it_grows() {
+fn the_trail_can_be_filtered_and_followed() {
     let home = scene();
     for label in ["one", "two", "three"] {
         home.run(&["token", "new", "alice", "--label", label], "");
@@ -65,13 +65,13 @@ fn the_trail_is_shown_from_where_one_asks_and_as_it_grows() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs_f64();
     assert!(line["at"].as_f64().is_some_and(|at| at > now - 3600.0 && at < now + 1.0), "in seconds: {json}");
 
-    // As it grows: what comes is printed, and who closes the output ends it.
+    // Following: new lines are printed, and closing the output ends the command.
     let host = home.start();
     let mut command = host.home.command();
     command.args(["audit", "show", "--follow", "--last", "1"]).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut following = command.spawn().expect("credhost runs");
     let mut lines = BufReader::new(following.stdout.take().expect("it has an output")).lines();
-    // Which it is depends on what was committed by then.
+    // Which line it is depends on what was committed by then.
     assert!(lines.next().expect("a line").is_ok());
     host.home.run(&["identity", "disable", "alice"], "");
     assert!(lines.any(|line| line.expect("text").contains("identity.disabled identity=alice")));
@@ -104,7 +104,7 @@ fn a_token_ends_at_a_date_and_not_in_the_past() {
 }
 
 #[test]
-fn who_only_looks_leaves_nothing_behind() {
+fn read_only_commands_create_no_files() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("it is ours");
     let commands: [&[&str]; 9] = [
@@ -127,9 +127,9 @@ fn who_only_looks_leaves_nothing_behind() {
 }
 
 #[test]
-fn nobody_is_asked_for_a_password_in_vain() {
+fn other_errors_come_before_the_password_prompt() {
     let home = scene();
-    // Standard input is no terminal here: who would be asked would be told that.
+    // Standard input is no terminal here. A prompt for a password would fail with an error that mentions the terminal.
     for (arguments, why) in [
         (&["identity", "add", "alice"][..], "There is already an identity named alice."),
         (&["identity", "add", "a/b"], "it has a `/`"),
@@ -149,7 +149,7 @@ fn nobody_is_asked_for_a_password_in_vain() {
 }
 
 #[test]
-fn a_doctor_says_a_thing_once() {
+fn doctor_reports_each_problem_once() {
     let home = scene();
     home.configure(|text| text.replace("shortest = 1", "shortest = \"one\""));
     let done = home.run_with(&["doctor"], "");
@@ -160,7 +160,7 @@ fn a_doctor_says_a_thing_once() {
 }
 
 #[test]
-fn a_doctor_finds_what_keeps_a_host_from_starting() {
+fn doctor_finds_settings_that_prevent_a_start() {
     for (settings, said) in [
         ("[audit]\nkeep = \"soon\"", "[audit] keep: "),
         ("[limits]\nconnections = \"many\"", "[limits] connections"),
@@ -216,7 +216,7 @@ fn doctor_warns_of_misleading_names_and_sockets() {
         (format!("[service.todo.listen]\n{}", socket("")), false, None),
         (format!("[service.todo.listen]\n{}", socket(", mode = \"0660\"")), true, None),
     ] {
-        // The home itself is closed to others; what is asked is of its folder.
+        // Other users can enter the home, but not list it. The check is about the socket's folder.
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(if enters { 0o755 } else { 0o750 }))
             .expect("it can be set");
         std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o711)).expect("it can be set");
@@ -229,7 +229,7 @@ fn doctor_warns_of_misleading_names_and_sockets() {
 }
 
 #[test]
-fn systemd_is_told_when_the_host_serves_and_when_it_stops() {
+fn the_host_notifies_systemd_when_it_serves_and_stops() {
     let home = scene();
     let socket = home.path().join("notify.sock");
     let systemd = UnixDatagram::bind(&socket).expect("a socket");
@@ -246,7 +246,7 @@ fn systemd_is_told_when_the_host_serves_and_when_it_stops() {
     assert!(said().contains("STOPPING=1"));
 }
 
-/// Makes namespaces: as any user, where the system lets them, or else as root.
+/// Creates namespaces: as any user where the system allows that, otherwise as root.
 fn unshare() -> Command {
     let as_any = ["--user", "--map-root-user"];
     let works = Command::new("unshare").args(as_any).arg("true").stderr(Stdio::null()).status();
@@ -267,9 +267,10 @@ fn unit() -> Vec<(String, String)> {
         .collect()
 }
 
-/// What systemd makes of the unit's directives, made with namespaces: this machine need not be run by systemd.
+/// The restrictions that systemd derives from the unit's directives, set up with namespaces: this machine need not run
+/// systemd.
 #[test]
-fn the_readmes_unit_serves_under_its_own_restrictions() {
+fn the_documented_unit_serves_under_its_own_restrictions() {
     let unit = unit();
     let value =
         |key: &str| unit.iter().find(|(has, _)| has == key).map(|(_, value)| value.as_str()).unwrap_or_default();
@@ -282,7 +283,7 @@ fn the_readmes_unit_serves_under_its_own_restrictions() {
     ] {
         assert!(unit.iter().any(|(has, value)| has == key && value == expected), "{key}={expected} in {unit:?}");
     }
-    // Where a unit's StateDirectory would be: not in /tmp, which it does not see.
+    // In the place of the unit's StateDirectory. It is not in /tmp, which the unit does not see.
     let place = system_tests::target().join("unit");
     std::fs::create_dir_all(&place).expect("a folder");
     let state = tempfile::tempdir_in(&place).expect("a folder");
@@ -327,9 +328,9 @@ fn the_readmes_unit_serves_under_its_own_restrictions() {
 }
 
 #[test]
-fn as_the_first_process_it_waits_for_orphans_and_hears_signals() {
+fn as_process_1_the_host_reaps_orphans_and_handles_signals() {
     let home = scene();
-    // A namespace of processes: a container has one. The sleeper's own parent ends at once.
+    // A process namespace, as a container has one. The parent of the sleepers ends at once.
     let script = "(sleep 0.2 & sleep 0.2 &) ; exec \"$@\"";
     let mut command = unshare();
     command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, "sh"]);
@@ -345,7 +346,7 @@ fn as_the_first_process_it_waits_for_orphans_and_hears_signals() {
     let first = children(namespace.id())[0];
     let name = |of: u32| std::fs::read_to_string(format!("/proc/{of}/comm")).unwrap_or_default();
     let began = Instant::now();
-    // The host is what is left of its children: sleepers that have ended are gone, and no dead entries of them stay.
+    // Only the host remains of the children. Sleepers that have ended are gone, and leave no zombies.
     while children(first).iter().any(|child| name(*child).starts_with("sleep")) {
         assert!(began.elapsed() < PATIENCE, "orphans are waited for");
         std::thread::yield_now();

@@ -1,4 +1,4 @@
-//! Attach and detach: who gets which perspective, for how long, and that the service is told of each end once.
+//! Attach and detach: who gets which perspective and for how long; the service is notified of each end once.
 
 use credhost::session::Limits;
 use jelly::Value;
@@ -29,12 +29,13 @@ fn clients_share_a_perspective_and_detach_once_each() {
 }
 
 #[test]
-fn after_the_last_detach_it_is_uncached() {
+fn the_last_detach_uncaches_a_perspective() {
     let host = Embedded::start(Limits::default());
     let mut one = RawClient::login(host.address(), "alice");
     assert_eq!(log(&mut one).len(), 1);
     drop(one);
-    // A perspective that is never saved begins again, as soon as the host has seen the last client go.
+    // A perspective that is never saved starts from its initial state again once the host has noticed that the last
+    // client is gone.
     loop {
         let mut again = RawClient::login(host.address(), "alice");
         if log(&mut again) == ["attached alice"] {
@@ -61,13 +62,13 @@ fn a_new_era_attachment_ends_when_its_last_reference_is_dropped() {
             break;
         }
     }
-    // A second decref of it is of something that is not held.
+    // A second decref names an object that is no longer held.
     two.wire.send(&decref);
     assert!(two.message().is_none(), "it closes, as Twisted does");
 }
 
 #[test]
-fn a_client_that_goes_in_the_middle_of_a_call_harms_nobody() {
+fn a_client_that_disconnects_during_a_call_harms_nobody() {
     let host = Embedded::start(Limits::default());
     let mut one = RawClient::login(host.address(), "alice");
     let mut two = RawClient::login(host.address(), "alice");
@@ -81,19 +82,19 @@ fn a_client_that_goes_in_the_middle_of_a_call_harms_nobody() {
 }
 
 #[test]
-fn a_mind_is_given_back_when_the_service_lets_go_of_it() {
+fn a_mind_is_released_when_the_service_drops_it() {
     let host = Embedded::start(Limits::default());
     let mut client = RawClient::login(host.address(), "alice");
     let mut decref = vec![2, 0x80, 29, 0x87];
     jelly::token::uint(&mut decref, client.perspective);
     client.wire.send(&decref);
-    // The attachment ends, and with it the service's hold on the client's object 1: (decref 1).
+    // The attachment ends, and with it the service's reference to the client's object 1: (decref 1).
     let message = client.message().expect("a decref");
     assert_eq!((message.command.as_str(), message.number), ("decref", 1));
 }
 
 #[test]
-fn references_in_arguments_are_given_back_once_each() {
+fn references_in_arguments_are_released_once_each() {
     let host = Embedded::start(Limits::default());
     let mut client = RawClient::login(host.address(), "alice");
     // (tuple (list (remote 9) (remote 9))): an untyped value keeps no references.

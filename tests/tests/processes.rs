@@ -1,7 +1,8 @@
-//! Services in processes of their own: whatever becomes of one, the host goes on, its clients stay, and what was acknowledged is
-//! there, once.
+//! Services in processes of their own. Whatever happens to one of them, the host continues, clients stay connected, and
+//! each acknowledged change is there once.
 //!
-//! `CREDHOST_KILLS=1000 cargo test -p system-tests --test processes kills -- --nocapture` kills more often, and prints figures.
+//! `CREDHOST_KILLS=1000 cargo test -p system-tests --test processes kills -- --nocapture` kills more often, and prints
+//! figures.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ fn home(isolation: &str, services: &[&str]) -> TestHome {
     home
 }
 
-/// A host with these services, where they run there.
+/// Starts a host with these services in this isolation.
 fn serving(isolation: &str, services: &[&str]) -> TestHost {
     home(isolation, services).start()
 }
@@ -49,7 +50,7 @@ fn shown(host: &TestHost, service: &str) -> LibraryStatus {
     serde_json::from_value(answer["library"].clone()).expect("a status")
 }
 
-/// Waits until the service is as is wanted.
+/// Waits until the service's status is as `wanted`.
 fn until(host: &TestHost, service: &str, wanted: impl Fn(&LibraryStatus) -> bool) -> LibraryStatus {
     let began = Instant::now();
     loop {
@@ -68,7 +69,7 @@ fn pid(host: &TestHost, service: &str) -> u32 {
 
 fn kill(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process");
-    // It may have gone already.
+    // The process may be gone already.
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
@@ -89,7 +90,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it does not hang")
 }
 
-/// The class and the text of an error.
+/// Returns the class and the text of an error.
 fn failure(answer: Result<Answer, Error>) -> (String, String) {
     match answer {
         Err(Error::Failure(failure)) => (failure.class, failure.value),
@@ -97,7 +98,7 @@ fn failure(answer: Result<Answer, Error>) -> (String, String) {
     }
 }
 
-/// A mind that answers with a number.
+/// A mind that answers each call with a number.
 fn mind(client: &Client) -> Local {
     client.register(|_: Call| async { Ok(7) })
 }
@@ -117,22 +118,22 @@ async fn a_killed_worker_costs_its_callers_only_an_error() {
         let account = account.clone();
         tokio::spawn(async move { account.call("never", &()).await })
     };
-    // It is in there once what was said after it has been answered.
+    // The call has reached the service once a later call is answered.
     assert_eq!(read::<(u64, u64)>(within(account.call("total", &())).await), (1, 0));
     kill(before);
     let (class, said) = failure(within(waiting).await.expect("it runs"));
     assert_eq!(class, CRASHED);
     assert_eq!(said, "the service crashed (SIGKILL); it is not known whether the call was carried out");
 
-    // The same connection, the same perspective, the same mind, what was committed.
+    // The connection, the perspective and the mind are the same, and what was committed is there.
     assert_eq!(read::<u64>(within(account.call("next", &(2,))).await), 2);
     assert_eq!(read::<u64>(within(account.call("add", &(1,))).await), 6);
     assert_eq!(read::<(u64, u64, u64)>(within(account.call("story", &())).await), (1, 0, 1));
     assert_eq!(read::<i64>(within(account.call("ask", &())).await), 7);
-    // What the dead code alone had is not there any more, and says so.
+    // Objects that only the dead code had are gone, and calls to them say so.
     let (class, _) = failure(within(thing.call("who", &())).await);
     assert_eq!(class, "twisted.spread.pb.DeadReferenceError");
-    // Nobody else has noticed.
+    // Nobody else noticed.
     assert_eq!(read::<u64>(within(todo.call("add", &("milk",))).await), 0);
     let status = shown(&host, "ledger");
     assert_eq!((status.crashes, status.restarts, status.attached), (1, 1, 1));
@@ -141,16 +142,16 @@ async fn a_killed_worker_costs_its_callers_only_an_error() {
     assert_eq!(shown(&host, "todo").crashes, 0);
 }
 
-/// What a client has been told, and what is there: see [`client_of_the_dead`].
+/// What the clients were told, and what is there: see [`client_of_the_dead`].
 #[derive(Default)]
 struct Tally {
     answered: AtomicU64,
     failed: AtomicU64,
-    /// From a crash to the next good answer of a client that has met it, in microseconds.
+    /// From a crash to the next successful answer of a client that it affected, in microseconds.
     recovered: std::sync::Mutex<Vec<u64>>,
     /// From the kill to the error, in microseconds.
     told: std::sync::Mutex<Vec<u64>>,
-    /// When it was killed last, in microseconds since `began`.
+    /// When the worker was last killed, in microseconds since `began`.
     killed: AtomicU64,
     began: std::sync::OnceLock<Instant>,
 }
@@ -162,7 +163,8 @@ impl Tally {
     }
 }
 
-/// Counts one after the other for as long as it may; whatever is answered is there, once, and what is not may be.
+/// Counts up until `done` is set. Each answered call was carried out once; a call that failed may have been carried out
+/// or not.
 async fn client_of_the_dead(account: Remote, tally: Arc<Tally>, done: Arc<AtomicBool>) {
     let (mut last, mut broken) = (0_u64, None::<Instant>);
     while !done.load(Ordering::Relaxed) {
@@ -205,7 +207,7 @@ fn part(sorted: &[u64], percent: usize) -> u64 {
     sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
 }
 
-/// At random moments: under load, during a reload, while it is started again.
+/// Kills at random moments: under load, during a reload, while the worker is restarted.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_kills_lose_and_double_no_acknowledged_change() {
     let kills: u64 = std::env::var("CREDHOST_KILLS").ok().map_or(40, |kills| kills.parse().expect("a number"));
@@ -233,11 +235,12 @@ async fn many_kills_lose_and_double_no_acknowledged_change() {
             std::thread::sleep(Duration::from_micros(random >> 48));
             let status = asked(&path, Request::ServiceShow { name: "ledger".to_owned() });
             let pid = status["library"]["process"]["pid"].as_u64();
-            // Every other one beside a reload, and a new code's crashes are counted again: so this goes on.
+            // Every other kill falls into a reload. The crashes of new code are counted from zero, so that this can
+            // continue.
             let reloading = std::thread::spawn({
                 let path = path.clone();
                 move || {
-                    // It may fail: for the code died in the middle of it.
+                    // The reload may fail, because the code may have died in the middle of it.
                     let reload = Request::ServiceReload { name: "ledger".to_owned() };
                     let _ = send(&path.join("control.sock"), &reload, &mut |_, _| {});
                 }
@@ -256,9 +259,9 @@ async fn many_kills_lose_and_double_no_acknowledged_change() {
         }
     });
     killing.await.expect("it runs");
-    // Whatever state that has left it in.
+    // Whatever state the kills left the service in.
     until(&host, "ledger", |status| status.state == "serving" && status.process.is_some());
-    // They leave as soon as they may.
+    // The clients leave as soon as they may, so this is read before.
     let status = shown(&host, "ledger");
     assert_eq!(status.attached, names.len(), "{status:?}\n{}", host.log());
     done.store(true, Ordering::Relaxed);
@@ -290,7 +293,7 @@ fn kill_shown(path: &Path, kill: &impl Fn(u32)) {
     }
 }
 
-/// Waits until this is in the trail.
+/// Waits until this event is in the trail.
 fn in_trail(host: &TestHost, event: &str) {
     let began = Instant::now();
     while !host.home.run(&["audit", "show"], "").contains(event) {
@@ -308,7 +311,7 @@ fn place(host: &TestHost, bytes: &[u8]) {
     until(host, "ledger", |status| status.generation > before && status.state == "serving");
 }
 
-/// Kills it so often that this version is no longer started.
+/// Kills the worker until the host no longer starts this version.
 fn wear_out(host: &TestHost) {
     for _ in 0..3 {
         let pid = pid(host, "ledger");
@@ -323,14 +326,14 @@ fn wear_out(host: &TestHost) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn code_that_crashes_three_times_makes_way_for_what_was_good() {
+async fn code_that_crashes_three_times_is_rolled_back() {
     let host = serving("process", &["ledger"]);
     let client = connect(&host).await;
     let account = login(&client, "alice", "ledger", None).await;
     place(&host, &mode("ledger", "v=bad"));
     assert_eq!(read::<String>(within(account.call("mode", &())).await), "v=bad");
     wear_out(&host);
-    // The same client, by the code before.
+    // The same client is served, by the previous code.
     let status = until(&host, "ledger", |status| status.note.is_some());
     assert_eq!(read::<String>(within(account.call("mode", &())).await), "plain");
     let note = status.note.expect("it says so");
@@ -340,20 +343,20 @@ async fn code_that_crashes_three_times_makes_way_for_what_was_good() {
     }
     assert!(host.log().contains("this version is no longer started"), "{}", host.log());
 
-    // If that crashes as well, the service stops and says so; a client hears of it.
+    // If the previous code crashes as well, the service stops and reports it, and a client gets an error.
     wear_out(&host);
     let status = until(&host, "ledger", |status| status.state.starts_with("failed"));
     assert!(status.state.contains("the previous version had crashed too often, too"), "{}", status.state);
     let (_, said) = failure(within(account.call("mode", &())).await);
     assert!(!said.is_empty());
-    // An operator can start it again.
+    // An operator can start the service again.
     host.home.run(&["service", "start", "ledger"], "");
     let again = login(&connect(&host).await, "bob", "ledger", None).await;
     assert_eq!(read::<u64>(within(again.call("next", &(1,))).await), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_a_service_runs_is_changed_while_its_clients_stay() {
+async fn isolation_can_change_while_clients_stay_attached() {
     let host = serving("none", &["ledger"]);
     let client = connect(&host).await;
     let account = login(&client, "alice", "ledger", Some(mind(&client))).await;
@@ -372,7 +375,7 @@ async fn where_a_service_runs_is_changed_while_its_clients_stay() {
         assert_eq!(read::<String>(within(named.call("who", &())).await), "x of plain");
     }
     assert_eq!(read::<(u64, u64)>(within(account.call("total", &())).await), (counted, 0));
-    // Nothing to be done.
+    // Nothing is left to be done.
     assert!(!host.home.run(&["reload"], "").contains("isolation"));
 }
 
@@ -404,9 +407,10 @@ async fn hanging_code_is_reported_and_restarted_in_a_process() {
     }
 }
 
-/// A host that is killed leaves nobody behind: its workers end with it, and the next begins with what was committed.
+/// A killed host leaves no processes behind: its workers end with it, and the next host continues from what was
+/// committed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_is_killed_takes_its_workers_along() {
+async fn workers_end_when_the_host_is_killed() {
     let mut host = serving("process", &["ledger", "todo"]);
     let account = login(&connect(&host).await, "alice", "ledger", None).await;
     assert_eq!(read::<u64>(within(account.call("next", &(1,))).await), 1);
@@ -424,13 +428,13 @@ async fn a_host_that_is_killed_takes_its_workers_along() {
 
 fn is_alive(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // What has ended may wait for somebody to hear of it.
+    // A process that has ended stays a zombie until its parent waits for it.
     !status.is_empty() && !status.contains(") Z ")
 }
 
-/// However it ends, by its own fault or by what it says to the host: the host goes on, and so does everybody else.
+/// However a worker ends, by its own fault or by what it sends to the host, the host and everybody else continue.
 #[tokio::test(flavor = "multi_thread")]
-async fn however_a_worker_ends_the_host_and_all_others_go_on() {
+async fn the_host_and_other_services_survive_any_worker_failure() {
     let home = home("process", &["confined", "todo"]);
     home.configure(|text| {
         text.replace("# watchdog = 30", "watchdog = 1")
@@ -464,12 +468,12 @@ async fn however_a_worker_ends_the_host_and_all_others_go_on() {
         let (class, text) = failure(within(prisoner.call("die", &(how,))).await);
         assert_eq!(class, CRASHED, "{how}: {text}");
         assert!(text.contains(said), "{how}: {text}");
-        // It serves again, from its last commit; each time as new code, whose crashes are counted again.
+        // It serves again, from its last commit. It is new code in each round, whose crashes are counted from zero.
         counted += 1;
         assert_eq!(read::<u64>(within(prisoner.call("count", &())).await), counted, "{how}");
         assert_eq!(read::<u64>(within(todo.call("add", &("milk",))).await), counted - 1, "{how}");
         if matches!(how, "segv" | "abort" | "overflow") {
-            // Its author is told where; a client is not.
+            // Its author is told the place of the crash. A client is not.
             let at = if how == "overflow" { "confined::deeper" } else { "Prisoner::die" };
             let status =
                 until(&host, "confined", |status| status.crashed.as_ref().is_some_and(|how| how.contains(", in ")));

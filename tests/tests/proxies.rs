@@ -1,4 +1,4 @@
-//! Real proxies that pass on connections: HAProxy, before Perspective Broker and before a service's own door.
+//! A real proxy that forwards connections: HAProxy, in front of Perspective Broker and of a service's own door.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -11,10 +11,10 @@ use system_tests::lines::Lines;
 use tokio::net::TcpSocket;
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
-/// Where the proxy connects from: whose word is taken.
+/// The address that the proxy connects from, which the host trusts.
 const PROXY: &str = "127.0.0.9";
 
-/// HAProxy, until it is dropped.
+/// A running HAProxy. Stops it when dropped.
 struct Haproxy(Child);
 
 impl Drop for Haproxy {
@@ -24,12 +24,12 @@ impl Drop for Haproxy {
     }
 }
 
-/// A port that nobody has just now.
+/// Returns a port that is unused at the moment.
 fn free() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("there is one")
 }
 
-/// Passes on from each of these addresses to one of the host's, with a header of this version.
+/// Starts HAProxy. It forwards each of these addresses to one of the host's, with this kind of header.
 fn haproxy(home: &TestHome, passes: &[(SocketAddr, SocketAddr, &str)]) -> Haproxy {
     let mut settings =
         "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n".to_owned();
@@ -52,7 +52,7 @@ fn haproxy(home: &TestHome, passes: &[(SocketAddr, SocketAddr, &str)]) -> Haprox
     started
 }
 
-/// A connection from this address of this machine's.
+/// Connects from this address of the machine.
 async fn from(source: &str, to: SocketAddr) -> tokio::net::TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(SocketAddr::new(source.parse().expect("an address"), 0)).expect("it is of this machine");
@@ -72,7 +72,7 @@ fn door(host: &mut TestHost, name: &str) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn who_comes_by_haproxy_is_who_they_are() {
+async fn clients_behind_haproxy_keep_their_own_address() {
     let home = TestHome::new();
     home.make();
     home.configure(|text| {
@@ -96,7 +96,7 @@ async fn who_comes_by_haproxy_is_who_they_are() {
     assert!(listed.contains("127.0.0.33:") && listed.contains("127.0.0.34:") && !listed.contains(PROXY), "{listed}");
     let trail = host.home.run(&["audit", "show", "--with", "login.refused"], "");
     assert!(trail.contains("127.0.0.33") && !trail.contains(PROXY), "{trail}");
-    // Two of one source; who shares the proxy with them has as many.
+    // Two connections from one source are allowed. Another source behind the same proxy has its own two.
     let mut second = irc("127.0.0.34", irc_front).await;
     second.send("PING x");
     second.until("PONG");
@@ -104,7 +104,8 @@ async fn who_comes_by_haproxy_is_who_they_are() {
     let mut other = irc("127.0.0.35", irc_front).await;
     other.send("PING x");
     other.until("PONG");
-    // The proxy's address without a header is nobody's; another's header is no word of IRC's.
+    // A connection from the proxy's address without a header is closed. From any other address, the header is not an
+    // IRC command.
     let mut bare = irc(PROXY, chat).await;
     bare.send("PING x and more than a header");
     assert_eq!(bare.next_line(), None, "it has to begin with a header");

@@ -1,7 +1,7 @@
-//! A library that is replaced serves at once, and nobody but its author notices.
+//! A replaced library serves at once, and nobody but its author notices.
 //!
-//! `CREDHOST_RELOADS=200 CREDHOST_CALLS=1000000 cargo test -p system-tests --test reload -- --nocapture` runs longer, and
-//! prints figures.
+//! `CREDHOST_RELOADS=200 CREDHOST_CALLS=1000000 cargo test -p system-tests --test reload -- --nocapture` runs longer,
+//! and prints figures.
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 const PATIENCE: Duration = Duration::from_secs(60);
 const DEAD: &str = "twisted.spread.pb.DeadReferenceError";
 
-/// A host that serves the ledger, to alice and bob; calls in replaced code may wait for three seconds.
+/// Starts a host that serves the ledger to alice and bob. Calls in replaced code may wait for three seconds.
 fn serving() -> TestHost {
     let home = TestHome::new();
     home.make();
@@ -39,7 +39,7 @@ fn file(host: &TestHost) -> PathBuf {
     host.home.plugins().join("libledger.so")
 }
 
-/// Puts another library in the place of the one that serves, as a build does: whole, by a rename.
+/// Replaces the library that serves, as a build does: whole, by a rename.
 fn place(host: &TestHost, bytes: &[u8]) {
     let new = host.home.path().join("new.so");
     std::fs::write(&new, bytes).expect("it can be written");
@@ -58,13 +58,13 @@ async fn reload(host: &TestHost) -> Result<Reloaded, String> {
     Ok(serde_json::from_value(answer["reloaded"].clone()).expect("it says how it went"))
 }
 
-/// Replaces the ledger by one that behaves like this.
+/// Replaces the ledger by a build that behaves like this.
 async fn replace(host: &TestHost, package: &str, how: &str) -> Result<Reloaded, String> {
     place(host, &mode(package, how));
     reload(host).await
 }
 
-/// The same without a command: the host sees the file.
+/// Replaces it in the same way without a command: the host notices the file.
 async fn seen(host: &TestHost, package: &str, how: &str) -> Reloaded {
     let before = shown(host).await.generation;
     place(host, &mode(package, how));
@@ -106,7 +106,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it does not hang")
 }
 
-/// The class and the text of an error.
+/// Returns the class and the text of an error.
 async fn fails(remote: &Remote, method: &str) -> (String, String) {
     match within(remote.call(method, &())).await {
         Err(Error::Failure(failure)) => (failure.class, failure.value),
@@ -114,7 +114,7 @@ async fn fails(remote: &Remote, method: &str) -> (String, String) {
     }
 }
 
-/// A mind that says how often it was asked to wait, and answers when it may.
+/// A mind that counts how often it is asked to wait, and answers once it may.
 #[derive(Default)]
 struct Patient {
     asked: AtomicU64,
@@ -205,11 +205,11 @@ async fn a_reload_rebuilds_named_objects_and_ends_others() {
     assert_eq!(call::<String>(&named, "who").await, "lamp of v=2");
     assert_eq!(call::<(u64, u64)>(&bob, "total").await, (0, 0), "another's perspective is one that has a name");
     assert_eq!(call::<String>(&bob, "mode").await, "v=2");
-    // New objects have new numbers, and the dead one stays dead.
+    // New objects get new numbers, and the dead one stays dead.
     let other = reference("thing", &[]).await;
     assert!(call::<bool>(&other, "touch").await);
     assert_eq!(fails(&thing, "touch").await.0, DEAD);
-    // They live on through code that cannot make them, for that is not their end.
+    // The references survive code that cannot rebuild the objects: they have not ended.
     replace(&host, "ledger", "rebuild-error").await.expect("it is replaced");
     assert_eq!(fails(&named, "who").await.0, DEAD);
     assert_eq!(call::<String>(&bob, "mode").await, "rebuild-error");
@@ -229,7 +229,7 @@ async fn waiting_calls_end_in_the_old_code_without_changes() {
     let (sees, changes, never) = (begin("see_later"), begin("change_later"), begin("never"));
     patient.asked(2).await;
     mine.call("mode", &()).await.expect("what was begun before has begun");
-    // Calls that wait are not waited for.
+    // A reload does not wait for calls that wait.
     let reloaded = seen(&host, "ledger", "v=2").await;
     assert_eq!(reloaded.waiting, 3, "{reloaded:?}");
     assert_eq!(read::<u64>(mine.call("next", &(1,)).await), 1, "and the new code serves meanwhile");
@@ -238,7 +238,7 @@ async fn waiting_calls_end_in_the_old_code_without_changes() {
     assert_eq!(seen, (0, "plain".to_owned()), "it is the old code that goes on, with what it knew");
     let Err(Error::Failure(refused)) = within(changes).await.expect("it ends") else { panic!("the old code changed") };
     assert_eq!(refused.class, "credhost.Reloaded");
-    // What does not end is ended when its time is over.
+    // The host ends a call that does not end by itself, once its time is up.
     let Err(Error::Failure(ended)) = within(never).await.expect("it ends") else { panic!("it was answered") };
     assert_eq!(ended.class, "credhost.Reloaded");
     assert_eq!(call::<(u64, u64)>(&mine, "total").await, (1, 0));
@@ -248,7 +248,7 @@ async fn waiting_calls_end_in_the_old_code_without_changes() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_answer_keeps_no_reload_waiting() {
+async fn a_client_that_does_not_answer_delays_no_reload() {
     let host = serving();
     let client = connect(&host).await;
     let patient = Arc::new(Patient::default());
@@ -265,7 +265,7 @@ async fn a_client_that_does_not_answer_keeps_no_reload_waiting() {
         let reloaded = seen(&host, "ledger", &format!("v={generation}")).await;
         assert_eq!(reloaded.generation, generation);
     }
-    // Their time in the old code is over, and they were told.
+    // Their time in the old code is up, and they got an error.
     for call in waiting {
         let Err(Error::Failure(failure)) = within(call).await.expect("it ends") else { panic!("nobody has answered") };
         assert_eq!(failure.class, "credhost.Reloaded");
@@ -273,7 +273,7 @@ async fn a_client_that_does_not_answer_keeps_no_reload_waiting() {
     assert_eq!(call::<String>(&mine, "mode").await, "v=6");
 }
 
-/// Calls `next` without an end, some at a time, and sees to it that each counts once and in its turn.
+/// Calls `next` without end, some calls at a time, and checks that each counts once and in its turn.
 struct Caller {
     stop: Arc<AtomicBool>,
     done: tokio::task::JoinHandle<(u64, Vec<(Instant, Instant)>)>,
@@ -294,7 +294,7 @@ impl Caller {
                         (number, async move { account.call("next", &(number,)).await })
                     })
                     .collect();
-                // All are on their way at once, and in this order.
+                // All are in progress at once, and in this order.
                 for (number, answer) in futures_in_order(calls).await {
                     assert_eq!(read::<u64>(answer), number);
                 }
@@ -308,17 +308,17 @@ impl Caller {
         Self { stop, done }
     }
 
-    /// The last number, and from when to when each round of calls took.
+    /// Returns the last number, and the beginning and the end of each round of calls.
     async fn end(self) -> (u64, Vec<(Instant, Instant)>) {
         self.stop.store(true, Ordering::Relaxed);
         within(self.done).await.expect("each call counted once, and in its turn")
     }
 }
 
-/// A future under way, and what it has come to.
+/// A running future, and its output once it has finished.
 type Running<F> = (u64, std::pin::Pin<Box<F>>, Option<<F as Future>::Output>);
 
-/// Polls all, so that all are begun in order, and answers with what they came to.
+/// Polls all futures, so that they begin in order, and returns their outputs.
 async fn futures_in_order<F: Future>(futures: Vec<(u64, F)>) -> Vec<(u64, F::Output)> {
     let mut running: Vec<Running<F>> =
         futures.into_iter().map(|(number, future)| (number, Box::pin(future), None)).collect();
@@ -338,7 +338,7 @@ async fn futures_in_order<F: Future>(futures: Vec<(u64, F)>) -> Vec<(u64, F::Out
     running.into_iter().filter_map(|(number, _, output)| Some((number, output?))).collect()
 }
 
-/// Every step and every kind of failure, under live calls: the old code serves, with its state as it was.
+/// Covers every step and every kind of failure, under live calls: the old code serves, with its state unchanged.
 #[tokio::test]
 async fn after_any_failed_reload_the_old_code_serves_unchanged() {
     let host = serving();
@@ -348,7 +348,7 @@ async fn after_any_failed_reload_the_old_code_serves_unchanged() {
     let caller = Caller::begin(mine.clone(), 0, Some(Duration::from_millis(1)));
     let steps = [
         ("vet-error", "vet says no"),
-        // The author is told where.
+        // The author is told the place of the panic.
         ("vet-panic", "init failed inside the service (panicked at"),
         ("vet-hang", "its init does not return within 2 seconds"),
         ("init-hang", "longer than 6 seconds to be made"),
@@ -372,7 +372,7 @@ async fn after_any_failed_reload_the_old_code_serves_unchanged() {
         assert_eq!(call::<String>(&named, "who").await, "lamp of plain", "{how}");
         assert!(shown(&host).await.note.is_some_and(|note| note.contains(says)), "{how}: the operator is told");
     }
-    // What is refused before it is loaded.
+    // These files are refused before they are loaded.
     let whole = std::fs::read(library("ledger")).expect("it is built");
     for (bytes, says) in [(&whole[..whole.len() / 2], "only part of a library"), (b"no library".as_slice(), "ELF")] {
         place(&host, bytes);
@@ -381,7 +381,7 @@ async fn after_any_failed_reload_the_old_code_serves_unchanged() {
     }
     let (last, _) = caller.end().await;
     assert_eq!(call::<(u64, u64)>(&mine, "total").await, (last, 0));
-    // What the old code cannot save stays in it, and keeps it.
+    // State that the old code cannot save stays in it, and keeps the old code.
     for (how, says) in [(1u8, "it cannot be written down"), (2, "saving it failed inside the service")] {
         mine.call("spoil", &(how,)).await.expect("it is done");
         let replaced = within(replace(&host, "ledger", &format!("v=spoiled-{how}"))).await;
@@ -398,9 +398,9 @@ async fn after_any_failed_reload_the_old_code_serves_unchanged() {
     assert_eq!(call::<String>(&named, "who").await, "lamp of v=2");
 }
 
-/// What new code changes before it serves is kept back until it does, and is there for itself.
+/// What new code changes before it serves is held back until it serves. The new code itself sees it.
 #[tokio::test]
-async fn what_a_start_changes_in_accounts_counts_each_time() {
+async fn each_change_that_a_start_makes_in_an_account_counts() {
     let host = serving();
     let client = connect(&host).await;
     let his = login(&client, "bob", None).await;
@@ -433,7 +433,7 @@ async fn new_code_that_refuses_a_client_ends_only_its_attachment() {
         assert_eq!(fails(&mine, "total").await.0, DEAD);
         assert_eq!(call::<String>(&his, "mode").await, how);
         assert_eq!(shown(&host).await.attached, 1);
-        // The next code takes her again, when she asks.
+        // The next code accepts her again when she logs in again.
         replace(&host, "ledger", "v=2").await.expect("it is replaced");
         mine = login(&alice, "alice", None).await;
         assert_eq!(call::<(u64, u64)>(&mine, "total").await, (1, 0));
@@ -451,7 +451,7 @@ async fn busy_code_is_replaced_when_free_and_loses_nothing() {
         let until = free.to_str().expect("a plain path").to_owned();
         tokio::spawn(async move { mine.call("block_until", &(until,)).await })
     };
-    // It was begun before: calls of one connection start in their order.
+    // The blocking call began first: calls of one connection start in their order.
     let next = {
         let mine = mine.clone();
         tokio::spawn(async move { mine.call("next", &(1u64,)).await })
@@ -484,10 +484,10 @@ async fn states_of_another_shape_are_read_or_refused_by_name() {
         alice.call("next", &(number,)).await.expect("it counts");
     }
     alice.call("add", &(5u64,)).await.expect("it adds");
-    // The service's own state has lost fields and gained one with a default: that is nothing.
+    // The service's own state has lost fields and gained one with a default, which does no harm.
     let reloaded = seen(&host, "ledger-next", "plain").await;
     assert_eq!((reloaded.attached, reloaded.lost), (0, 2), "who is lost is not carried over: {reloaded:?}");
-    // The accounts' `balance` is new, and has none: this code cannot read them.
+    // The accounts' `balance` is new and has no default: this code cannot read them.
     assert_eq!(fails(&alice, "balance").await.0, DEAD);
     let refused = client.login_password("alice/ledger", "alice-pw", None).await;
     let Err(Error::Failure(failure)) = refused else { panic!("it was read: {refused:?}") };
@@ -497,19 +497,19 @@ async fn states_of_another_shape_are_read_or_refused_by_name() {
     assert_eq!(names, ["alice", "bob"], "both were attached, and so had states: {status:?}");
     let text = host.home.run(&["service", "show", "ledger"], "");
     assert!(text.contains("unreadable states") && text.contains("alice: ") && text.contains("balance"), "{text}");
-    // Back to the older code, and all is there.
+    // After a rollback to the older code, everything is there.
     let back = host.home.run(&["service", "rollback", "ledger"], "");
     assert!(back.contains("serves its previous library") && back.contains("generation 3"), "{back}");
     let alice = login(&client, "alice", None).await;
     assert_eq!(call::<(u64, u64)>(&alice, "total").await, (3, 0));
     assert_eq!(call::<(u64, u64)>(&alice, "together").await.0, 5);
-    // Code that makes its own shape of the old one.
+    // This code converts the old form of the state to its own.
     seen(&host, "ledger-next", "migrates").await;
     assert_eq!(call::<String>(&alice, "mode").await, "migrates");
     assert_eq!(call::<(u64, String)>(&alice, "balance").await, (3, "migrated".to_owned()));
     assert_eq!(call::<u64>(&alice, "next").await, 4);
     assert!(shown(&host).await.unreadable.is_empty());
-    // Going back works the same way: now it is the old code that cannot read, and says which field.
+    // Going back works the same way: now the old code cannot read the state, and names the field.
     seen(&host, "ledger", "v=2").await;
     assert_eq!(fails(&alice, "total").await.0, DEAD);
     assert!(shown(&host).await.unreadable.iter().any(|(name, why)| name == "alice" && why.contains("last")));
@@ -529,12 +529,12 @@ async fn an_unreadable_shared_state_keeps_the_old_code() {
     assert!(refused.contains("the field `sum` is of another currency"), "{refused}");
     assert_eq!(call::<(u64, u64)>(&alice, "together").await, (5, 1), "the old code serves, and has it");
     replace(&host, "ledger-next", "shared-migrates").await.expect("it is replaced");
-    // Her account is of the old shape, which this code does not read; another's is new.
+    // Her account has the old form, which this code does not read. Bob's is new.
     let bob = login(&client, "bob", None).await;
     assert_eq!(call::<(u64, String)>(&bob, "together").await, (500, "cent".to_owned()));
 }
 
-/// Services reach each other by way of a client: one calls it, and it calls the other. Both are replaced meanwhile.
+/// Services reach each other through a client: one calls it, and it calls the other. Both are replaced meanwhile.
 #[tokio::test]
 async fn calls_between_services_and_reloads_do_not_block_each_other() {
     let home = TestHome::new();
@@ -578,7 +578,7 @@ async fn calls_between_services_and_reloads_do_not_block_each_other() {
 }
 
 #[tokio::test]
-async fn a_library_may_come_in_whatever_way_files_do() {
+async fn the_host_sees_every_way_of_replacing_a_library() {
     let host = serving();
     let client = connect(&host).await;
     let mine = login(&client, "alice", None).await;
@@ -613,12 +613,12 @@ async fn a_library_may_come_in_whatever_way_files_do() {
 }
 
 #[tokio::test]
-async fn what_is_replaced_again_before_it_serves_ends_with_the_last() {
+async fn rapid_replacements_end_with_the_last_library() {
     let host = serving();
     let client = connect(&host).await;
     let mine = login(&client, "alice", None).await;
     let caller = Caller::begin(mine.clone(), 0, None);
-    // Ten times a second, as a person who saves without thinking.
+    // Ten times a second, like a person who saves without thinking.
     for version in 0..40 {
         place(&host, &mode("ledger", &format!("v={version}")));
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -629,7 +629,7 @@ async fn what_is_replaced_again_before_it_serves_ends_with_the_last() {
         }
     })
     .await;
-    // By command and by event at once.
+    // By command and by file event at once.
     for version in 40..50 {
         place(&host, &mode("ledger", &format!("v={version}")));
         let (one, other) = tokio::join!(reload(&host), reload(&host));
@@ -657,7 +657,7 @@ async fn reloads_neither_lose_nor_double_changes_of_data() {
                 }
                 match mine.call("keep", &(format!("{key}"),)).await {
                     Ok(answer) => kept.lock().expect("nothing panics").push(answer.read::<u64>().expect("a count")),
-                    // It was under way, and was told that nothing has come of it.
+                    // The call was in progress, and got an error that says that it changed nothing.
                     Err(Error::Failure(failure)) => assert_eq!(failure.class, "credhost.Reloaded", "{failure}"),
                     Err(other) => panic!("{other}"),
                 }
@@ -675,8 +675,8 @@ async fn reloads_neither_lose_nor_double_changes_of_data() {
     assert_eq!(counts, (1..=counts.len() as u64).collect::<Vec<_>>(), "none is lost, none is there twice");
 }
 
-/// Many clients call without a pause while the service is replaced again and again: no call is lost, none counts twice,
-/// none is out of its turn, and every client is on its first connection.
+/// Many clients call without a pause while the service is replaced again and again. No call is lost, counted twice or
+/// out of turn, and every client is still on its first connection.
 #[tokio::test]
 async fn reloads_under_load_lose_double_and_reorder_no_call() {
     const CLIENTS: u64 = 50;
@@ -703,7 +703,7 @@ async fn reloads_under_load_lose_double_and_reorder_no_call() {
     while done < reloads || so_far < calls {
         let reloaded = replace(&host, "ledger", &format!("v={done}")).await.expect("it is replaced");
         assert_eq!(reloaded.attached, 50);
-        // It was not over later than this, nor did it begin much earlier.
+        // The freeze has ended by now, and did not begin much earlier than its own length before.
         let over = Instant::now();
         windows.push((over - Duration::from_secs_f64(reloaded.freeze_ms / 1e3) - Duration::from_millis(5), over));
         frozen.push(reloaded.freeze_ms);
@@ -712,7 +712,7 @@ async fn reloads_under_load_lose_double_and_reorder_no_call() {
         so_far = shown(&host).await.calls;
     }
     let took = began.elapsed();
-    // The host has seen some of the files by itself, too.
+    // The host has also noticed some of the files by itself.
     let carried = u64::from(shown(&host).await.generation) - 1;
     let (mut total, mut rounds) = (0, Vec::new());
     for (_connection, account, caller) in callers {
@@ -763,7 +763,7 @@ async fn concurrent_reloads_do_not_wait_for_one_that_hangs() {
         let answer = client.login_password(&format!("alice/{service}"), "alice-pw", None).await;
         perspectives.push(answer.expect("there is a key"));
     }
-    // The first hangs in its start; the others are replaced meanwhile.
+    // The first hangs in its start. The others are replaced meanwhile.
     place(&host, &mode("ledger", "start-waits"));
     let hangs = tokio::spawn({
         let socket = host.home.path().join("control.sock");
@@ -787,7 +787,7 @@ async fn concurrent_reloads_do_not_wait_for_one_that_hangs() {
 }
 
 #[test]
-fn a_client_of_twisted_notices_nothing() {
+fn a_twisted_client_does_not_notice_reloads() {
     let host = serving();
     let versions: Vec<String> = (1..=5)
         .map(|version| {
@@ -803,7 +803,7 @@ fn a_client_of_twisted_notices_nothing() {
 }
 
 #[tokio::test]
-async fn a_reload_takes_up_the_services_section_as_it_is_now() {
+async fn a_reload_applies_the_services_current_section() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["seat"]);
@@ -827,7 +827,7 @@ async fn a_reload_takes_up_the_services_section_as_it_is_now() {
         first.call("whence", &()).await.expect("the old code serves, with what it was told");
     }
 
-    // Nobody has asked for others by name: what the file said last is good enough for them.
+    // Nobody reloaded the others by name. For them, the host uses the last valid settings.
     host.home.install("todo");
     host.wait_for("services keep their previous settings from credhost.toml");
     host.wait_for("libtodo.so serves");

@@ -1,4 +1,4 @@
-//! What is taken away is gone at once: every reference that came by it, in every service.
+//! What is revoked is gone at once: every reference that it gave, in every service.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ fn name(name: &str) -> String {
     name.to_owned()
 }
 
-/// The class of the error that a call ends with.
+/// Returns the class of the error that a call ends with.
 async fn dead(remote: &Remote, method: &str) -> String {
     match tokio::time::timeout(PATIENCE, remote.call(method, &())).await.expect("it is answered") {
         Err(Error::Failure(failure)) => failure.class,
@@ -53,9 +53,9 @@ async fn disabling_an_identity_ends_its_references_everywhere() {
     };
     let (mine, todo) = (attach(&avatar, "my service").await, attach(&avatar, "todo").await);
     let thing = mine.call("thing", &()).await.expect("it is answered").remote().expect("a reference");
-    // One connection of two people.
+    // Two people share one connection.
     let bob = attach(&login(&client, "bob", "bob-pw").await, "todo").await;
-    // A call under way ends with it, and one that is made at once finds nothing.
+    // A call in progress ends with the revocation, and one that is made right afterwards finds nothing.
     let under_way = {
         let mine = mine.clone();
         tokio::spawn(async move { dead(&mine, "never").await })
@@ -97,10 +97,10 @@ async fn an_import_that_replaces_an_identity_ends_its_sessions() {
     let export = host.home.run(&["identity", "export"], "");
     let record = |of: &str| export.lines().find(|line| line.contains(of)).expect("it is exported").to_owned();
     let import = |lines: &str| host.home.run(&["identity", "import", "-", "--replace"], lines);
-    // As it was: nobody notices.
+    // The record is unchanged: nobody notices.
     import(&record("\"alice\""));
     todo.call("list", &()).await.expect("it is the same");
-    // A record that somebody else has made, with another password and no numbers.
+    // A record that somebody else has made, with another password and without numbers.
     let mut other: Value = serde_json::from_str(&record("\"bob\"")).expect("JSON");
     other["name"] = "alice".into();
     other["keys"] = serde_json::json!(["todo/alice"]);
@@ -115,7 +115,7 @@ async fn an_import_that_replaces_an_identity_ends_its_sessions() {
 }
 
 #[tokio::test]
-async fn removing_a_key_ends_what_came_by_it_alone() {
+async fn removing_a_key_ends_only_the_references_it_gave() {
     let host = TestHost::with(&["my-service", "todo"]);
     let client = connect(&host).await;
     let mine = login(&client, "alice/my service", "alice-pw").await;
@@ -128,7 +128,7 @@ async fn removing_a_key_ends_what_came_by_it_alone() {
 }
 
 #[tokio::test]
-async fn a_mind_that_came_by_a_key_is_not_called_any_more() {
+async fn the_mind_of_a_removed_identity_is_not_called() {
     let host = TestHost::with(&["my-service"]);
     let client = connect(&host).await;
     let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
@@ -147,7 +147,7 @@ async fn a_mind_that_came_by_a_key_is_not_called_any_more() {
 }
 
 #[tokio::test]
-async fn taking_a_credential_away_logs_out_who_came_by_it() {
+async fn revoking_a_credential_ends_its_logins() {
     let host = TestHost::with(&["todo"]);
     let token = ask(&host, &Request::TokenNew { name: name("alice"), label: name("ci"), expires: None });
     let (client, other) = (connect(&host).await, connect(&host).await);
@@ -162,7 +162,7 @@ async fn taking_a_credential_away_logs_out_who_came_by_it() {
 }
 
 #[tokio::test]
-async fn the_operator_sees_who_is_logged_in_and_can_cut_them() {
+async fn the_operator_can_list_and_cut_sessions() {
     let host = TestHost::with(&["todo"]);
     let (client, other) = (connect(&host).await, connect(&host).await);
     let alice = login(&client, "alice/todo", "alice-pw").await;
@@ -202,7 +202,7 @@ async fn a_service_can_let_in_one_client_at_a_time_or_the_latest() {
             );
             first.call("whence", &()).await.expect("the first sits");
         }
-        // Its connection is open, and whoever was kicked may come again.
+        // Her connection is still open, and a client that was kicked may come back.
         drop(first);
         login(&client, "alice/seat", "alice-pw").await;
     }
@@ -241,8 +241,8 @@ async fn a_thousand_references_are_dead_when_the_command_returns() {
     println!("{} references dead, {rounds} rounds: p50 {p50:.1?}, p99 {p99:.1?}", CONNECTIONS * EACH);
 }
 
-/// Has alice's calls wait behind one that keeps the service's thread, does something to alice meanwhile, and answers with how
-/// many of them have begun when all is over.
+/// Queues calls of alice behind a call that occupies the service's thread, runs `meanwhile`, and returns how many of
+/// the queued calls have begun in the end.
 fn begun_after(meanwhile: impl FnOnce(&Embedded, RawClient)) -> usize {
     let host = Embedded::start(Limits::default());
     let held = HOLD.lock().expect("no test has panicked");
@@ -255,12 +255,12 @@ fn begun_after(meanwhile: impl FnOnce(&Embedded, RawClient)) -> usize {
     (0..50).for_each(|_| {
         alice.begin("mark", &());
     });
-    // The root's answer comes behind all that was read before it.
+    // The root's answer comes after everything that was read before it.
     let request = alice.send(Err("root"), "nosuch", &[1, 0x80, 11, 0x87]);
     alice.error(request);
     meanwhile(&host, alice);
     drop(held);
-    // Behind all that waits.
+    // The stop comes after everything that is queued.
     host.stop_service();
     MARKED.load(Ordering::SeqCst) - 1
 }
@@ -272,7 +272,7 @@ fn queued_calls_do_not_begin_after_a_revocation() {
         drop(alice);
     });
     assert_eq!(revoked, 0);
-    // The same while the service is on its way to stop, behind all that waits.
+    // The same while the service is about to stop, after everything that is queued.
     let stopping = begun_after(|host, alice| {
         let services = std::sync::Arc::clone(&host.services);
         std::thread::spawn(move || {
@@ -283,11 +283,11 @@ fn queued_calls_do_not_begin_after_a_revocation() {
         while host.services.service("trial").is_some_and(|trial| trial.state() != ServiceState::Stopped) {
             std::thread::yield_now();
         }
-        // It is told to stop, in the same turn as it is marked so.
+        // The service is told to stop in the same turn in which its state is set.
         host.sessions().changed("alice", None);
         drop(alice);
     });
     assert_eq!(stopping, 0);
-    // As a control, and as it should be: who has said something and gone is not forgotten.
+    // The control, which is intended: the queued calls of a client that has disconnected still run.
     assert_eq!(begun_after(|_, alice| drop(alice)), 50);
 }

@@ -1,4 +1,4 @@
-//! The client for Rust, beside a host.
+//! The client for Rust, with a host.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use system_tests::host::TestHost;
 /// A guard against hanging, not a measure.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-/// What was asked for before the last handle was dropped still goes out.
+/// Calls that were made before the last handle is dropped are still sent.
 #[test]
 fn a_one_way_call_is_sent_though_the_client_is_dropped() {
     let host = TestHost::with(&["my-service", "another-service"]);
@@ -43,7 +43,7 @@ fn a_one_way_call_is_sent_though_the_client_is_dropped() {
     assert_eq!(counted, 20);
 }
 
-/// What comes is read while what goes is written: neither end waits for the other, which would be cut off after 30 seconds.
+/// Each end reads while it writes: neither waits for the other, which would be disconnected after 30 seconds.
 #[test]
 fn large_arguments_and_large_answers_pass_each_other() {
     let host = TestHost::with(&["my-service", "another-service"]);
@@ -53,7 +53,7 @@ fn large_arguments_and_large_answers_pass_each_other() {
         let client = Client::new(stream).await.expect("it speaks PB");
         let mine = client.login("alice/my service", "alice-pw", None).await.expect("alice may");
         let data = Bytes(vec![b'x'; 600_000]);
-        // 57 MiB each way: far more than sockets hold.
+        // 57 MiB each way, far more than socket buffers hold.
         let mut calls = tokio::task::JoinSet::new();
         for _ in 0..100 {
             let (mine, data) = (mine.clone(), data.clone());
@@ -71,7 +71,7 @@ fn large_arguments_and_large_answers_pass_each_other() {
                         assert_eq!(size, 600_000);
                         answered += 1;
                     }
-                    // More than may wait at once: said at once, and the connection lives on.
+                    // Beyond the limit of what may be queued, a call fails at once, and the connection stays open.
                     Err(error) => assert!(error.to_string().contains("MemoryError"), "{error}"),
                 }
             }

@@ -1,4 +1,4 @@
-//! What a service in a sandbox may not do: everything that there is to try, a row each; and what it may, as a control.
+//! What a service in a sandbox may not do: one row for each thing to try. What it may do serves as a control.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 /// A guard against hanging, not a measure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A host whose service tries things, where it runs there; `allow` are the words of what it is allowed.
+/// Starts a host with a service that tries things, in this isolation. `allow` holds the words of what it is allowed.
 fn serving(isolation: &str, allow: &[&str]) -> TestHost {
     let home = TestHome::new();
     home.make();
@@ -29,7 +29,7 @@ async fn prisoner(host: &TestHost) -> Remote {
     let client = Client::new(TcpStream::connect(host.address()).await.expect("the door is open")).await;
     let client = client.expect("it speaks PB");
     let found = client.login_password("alice/confined", "alice-pw", None).await.expect("there is a key");
-    // Its connection lives as long as the test.
+    // Its connection is to live as long as the test.
     std::mem::forget(client);
     found
 }
@@ -39,12 +39,12 @@ async fn attempt(prisoner: &Remote, what: &str, at: &str) -> String {
     tried.expect("it is answered").read().expect("a text")
 }
 
-/// Whether it was refused, and not merely failed.
+/// Whether the attempt was refused, and did not merely fail.
 fn is_refused(said: &str) -> bool {
     matches!(said, "EPERM" | "EACCES" | "EXDEV" | "ENETUNREACH") || said.contains("Function not implemented")
 }
 
-/// Somebody who listens.
+/// A socket that listens.
 fn listening() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
     let address = listener.local_addr().expect("it has an address");
@@ -52,7 +52,7 @@ fn listening() -> (TcpListener, SocketAddr) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_that_a_sandbox_forbids_is_refused() {
+async fn a_sandbox_refuses_every_forbidden_action() {
     let host = serving("sandbox", &[]);
     let prisoner = prisoner(&host).await;
     let (_listener, address) = listening();
@@ -107,14 +107,14 @@ async fn all_that_a_sandbox_forbids_is_refused() {
         ("mptcp", String::new()),
         ("datagrams", String::new()),
         ("packets", String::new()),
-        // What can be asked of an open file beside its bytes.
+        // Operations on an open file other than on its bytes.
         ("lease", "/usr/bin/id".to_owned()),
         ("signals-to", "/usr/bin/id".to_owned()),
         ("asynchronous", "/usr/bin/id".to_owned()),
         ("news-of", "/usr".to_owned()),
         ("memory-file", String::new()),
         ("namespace", String::new()),
-        // Processes, its own and others'.
+        // Processes, its own and those of others.
         ("fork", String::new()),
         ("spawn", String::new()),
         ("exec", String::new()),
@@ -161,7 +161,7 @@ async fn all_that_a_sandbox_forbids_is_refused() {
     }
     assert!(passed.is_empty(), "{passed:#?}");
     assert_eq!(std::fs::read(&file).expect("it is there"), b"theirs");
-    // The control: what it may.
+    // The control: what it may do.
     for (what, at) in
         [("own", ""), ("thread", ""), ("read", "/usr/lib/os-release"), ("kill", &std::process::id().to_string())]
     {
@@ -174,9 +174,9 @@ async fn all_that_a_sandbox_forbids_is_refused() {
     }
 }
 
-/// The rows above are tried in earnest: without a sandbox they are not refused.
+/// The rows above make real attempts: without a sandbox, these are not refused.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_sandbox_the_same_is_done() {
+async fn actions_that_a_sandbox_refuses_succeed_without_one() {
     let host = serving("process", &["processes"]);
     let prisoner = prisoner(&host).await;
     let (_listener, address) = listening();
@@ -206,7 +206,7 @@ async fn without_a_sandbox_the_same_is_done() {
     }
 }
 
-/// In a process of its own that is no sandbox, a service starts no processes, unless it may.
+/// A service in a process of its own without a sandbox starts no processes either, unless it is allowed to.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_starts_no_processes_unless_it_may() {
     for isolation in ["process", "sandbox"] {
@@ -222,12 +222,12 @@ async fn a_service_starts_no_processes_unless_it_may() {
     for what in ["fork", "spawn"] {
         assert_eq!(attempt(&prisoner, what, "").await, "done", "{what}");
     }
-    // In no other namespaces.
+    // Other namespaces are still refused.
     assert_eq!(attempt(&prisoner, "namespace", "").await, "EPERM");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_operator_allows_is_done_and_no_more() {
+async fn only_actions_that_the_operator_allows_succeed() {
     let ((_one, one), (_other, other)) = (listening(), listening());
     let outside = tempfile::tempdir().expect("a folder");
     let (readable, writable) = (outside.path().join("readable"), outside.path().join("writable"));
@@ -269,9 +269,9 @@ async fn what_the_operator_allows_is_done_and_no_more() {
     assert!(shown.contains("sandbox") && shown.contains(&allow[2]), "{shown}");
 }
 
-/// What it writes goes with it, and is nobody else's to read.
+/// The files that a service writes are removed with its process, and nobody else may read them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_of_its_own_goes_with_the_process() {
+async fn a_sandboxs_folder_is_removed_with_its_process() {
     let host = serving("sandbox", &[]);
     let prisoner = prisoner(&host).await;
     assert_eq!(attempt(&prisoner, "own", "").await, "done");
@@ -290,7 +290,7 @@ async fn a_folder_of_its_own_goes_with_the_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_that_cannot_be_are_said_before_anything_is_loaded() {
+async fn an_invalid_isolation_setting_is_reported_at_the_start() {
     let home = TestHome::new();
     home.make();
     home.configure(|text| text.to_owned() + "\n[service.confined]\nisolation = \"jail\"\n");

@@ -1,11 +1,11 @@
-//! Secrets stay where they belong: not in a log, not in an error, not in a file, not in the audit trail.
+//! Secrets stay where they belong: they appear in no log, no error, no file, and not in the audit trail.
 
 use std::path::Path;
 
 use system_tests::host::TestHome;
 use system_tests::python;
 
-/// Planted: nothing else has these letters.
+/// Planted secrets: these letters appear nowhere else.
 const PASSWORD: &str = "zebra-Quartz-vixen-7341";
 const WRONG: &str = "wrong-Fjord-waltz-9182";
 
@@ -16,7 +16,7 @@ fn files(folder: &Path, into: &mut Vec<std::path::PathBuf>) {
 }
 
 #[test]
-fn what_was_planted_is_nowhere_to_be_found() {
+fn planted_secrets_appear_in_no_output_or_file() {
     let home = TestHome::new();
     home.make();
     let mut said = Vec::new();
@@ -38,7 +38,7 @@ fn what_was_planted_is_nowhere_to_be_found() {
     ] {
         keep(host.home.run_with(&["call", &target, "none", with], input));
     }
-    // Twisted's own words, and a panic in the service.
+    // Logins by Twisted, and a panic in the service.
     keep(host.home.run_with(&["call", &target, "bump_and_panic", "--password-stdin"], PASSWORD));
     python::twisted("plant.py", &[&host.port(), "alice", PASSWORD, WRONG]);
     // Refused by the rules, and by the protocol.
@@ -63,7 +63,7 @@ fn what_was_planted_is_nowhere_to_be_found() {
             assert!(!found, "{secret} is in {}", path.display());
         }
     }
-    // The test itself can find something.
+    // The control: the search can find something.
     assert!(said.iter().any(|text| text.contains("wrong password")));
 }
 

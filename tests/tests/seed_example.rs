@@ -1,5 +1,5 @@
-//! The example of Twisted.Cred's own documentation: a MultiService, a DefaultAuthorizer, "my service" and "another
-//! service" as libraries in a folder, one port; real Twisted at the door.
+//! The example from Twisted.Cred's own documentation: a MultiService, a DefaultAuthorizer, "my service" and "another
+//! service" as libraries in a folder, and one port. The client is real Twisted.
 
 use system_tests::host::TestHost;
 use system_tests::python::twisted;
@@ -31,7 +31,7 @@ fn attached_may_answer_with_another_perspective_or_refuse() {
         host.home.run_with(&["call", &target, "bump", "--password-stdin"], "alice-pw")
     };
     for _ in 0..2 {
-        // A throw-away: another one each time, and never saved.
+        // A throw-away perspective: a new one each time, which is never saved.
         assert_eq!(String::from_utf8_lossy(&call("throwaway").stdout).trim(), "1001");
     }
     let refused = call("closed");

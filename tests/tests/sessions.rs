@@ -1,4 +1,4 @@
-//! Sessions of the client for Rust, at a host that is stopped, killed and reloaded under them.
+//! Sessions of the client for Rust. Their host is stopped, killed and reloaded while they run.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -25,13 +25,13 @@ fn home(services: &[&str]) -> TestHome {
     home
 }
 
-/// A session that tries again soon.
+/// A session that retries quickly.
 fn session(endpoint: Endpoint, name: &str) -> Session {
     let backoff = Backoff { first: Duration::from_millis(10), most: Duration::from_millis(200), ..Backoff::default() };
     Session::builder(endpoint, Credential::password(name, "alice-pw")).backoff(backoff).start()
 }
 
-/// An address that no other test has: a host that is started again is found where it was.
+/// An address that no other test uses: a host that is restarted listens where it did before.
 fn own_address() -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(1);
     format!("127.77.{}.{}:8787", std::process::id() % 250, NEXT.fetch_add(1, Ordering::Relaxed))
@@ -45,7 +45,7 @@ fn start(home: TestHome, address: &str) -> TestHost {
 async fn a_session_outlives_the_host_and_nothing_is_called_twice() {
     let address = own_address();
     let home = home(&["todo"]);
-    // It is there before the host.
+    // The session starts before the host.
     let session = session(Endpoint::tcp(&address), "alice");
     let todo = session.perspective("todo", None);
     let acknowledged = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -57,7 +57,7 @@ async fn a_session_outlives_the_host_and_nothing_is_called_twice() {
             number += 1;
             match adds.call("add", &(format!("task {number}"),)).await {
                 Ok(_) => adding.lock().expect("nothing panics").push(format!("task {number}")),
-                // It may be there, or not: nobody knows.
+                // The task may have been added or not: nobody knows.
                 Err(Error::Lost(_)) => lost += 1,
                 Err(error) => panic!("{error:?}"),
             }
@@ -74,7 +74,7 @@ async fn a_session_outlives_the_host_and_nothing_is_called_twice() {
             }
         })
         .await;
-        // A SIGKILL.
+        // The host is killed with SIGKILL.
         host = start(host.into_home(), &address);
     }
     let before = count();
@@ -99,7 +99,7 @@ async fn a_session_outlives_the_host_and_nothing_is_called_twice() {
 }
 
 #[tokio::test]
-async fn a_mind_is_given_anew_though_nobody_calls() {
+async fn a_reconnected_session_gives_its_mind_without_a_call() {
     let address = own_address();
     let home = home(&["chat"]);
     home.identity("bob", "alice-pw", &["chat"]);
@@ -113,7 +113,7 @@ async fn a_mind_is_given_anew_though_nobody_calls() {
     });
     let says = session(Endpoint::tcp(&address), "bob");
     let mouth = says.perspective("chat", None);
-    // Until she is there, nobody hears it.
+    // Nobody hears it until alice is there.
     let mut hears = async || {
         within(async {
             loop {
@@ -139,7 +139,7 @@ async fn a_mind_is_given_anew_though_nobody_calls() {
 }
 
 #[tokio::test]
-async fn who_is_refused_is_not_asked_for_again_and_again() {
+async fn a_refused_login_is_not_retried() {
     let host = start(home(&["todo"]), &own_address());
     let endpoint = Endpoint::tcp(&host.address().to_string());
     let wrong = Session::builder(endpoint.clone(), Credential::password("alice", "guessed")).start();
@@ -149,7 +149,7 @@ async fn who_is_refused_is_not_asked_for_again_and_again() {
     let called = within(wrong.perspective("todo", None).call("list", &())).await;
     assert!(matches!(called, Err(Error::Refused(_))));
     within(async {
-        // What is written down comes a moment later.
+        // The entry is written to the trail a moment later.
         while !host.home.run(&["audit", "show"], "").contains("login.refused") {
             tokio::task::yield_now().await;
         }
@@ -192,7 +192,7 @@ async fn a_call_to_an_absent_host_times_out() {
 }
 
 #[tokio::test]
-async fn a_session_that_nobody_has_any_more_logs_out() {
+async fn a_dropped_session_logs_out() {
     let host = start(home(&["todo"]), &own_address());
     let sessions = || host.home.run(&["session", "list", "--json"], "");
     let session = session(Endpoint::tcp(&host.address().to_string()), "alice");
@@ -208,10 +208,10 @@ async fn a_session_that_nobody_has_any_more_logs_out() {
 }
 
 #[tokio::test]
-async fn over_tls_a_password_goes_as_it_is_and_only_to_who_is_trusted() {
+async fn over_tls_the_plain_password_goes_only_to_trusted_hosts() {
     let home = home(&["todo"]);
     home.run(&["tls", "init", "--name", "localhost"], "");
-    // The stock login keeps what is weaker; without it, this is the only way.
+    // The stock login stores something weaker. Without it, a password over TLS is the only way.
     home.configure(|text| text.replace("stock_login = true", "stock_login = false"));
     let mut host = home.start_with(&["--listen-tls", "127.0.0.1:0"], &[]);
     let trust = Trust::in_file(host.home.path().join("tls/ca.pem")).expect("it was made");
@@ -250,7 +250,7 @@ async fn tokens_and_keys_are_credentials_too() {
         let endpoint = Endpoint::tcp(&host.address().to_string());
         let session = Session::builder(endpoint.clone().private(), credential.clone()).start();
         within(session.perspective("todo", None).call("list", &())).await.expect("it answers");
-        // Where others could listen, a token is not sent; a key tells nobody anything.
+        // A token is not sent where others could listen. A key reveals nothing.
         let session = Session::builder(endpoint, credential.clone()).start();
         let connected = within(session.connected()).await;
         match credential {
@@ -263,7 +263,7 @@ async fn tokens_and_keys_are_credentials_too() {
     assert!(matches!(&nobody, Error::Failure(failure) if failure.is("twisted.cred.error.UnhandledCredentials")));
 }
 
-/// The example, as somebody sits before it.
+/// The example program, as a user sees it.
 struct Window {
     process: std::process::Child,
     lines: std::sync::mpsc::Receiver<String>,
@@ -324,7 +324,7 @@ fn the_chat_example_works_over_tls_and_survives_a_restart() {
     let _host = run(host.into_home());
     alice.shows("(here again)");
     bob.shows("(here again)");
-    // Logged in is not yet in the room: what is said before nobody hears.
+    // A client that is logged in again is not in the room yet, and does not hear what is said before it is.
     let heard = (0..600).any(|_| {
         alice.say("and now?");
         bob.lines.recv_timeout(Duration::from_millis(100)).is_ok_and(|line| line.contains("alice: and now?"))

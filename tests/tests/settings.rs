@@ -1,4 +1,5 @@
-//! Limits are the operator's: set in credhost.toml, shown with what is in use, taken up while the host serves.
+//! Limits belong to the operator: they are set in credhost.toml, shown with their current use, and applied while the
+//! host serves.
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
@@ -13,7 +14,7 @@ fn limits(home: &TestHome, section: &str) {
     });
 }
 
-/// How many of these connections are served: whoever is sent away reads nothing.
+/// Returns how many of these connections are served. Those that the host turns away read nothing.
 fn served(address: SocketAddr, count: usize) -> (usize, Vec<TcpStream>) {
     let mut all: Vec<TcpStream> = (0..count).map(|_| TcpStream::connect(address).expect("it listens")).collect();
     let served = all.iter_mut().filter_map(|stream| {
@@ -23,7 +24,7 @@ fn served(address: SocketAddr, count: usize) -> (usize, Vec<TcpStream>) {
     (served.count(), all)
 }
 
-/// Until those that were let go of are not counted any more.
+/// Waits until closed connections are no longer counted.
 fn all_gone(home: &TestHome) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !home.run(&["limits"], "").lines().any(|line| line.starts_with("connections") && line.contains("  0  ")) {
@@ -31,7 +32,7 @@ fn all_gone(home: &TestHome) {
     }
 }
 
-/// Listeners of a collection have limits of their own, which are taken up as those of all are.
+/// A collection's listeners have limits of their own, which a reload applies like those of the whole host.
 #[test]
 fn a_collections_listeners_have_limits_of_their_own() {
     let home = TestHome::new();
@@ -60,7 +61,7 @@ fn a_collections_listeners_have_limits_of_their_own() {
     limits(&host.home, &section("per_source = 2"));
     assert_eq!(host.home.run(&["reload"], "").trim(), "[multiservice.games] per_source: 1 → 2");
     both(2, 3);
-    // What cannot be is said with its place, and changes nothing.
+    // An invalid setting is reported with its place, and changes nothing.
     for (wrong, said) in [
         ("memory = 5", "[multiservice.games.limits] memory: this limit is for the whole host"),
         ("x = 5", "] x: there is no such"),
@@ -72,14 +73,14 @@ fn a_collections_listeners_have_limits_of_their_own() {
         assert!(found.contains(said), "{found}");
     }
     both(2, 3);
-    // Without a section of their own they are as all.
+    // Without a section of their own, they have the limits of the host.
     limits(&host.home, &section(""));
     assert_eq!(host.home.run(&["reload"], "").trim(), "[multiservice.games] per_source: 2 → 3");
     both(3, 3);
 }
 
 #[test]
-fn limits_are_set_shown_and_taken_up_while_the_host_serves() {
+fn limits_are_shown_and_reloaded_while_the_host_serves() {
     let home = TestHome::new();
     home.make();
     limits(&home, "per_source = 2\nmemory = \"100 MiB\"\nlogin = 60");
@@ -104,7 +105,7 @@ fn limits_are_set_shown_and_taken_up_while_the_host_serves() {
     drop(open);
     all_gone(&host.home);
 
-    // What cannot be is said, and changes nothing.
+    // An invalid setting is reported, and changes nothing.
     limits(&host.home, "per_source = 1\nper_sauce = 5");
     let refused = host.home.refused(&["reload"], "");
     assert!(refused.contains("per_sauce: there is no such limit; is per_source meant?"), "{refused}");
@@ -119,16 +120,17 @@ fn limits_are_set_shown_and_taken_up_while_the_host_serves() {
     rustix::process::kill_process(process, rustix::process::Signal::HUP).expect("it can be told");
     host.wait_for("limits: per_source: 3 → 1");
     assert_eq!(served(host.address(), 4).0, 1);
-    // What nobody waits for is written down a moment later.
+    // An event that nobody waits for is written a moment later.
     let deadline = Instant::now() + Duration::from_secs(30);
     while !host.home.run(&["audit", "show"], "").contains("limits.changed by=SIGHUP") {
         assert!(Instant::now() < deadline, "{}", host.home.run(&["audit", "show"], ""));
     }
 }
 
-/// Services that run are held to what the operator has set since: in the host's own process, and in ones of their own.
+/// Running services obey the limits that the operator has set since their start, in the host's own process and in
+/// processes of their own.
 #[test]
-fn running_services_take_up_their_limits() {
+fn running_services_apply_changed_limits() {
     for isolated in [false, true] {
         let home = TestHome::new();
         home.make();
@@ -162,7 +164,8 @@ fn running_services_take_up_their_limits() {
     }
 }
 
-/// A service reads its own section when it is made: a reload of the settings says what has to be reloaded to see others.
+/// A service reads its own section when it is created. A reload of the settings names the services that have to be
+/// reloaded to see theirs.
 #[test]
 fn a_reload_names_the_services_whose_sections_have_changed() {
     let host = TestHost::with(&["todo", "ssh"]);
@@ -177,7 +180,7 @@ fn a_reload_names_the_services_whose_sections_have_changed() {
     assert!(refused.contains("[service.ssh] channels is 0: the range is 1 to 1000"), "{refused}");
 }
 
-/// Half of the memory, as it is shown.
+/// Half of the memory, as `limits` shows it.
 fn half(home: &TestHome) -> String {
     let shown = home.run(&["limits"], "");
     let row = shown.lines().find(|line| line.starts_with("memory")).expect("it is there").to_owned();
@@ -199,7 +202,7 @@ fn an_invalid_limit_prevents_the_start_and_is_explained() {
     }
 }
 
-/// What `[pb]` gives to those without a login is taken up while the host serves: what it gives no more ends at once.
+/// What `[pb]` gives to clients without a login is applied while the host serves. What it no longer gives ends at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn anonymous_rules_are_reloaded_while_the_host_serves() {
     use pb::client::Client;
@@ -251,9 +254,10 @@ async fn anonymous_rules_are_reloaded_while_the_host_serves() {
     assert!(said.contains("no service here has this name; did you mean \"exchange\"?"), "{said}");
 }
 
-/// What cannot be taken up while the host serves is named; what would keep it from starting is refused, and told by `doctor`.
+/// A reload names what cannot be applied while the host serves. It refuses what would prevent the host from starting,
+/// and `doctor` reports it.
 #[test]
-fn what_a_reload_cannot_take_up_is_named() {
+fn a_reload_names_the_settings_that_it_cannot_apply() {
     let home = TestHome::new();
     home.make();
     home.install("chat");
@@ -270,15 +274,15 @@ fn what_a_reload_cannot_take_up_is_named() {
     let output = host.home.run_with(&["doctor"], "");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(!output.status.success() && said.contains("certificates needs TLS"), "{said}");
-    // A host that has ended has written all of its trail.
+    // A host that has ended has written its whole trail.
     assert_eq!(host.terminate(), Some(0));
     let trail = host.home.run(&["audit", "show"], "");
     assert!(!trail.contains("limits.changed"), "nothing was other than before: {trail}");
 }
 
-/// What was taken up is in the trail, though the same command could not do everything.
+/// The applied changes are in the trail even if the same command could not do everything.
 #[test]
-fn the_trail_has_what_was_taken_up_by_a_reload_that_failed() {
+fn the_trail_has_the_changes_that_a_failed_reload_applied() {
     let home = TestHome::new();
     home.make();
     home.install("chat");
@@ -287,7 +291,7 @@ fn the_trail_has_what_was_taken_up_by_a_reload_that_failed() {
     host.home.configure(|text| format!("{text}\n[service.chat]\nisolation = \"moon\"\n"));
     let refused = host.home.refused(&["reload"], "");
     assert!(refused.contains("moon") && refused.contains("taken up all the same: per_source: 256 → 5"), "{refused}");
-    // What nobody waits for is written down a moment later.
+    // An event that nobody waits for is written a moment later.
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let trail = host.home.run(&["audit", "show"], "");
@@ -299,9 +303,9 @@ fn the_trail_has_what_was_taken_up_by_a_reload_that_failed() {
     }
 }
 
-/// What only a restart applies is named, each by its place; what is taken up is not.
+/// A reload names each setting that only a restart applies, by its place. It does not name what it has applied.
 #[test]
-fn a_reload_names_what_only_a_restart_applies() {
+fn a_reload_names_settings_that_need_a_restart() {
     let home = TestHome::new();
     home.make();
     let host = home.start();

@@ -1,4 +1,5 @@
-//! What shells do to commands: outputs that are full or closed, many at once, a host that is just starting, long paths.
+//! What shells do to commands: outputs that are full or closed, many commands at once, a host that is just starting,
+//! long paths.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
@@ -17,7 +18,7 @@ fn with_output(home: &TestHome, arguments: &[&str], output: Stdio) -> Output {
     command.spawn().expect("credhost runs").wait_with_output().expect("it ends")
 }
 
-/// A pipe that nobody reads any more.
+/// A pipe whose reader is closed.
 fn closed() -> Stdio {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
@@ -60,7 +61,7 @@ fn failed_output_is_an_error_and_a_closed_pipe_is_not() {
 }
 
 #[test]
-fn a_token_that_nobody_has_seen_is_not_left_behind() {
+fn a_token_that_cannot_be_printed_is_removed_again() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo"]);
@@ -76,7 +77,7 @@ fn a_token_that_nobody_has_seen_is_not_left_behind() {
 }
 
 #[test]
-fn what_is_typed_wrongly_is_json_for_programs() {
+fn usage_errors_are_json_with_the_json_flag() {
     let home = TestHome::new();
     let done = home.run_with(&["identity", "ad", "bob", "--json"], "");
     assert_eq!(done.status.code(), Some(2));
@@ -86,7 +87,7 @@ fn what_is_typed_wrongly_is_json_for_programs() {
 }
 
 #[test]
-fn who_has_the_home_for_a_moment_is_waited_for() {
+fn commands_wait_while_another_briefly_uses_the_home() {
     let home = TestHome::new();
     home.make();
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -96,7 +97,7 @@ fn who_has_the_home_for_a_moment_is_waited_for() {
                 scope.spawn(|| {
                     let mut done = 0;
                     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        // Also while a host starts, serves, and stops.
+                        // Also while a host starts, serves and stops.
                         home.run(&["identity", "list"], "");
                         done += 1;
                     }
@@ -128,7 +129,7 @@ fn who_has_the_home_for_a_moment_is_waited_for() {
 }
 
 #[test]
-fn a_host_that_runs_is_not_waited_for() {
+fn a_second_host_does_not_wait_for_a_running_one() {
     let home = TestHome::new();
     home.make();
     let host = home.start();
@@ -154,7 +155,7 @@ fn commands_are_answered_while_services_start() {
     assert!(list.contains("libhostile.so") && list.contains("being vetted"), "{list}");
     assert!(home.run(&["identity", "list"], "").contains("bob"));
     assert!(host.try_wait().expect("it can be asked").is_none(), "all this while it starts");
-    // And a signal is heard.
+    // A signal also has its effect.
     let id = rustix::process::Pid::from_raw(host.id().cast_signed()).expect("a process has a number");
     rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it can be told");
     let ended = host.wait_with_output().expect("it ends");
@@ -170,12 +171,12 @@ fn a_home_with_a_long_path_is_like_any_other() {
     assert!(home.path().as_os_str().len() > 200);
     let host = home.start();
     host.home.run(&["identity", "add", "bob", "--no-password"], "");
-    // Only the host knows.
+    // A command that only the host can answer.
     host.home.run(&["session", "list"], "");
 }
 
 #[test]
-fn what_is_no_home_and_what_is_somebody_elses_is_said() {
+fn invalid_homes_and_homes_of_others_are_reported() {
     use std::os::unix::process::CommandExt;
     let home = TestHome::new();
     home.make();
@@ -190,10 +191,10 @@ fn what_is_no_home_and_what_is_somebody_elses_is_said() {
     assert!(done.status.code() == Some(1) && !error.contains("does not answer"), "{error}");
     let folder = tempfile::tempdir().expect("a folder");
     let mut command = if rustix::process::geteuid().is_root() {
-        // The program itself must be within that user's reach.
+        // That user must be able to reach the program itself.
         let program = folder.path().join("credhost");
-        // By another program: a file that this one has written cannot be run while a child that another test has just begun
-        // still has it open.
+        // Another program makes the copy. A file that this process has written cannot be run while a child process that
+        // another test has just started still has it open.
         let copied = std::process::Command::new("cp").arg(system_tests::build::credhost()).arg(&program).status();
         assert!(copied.expect("cp runs").success());
         std::os::unix::fs::chown(folder.path(), Some(65_534), Some(65_534)).expect("it can be given away");

@@ -1,5 +1,5 @@
-//! Sites behind a proxy that asks who somebody is, and pages as a browser shows them: judged by nginx, Caddy, Traefik, Chromium,
-//! curl and PyJWT.
+//! Sites behind a proxy that asks who somebody is, and pages as a browser shows them. Judged by nginx, Caddy, Traefik,
+//! Chromium, curl and PyJWT.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -11,13 +11,13 @@ use system_tests::{debian, python};
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 
-/// A host whose service web is reached by a Unix socket, for alice; and its folder.
+/// Starts a host whose service web listens on a Unix socket, for alice. Returns its folder as well.
 fn host() -> (TestHost, tempfile::TempDir) {
     let (host, folder, _) = host_by_tcp("");
     (host, folder)
 }
 
-/// The same with one more listener; and its host, which has said where that is.
+/// The same with one more listener, whose address it returns as well.
 fn host_by_tcp(more: &str) -> (TestHost, tempfile::TempDir, Option<SocketAddr>) {
     let (home, folder) = (TestHome::new(), tempfile::tempdir().expect("a folder"));
     home.make();
@@ -34,7 +34,7 @@ fn host_by_tcp(more: &str) -> (TestHost, tempfile::TempDir, Option<SocketAddr>) 
     (host, folder, address)
 }
 
-/// What a page's reader says: that they take HTML, and lies about who they are.
+/// What the reader of a page sends: that they accept HTML, and lies about who they are.
 const SAID: [(&str, &str); 6] = [
     ("Accept", "text/html"),
     ("Remote-User", "root"),
@@ -67,9 +67,9 @@ fn she_reads(host: &TestHost, address: SocketAddr) -> Page {
     let told = page.body.to_ascii_lowercase();
     assert!(told.contains("get /wiki?page=a&b=%26c") && told.contains("remote-user: alice"), "{}", page.body);
     assert!(!told.contains("root"), "what she says of herself goes nowhere: {}", page.body);
-    // Nor does what she is known by: the site has its own cookies, and no others.
+    // Her session cookie does not get there either: the site gets its own cookies, and no others.
     assert!(!told.contains("credhost_") && told.contains("cookie: other=2; own=1"), "{}", page.body);
-    // By a key for that service: it is taken away, and given back.
+    // Access needs a key for that service. The key is removed, and added again.
     host.home.run(&["key", "remove", "alice", "todo"], "");
     assert_eq!(read(&mut alice, "/wiki").status, 403);
     host.home.run(&["key", "add", "alice", "todo"], "");
@@ -84,12 +84,12 @@ fn she_reads(host: &TestHost, address: SocketAddr) -> Page {
 }
 
 #[test]
-fn nginx_lets_in_whom_the_host_knows() {
+fn nginx_admits_signed_in_users() {
     let (host, folder) = host();
     let nginx = nginx(folder.path(), site());
     let page = she_reads(&host, nginx.address);
     let assertion = page.body.lines().find_map(|line| line.strip_prefix("Credhost-Assertion: ")).expect("an assertion");
-    // What a site makes of it that does not take a proxy's word.
+    // A site that does not trust the proxy's word can verify the assertion.
     let curl = Command::new("curl").args(["-s", &format!("http://{}/account/keys.json", nginx.address)]).output();
     let keys = String::from_utf8(curl.expect("curl runs").stdout).unwrap();
     let said = python::chromium("verify.py", &[&keys, assertion, "todo"]);
@@ -97,14 +97,14 @@ fn nginx_lets_in_whom_the_host_knows() {
 }
 
 #[test]
-fn caddy_lets_in_whom_the_host_knows() {
+fn caddy_admits_signed_in_users() {
     let (host, folder) = host();
     let caddy = caddy(folder.path(), site());
     she_reads(&host, caddy.address);
 }
 
 #[test]
-fn traefik_lets_in_whom_the_host_knows() {
+fn traefik_admits_signed_in_users() {
     let (host, folder, web) = host_by_tcp(", { address = \"127.0.0.1:0\", proxies = [\"127.0.0.1\"] }");
     let traefik = traefik(folder.path(), site(), web.expect("it says where"));
     she_reads(&host, traefik.address);
@@ -123,12 +123,12 @@ fn chromium_shows_readable_pages_and_blocks_other_sites() {
     let address: SocketAddr = line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address");
     let (chromium, driver) =
         (debian::program("chromium", "chromium"), debian::program("chromedriver", "chromium-driver"));
-    // They stay, to be looked at.
+    // The pages are kept, to be looked at.
     let folder = system_tests::target().join("pages");
     std::fs::create_dir_all(&folder).unwrap();
     let (chromium, driver, folder) =
         (chromium.display().to_string(), driver.display().to_string(), folder.display().to_string());
-    // To a browser this machine is as good as TLS by this name alone.
+    // A browser treats this machine like a site with TLS only under this name.
     let url = format!("http://localhost:{}/", address.port());
     python::chromium("sign_in.py", &[&chromium, &driver, &url, "alice", PASSWORD, &folder]);
 }

@@ -1,4 +1,5 @@
-//! Whoever reads nothing costs the host no memory to speak of. A process of its own, for what is measured is the process's.
+//! A client that reads nothing costs the host hardly any memory. This test has a process of its own, because it
+//! measures the memory of the process.
 
 use std::io::Write;
 use std::time::Duration;
@@ -21,7 +22,7 @@ fn a_client_that_reads_nothing_is_dropped_within_bounds() {
         client.begin("blob", &(600_000,));
     }
     let mut seen = 0;
-    // Reads nothing until the host has given up: its end is seen by writing.
+    // The client reads nothing until the host has given up. It notices the end by writing.
     while client.wire.stream.write_all(&call(1, Ok(1), "x", &EMPTY)).is_ok() && seen < 2000 {
         std::thread::sleep(Duration::from_millis(5));
         seen += 1;
@@ -32,7 +33,7 @@ fn a_client_that_reads_nothing_is_dropped_within_bounds() {
     assert!(most < 60 << 20, "400 answers of 600 kB were not all kept: {most} bytes");
 }
 
-/// What the system says of this process's memory, in bytes.
+/// Returns the system's figure for this process's memory, in bytes.
 fn memory(which: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with(which)).unwrap_or_default();

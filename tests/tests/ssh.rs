@@ -14,12 +14,12 @@ fn address(host: &mut TestHost) -> SocketAddr {
     line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address")
 }
 
-/// A host with the services ssh, todo, scores and chat, for alice, who has keys for all but scores, and a key of SSH's.
+/// Starts a host with the services ssh, todo, scores and chat. Alice has keys for all but scores, and an SSH key.
 fn host() -> (TestHost, Ssh) {
     host_with("", "")
 }
 
-/// The same, with more of its listener's settings, and limits.
+/// The same, with more settings for its listener, and with limits.
 fn host_with(more: &str, limits: &str) -> (TestHost, Ssh) {
     let home = TestHome::new();
     home.make();
@@ -36,7 +36,7 @@ fn host_with(more: &str, limits: &str) -> (TestHost, Ssh) {
     (host, alice)
 }
 
-/// The host's key, as its service tells it.
+/// Returns the host key, as the service reports it.
 fn host_key(host: &TestHost) -> String {
     let target = format!("alice@{}/ssh", host.address());
     let key = host.home.run(&["--json", "call", &target, "host_key", "--password-stdin"], PASSWORD);
@@ -69,13 +69,13 @@ fn openssh_calls_every_service() {
     assert!(!help.contains("scores"), "there is no key for it: {help}");
     assert!(said(&["todo"]).contains("add(text: String) -> usize"), "a service alone shows what it has");
     assert!(said(&["help", "todo", "add"]).contains("Returns its number"));
-    // Lines by a pipe, in one connection.
+    // Lines through a pipe, in one connection.
     let piped = alice.run_with(&[], &[], "todo add bread\n--json todo add jam\nexit\ntodo add never\n");
     assert_eq!((piped.status, piped.said.as_str()), (Some(0), "2\n3\n"));
 }
 
 #[test]
-fn what_goes_wrong_is_told_and_ends_with_a_status() {
+fn errors_are_reported_with_an_exit_status() {
     let (_host, alice) = host();
     for (words, status, says) in [
         (
@@ -99,7 +99,7 @@ fn what_goes_wrong_is_told_and_ends_with_a_status() {
         assert_eq!((came.status, came.said.as_str()), (Some(status), ""), "{words:?}");
         assert!(came.errors.starts_with(says), "{words:?}: {}", came.errors);
     }
-    // What no shell has is refused, and the session goes on.
+    // Something that no shell has is refused, and the session continues.
     let sftp = alice.run_with(&["-s"], &["sftp"], "");
     assert_ne!(sftp.status, Some(0));
     assert_eq!(alice.run(&["todo", "list"]).status, Some(0));
@@ -119,7 +119,7 @@ fn a_terminal_completes_remembers_and_shows_what_services_call() {
     terminal.until("add  clear  done  list  remind");
     terminal.types("xx\u{3}");
     terminal.until("^C\r\n");
-    // A call that takes long is given up, and the session is not.
+    // A slow call is abandoned, and the session continues.
     terminal.types("chat say hello\r");
     terminal.until("chat: heard(\"alice\", \"hello\")\r\n");
     let target = format!("bob@{}/chat", host.address());
@@ -133,7 +133,7 @@ fn a_terminal_completes_remembers_and_shows_what_services_call() {
     terminal.until("error: todo has no method nothing");
     terminal.types("exit\r");
     assert_eq!(terminal.ends().0, Some(0));
-    // A command that stays.
+    // A command that stays open.
     let mut follows = alice.follow(&["--json", "--follow", "chat", "say", "here"]);
     follows.until("\"call\":\"heard\",\"arguments\":{\"$tuple\":[\"alice\",\"here\"]}");
     host.home.run(&["call", &target, "say", "hello", "--password-stdin"], PASSWORD);
@@ -168,10 +168,10 @@ fn sessions_go_on_while_all_code_is_replaced() {
 }
 
 #[test]
-fn who_is_let_in_and_who_is_not() {
+fn valid_credentials_are_accepted_and_others_refused_alike() {
     let (host, alice) = host();
     let address = alice.address();
-    // Every kind of key that OpenSSH makes, a password, and a token in its place.
+    // Every kind of key that OpenSSH generates, a password, and a token in its place.
     for kind in [&["rsa", "-b", "2048"][..], &["ecdsa", "-b", "256"], &["ecdsa", "-b", "384"]] {
         let other = Ssh::new(address, "alice", kind);
         let file = other.public().display().to_string();
@@ -181,7 +181,7 @@ fn who_is_let_in_and_who_is_not() {
     assert_eq!(alice.by_password(PASSWORD, &["todo", "list"]).status, Some(0));
     let token = host.home.run(&["token", "new", "alice", "--label", "laptop"], "");
     assert_eq!(alice.by_password(&token, &["todo", "list"]).status, Some(0), "{token}");
-    // The same for everybody else, whether there is such a name or not.
+    // Everybody else gets the same refusal, whether the name exists or not.
     let (stranger, nobody, bob) = (
         Ssh::new(address, "alice", &["ed25519"]),
         Ssh::new(address, "nobody-there", &["ed25519"]),
@@ -209,7 +209,7 @@ fn who_is_let_in_and_who_is_not() {
 }
 
 #[test]
-fn a_key_among_many_is_found_and_the_others_are_no_guesses() {
+fn wrong_keys_before_the_right_one_are_not_guesses() {
     let (host, alice) = host();
     let others: Vec<Ssh> = (0..5).map(|_| Ssh::new(alice.address(), "alice", &["ed25519"])).collect();
     let files: Vec<String> = others.iter().map(|other| other.private().display().to_string()).collect();
@@ -217,7 +217,7 @@ fn a_key_among_many_is_found_and_the_others_are_no_guesses() {
     options.extend(["-o", "PasswordAuthentication=no"]);
     let last = alice.private().display().to_string();
     options.extend(["-i", &last]);
-    // ssh takes them in this order; the first of all is alice's own, which is left out here.
+    // ssh tries the keys in this order. The key of `others[0]` is always the first, so it is left out here.
     for _ in 0..3 {
         let came = others[0].run_with(&options[2..], &["todo", "list"], "");
         assert_eq!(came.status, Some(0), "{}", came.errors);
@@ -226,13 +226,13 @@ fn a_key_among_many_is_found_and_the_others_are_no_guesses() {
 }
 
 #[test]
-fn nobody_else_waits_for_what_a_client_does() {
+fn no_client_makes_the_others_wait() {
     let (host, alice) = host();
     let mut terminal = alice.terminal();
     terminal.until("alice> ");
-    // Once each letter of a line was drawn by a walk over all of it: a paste of 4,000 kept everybody waiting for minutes.
+    // Drawing a letter once walked over the whole line: a paste of 4,000 letters blocked everybody for minutes.
     terminal.types(&"x".repeat(100_000));
-    // A command that says much, to a client that does not read.
+    // A command with much output, for a client that does not read.
     for at in 0..20 {
         let text = format!("{at}{}", "y".repeat(100_000));
         assert_eq!(alice.run_with(&[], &[], &format!("todo add {}\n", &text[..60_000])).status, Some(0));
@@ -243,7 +243,7 @@ fn nobody_else_waits_for_what_a_client_does() {
     for _ in 0..3 {
         assert_eq!(alice.run(&["todo/work", "list"]).status, Some(0), "others are served");
     }
-    // Nothing to do, a megabyte of it.
+    // A megabyte of empty lines.
     let mut idle = alice.follow(&[]);
     idle.types(&"\n".repeat(1 << 20));
     for _ in 0..3 {
@@ -261,14 +261,14 @@ fn nobody_else_waits_for_what_a_client_does() {
 }
 
 #[test]
-fn no_command_that_comes_by_a_pipe_is_lost_unsaid() {
+fn no_piped_command_is_lost_without_an_error() {
     let (_host, alice) = host();
     let lines = |count: usize| (0..count).map(|at| format!("todo add {at} {}\n", "z".repeat(1000))).collect::<String>();
     let all = alice.run_with(&[], &[], &lines(500));
     assert_eq!((all.status, all.said.lines().count()), (Some(0), 500), "{}", all.errors);
-    // More than can be kept: those that were run are the first, and whole.
+    // More than the host can queue: the commands that ran are the first ones, and complete.
     let help = alice.run(&["help", "todo", "add"]).said;
-    // The first takes its time.
+    // The first command is slow.
     let lines = format!("todo remind 0 5\n{}", format!("help todo add {}\n", "z".repeat(60_000)).repeat(400));
     let more = alice.run_with(&[], &[], &lines);
     assert_eq!(more.status, Some(2));
@@ -279,7 +279,7 @@ fn no_command_that_comes_by_a_pipe_is_lost_unsaid() {
     let long = alice.run_with(&[], &[], &format!("todo add {}", "z".repeat(100_000)));
     assert_eq!(long.status, Some(2));
     assert!(long.errors.contains("is too long: 65536 at most"), "{}", long.errors);
-    // The last command's status is the session's, whatever ends the line.
+    // The last command's status is the session's, however the input ends.
     for (typed, status) in
         [("todo nosuch", 2), ("todo nosuch\n", 2), ("todo nosuch\n\n \n", 2), ("todo nosuch\ntodo\n", 0), ("\n", 0)]
     {
@@ -288,7 +288,7 @@ fn no_command_that_comes_by_a_pipe_is_lost_unsaid() {
 }
 
 #[test]
-fn what_is_followed_ends_when_it_is_gone() {
+fn following_ends_when_the_key_is_removed() {
     let (host, alice) = host();
     let mut follows = alice.follow(&["--follow", "chat", "say", "here"]);
     follows.until("heard(\"alice\", \"here\")");
@@ -316,7 +316,7 @@ fn the_hosts_key_is_kept() {
 }
 
 #[test]
-fn conch_of_twisted_comes_in() {
+fn conch_of_twisted_can_log_in() {
     let (host, alice) = host();
     alice.trust(&host_key(&host));
     let known = alice.known().display().to_string();
@@ -327,7 +327,8 @@ fn conch_of_twisted_comes_in() {
     assert_eq!(conch(&["todo", "done", "9"]).trim(), "status 1");
 }
 
-/// `CREDHOST_SSH=1000 cargo test --release -p system-tests --test ssh idle -- --nocapture` has as many; 40 by default.
+/// `CREDHOST_SSH=1000 cargo test --release -p system-tests --test ssh idle -- --nocapture` opens that many; the default
+/// is 40.
 #[test]
 fn idle_ssh_sessions_survive_twenty_reloads() {
     let count = std::env::var("CREDHOST_SSH").ok().and_then(|text| text.parse().ok()).unwrap_or(40);

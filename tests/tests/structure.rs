@@ -1,4 +1,4 @@
-//! What holds of the source itself.
+//! Rules for the source itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -27,7 +27,7 @@ fn all() -> Vec<(String, String)> {
     paths.iter().map(|path| (relative(path), fs::read_to_string(path).expect("it can be read"))).collect()
 }
 
-/// The lines of a file that are code, and no test's.
+/// The lines of a file that are code, without its tests.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     let end = text.find("#[cfg(test)]").unwrap_or(text.len());
     text[..end].lines().filter(|line| !line.trim_start().starts_with("//"))
@@ -38,7 +38,7 @@ const COUNTER: &str = "tests/tests/allocations.rs";
 /// Fixtures that crash on purpose.
 const HOSTILE: [&str; 2] = ["tests/fixtures/hostile/src/lib.rs", "tests/fixtures/confined/src/lib.rs"];
 
-/// A name says what is tested; the rest is the comment's.
+/// A name says what the test shows. Details belong in the comment.
 #[test]
 fn names_of_functions_and_tests_are_short() {
     const LONGEST: usize = 60;
@@ -79,7 +79,7 @@ fn unsafe_lives_in_two_rooms() {
 }
 
 #[test]
-fn every_unsafe_block_argues() {
+fn every_unsafe_block_has_a_safety_comment() {
     for (path, text) in all().iter().filter(|(path, _)| path.contains("/abi/") || path.contains("/loader/")) {
         let lines: Vec<&str> = text.lines().collect();
         for (index, line) in lines.iter().enumerate() {
@@ -134,7 +134,7 @@ fn dependencies_point_one_way() {
     ];
     for (path, text) in all() {
         for (room, words) in forbidden.iter().filter(|(room, _)| path.starts_with(room)) {
-            // The original's names stand in strings.
+            // Names from the original appear in strings.
             let uses = |word: &str| {
                 code(&text).find(|line| {
                     line.contains(word) && !line.contains(&format!("spread.{word}")) && !line.contains('"')
@@ -161,7 +161,7 @@ fn the_deterministic_rooms_read_no_clock_and_draw_no_randomness() {
     let words =
         ["Instant::now", "SystemTime", "getrandom", "rand::", "std::net", "std::fs", "std::env", "tokio::", ".await"];
     for (path, text) in all() {
-        // The client on tokio is a shell around the broker; an authorizer may take its time.
+        // The client on tokio is a shell around the broker. An authorizer may take its time.
         let waits = path.starts_with("host/pb/src/client/") || path == "host/src/cred/login.rs";
         // Tests have a clock of their own.
         let tests = path.contains("/tests/");
@@ -173,7 +173,7 @@ fn the_deterministic_rooms_read_no_clock_and_draw_no_randomness() {
     }
 }
 
-/// The session's owners do not know each other, nor the session: what they share is numbers and limits.
+/// The session's owners know neither each other nor the session. They share only numbers and limits.
 #[test]
 fn the_sessions_owners_do_not_know_each_other() {
     let owners = ["login", "attachments", "calls", "references", "outbox", "values"];
@@ -195,7 +195,7 @@ fn the_sessions_owners_do_not_know_each_other() {
     }
 }
 
-/// The modules of a crate and what they import from each other, seen through re-exports.
+/// The modules of a crate and what they import from each other, resolved through re-exports.
 struct Imports {
     modules: BTreeMap<Vec<String>, Module>,
 }
@@ -203,7 +203,7 @@ struct Imports {
 #[derive(Default)]
 struct Module {
     uses: Vec<Vec<String>>,
-    /// What it shows under a name of its own.
+    /// What it re-exports, by name.
     shown: BTreeMap<String, Vec<String>>,
 }
 
@@ -244,7 +244,7 @@ impl Imports {
         Self { modules }
     }
 
-    /// The module that a path leads to.
+    /// Returns the module that a path leads to.
     fn resolve(&self, path: &[String], depth: usize) -> Option<&Vec<String>> {
         (0..=path.len()).rev().find_map(|length| {
             let (name, module) = self.modules.get_key_value(&path[..length])?;
@@ -261,7 +261,7 @@ impl Imports {
         uses.iter().filter_map(|path| self.resolve(path, 0)).filter(|found| found.as_slice() != name).collect()
     }
 
-    /// A way from a module back to itself.
+    /// Returns a path from a module back to itself.
     fn circle(&self, from: &Vec<String>) -> Option<Vec<String>> {
         let mut stack = vec![vec![from]];
         let mut seen = BTreeSet::new();
@@ -280,7 +280,7 @@ impl Imports {
     }
 }
 
-/// The paths of a `use`, with its braces taken apart.
+/// Returns the paths of a `use`, with its braces expanded.
 fn expand(tree: &str) -> Vec<Vec<String>> {
     let (mut parts, mut depth, mut start) = (Vec::new(), 0, 0);
     for (at, c) in tree.char_indices() {
@@ -310,14 +310,14 @@ fn expand(tree: &str) -> Vec<Vec<String>> {
     paths
 }
 
-/// A path from the crate's root on; `None`: it leads out of the crate.
+/// Returns a path from the crate's root, or `None` if it leads out of the crate.
 fn absolute(module: &[String], path: &[String], shown: bool) -> Option<Vec<String>> {
     let supers = path.iter().take_while(|name| *name == "super").count();
     match path.first()?.as_str() {
         "crate" => Some(path[1..].to_vec()),
         "self" => Some([module, &path[1..]].concat()),
         "super" => Some([&module[..module.len().checked_sub(supers)?], &path[supers..]].concat()),
-        // `pub use child::Name`.
+        // As in `pub use child::Name`.
         _ if shown => Some([module, path].concat()),
         _ => None,
     }
@@ -350,7 +350,7 @@ fn the_search_for_circles_finds_one() {
     assert_eq!(absolute(&path("a::b"), &path("super::super::c"), false), Some(path("c")));
 }
 
-/// A function, as rustfmt lays it out: where it begins, how many lines it has, how many parameters.
+/// A function, as rustfmt formats it: where it begins, its number of lines, its number of parameters.
 struct Function {
     place: String,
     lines: usize,
@@ -381,7 +381,7 @@ fn functions(path: &str, text: &str) -> Vec<Function> {
     found
 }
 
-/// How many parameters a signature has, `self` not counted.
+/// Returns the number of a signature's parameters, without `self`.
 fn parameters(signature: &str) -> usize {
     let Some(open) = signature.find("fn ").and_then(|at| Some(at + signature[at..].find('(')?)) else { return 0 };
     let (mut depth, mut all) = (0, vec![String::new()]);
@@ -401,7 +401,7 @@ fn parameters(signature: &str) -> usize {
     all.iter().filter(is_one).count()
 }
 
-/// `cargo test -p system-tests --test structure sizes -- --nocapture` prints them; `CREDHOST_TREE` names another tree.
+/// `cargo test -p system-tests --test structure sizes -- --nocapture` prints them. `CREDHOST_TREE` names another tree.
 #[test]
 fn sizes_are_printed_and_the_sessions_are_small() {
     let of = |path: &str| path.starts_with("host/") || path.starts_with("plugin-api/");
@@ -486,7 +486,7 @@ fn an_authors_library_has_no_host_features_or_tokio_signals() {
     }
 }
 
-/// The functions that a file shows to its readers: public ones, with documentation that is not hidden.
+/// The functions that a file shows to its readers: public ones whose documentation is not hidden.
 fn shown(text: &str) -> Vec<String> {
     let (mut found, mut hidden) = (Vec::new(), false);
     for line in code(text).map(str::trim_start) {
@@ -495,13 +495,13 @@ fn shown(text: &str) -> Vec<String> {
             let name = rest.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next();
             found.extend(name.filter(|_| !hidden).map(str::to_owned));
         }
-        // Attributes stand before what they are of.
+        // Attributes come before the item that they belong to.
         hidden = line.starts_with("#[doc(hidden)]") || hidden && line.starts_with("#[");
     }
     found
 }
 
-/// What stands in the examples of a file's documentation.
+/// Returns the examples of a file's documentation.
 fn examples(text: &str) -> String {
     let (mut examples, mut within) = (String::new(), false);
     for line in text.lines().map(str::trim_start) {

@@ -1,7 +1,7 @@
-//! What is taken away is gone at once, at every door: one identity has thousands of connections by IRC, SSH, HTTP and
-//! Perspective Broker, all of which ask for something again and again, and one command disables it.
+//! What is revoked is gone at once, at every door. One identity has thousands of connections by IRC, SSH, HTTP and
+//! Perspective Broker, which all send request after request, and one command disables it.
 //!
-//! `CREDHOST_CONNECTIONS` says how many in all (by default 400); `-- --nocapture` prints the figures.
+//! `CREDHOST_CONNECTIONS` is their total number (by default 400); `-- --nocapture` prints the figures.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,11 +23,11 @@ const DOORS: [&str; 4] = ["IRC", "SSH", "HTTP", "PB"];
 
 /// What one client has seen.
 struct Seen {
-    /// When it had something last that is the identity's alone.
+    /// When it last received something that belongs to the identity alone.
     last: Instant,
-    /// When it knew that there is nothing more.
+    /// When it knew that nothing more comes.
     end: Instant,
-    /// The latest thing said in the room that it has heard, counted from 1; 0: none.
+    /// The latest thing that it has heard in the room, counted from 1. 0: nothing.
     heard: u64,
 }
 
@@ -36,7 +36,7 @@ impl Seen {
         Self { last: Instant::now(), end: Instant::now(), heard: 0 }
     }
 
-    /// Something came.
+    /// Something arrived.
     fn takes(&mut self, text: &[u8]) {
         self.last = Instant::now();
         self.heard = self.heard.max(number(text));
@@ -48,7 +48,7 @@ impl Seen {
     }
 }
 
-/// The last of the numbers said in the room that stands whole in there (`number-17.`); 0: none.
+/// Returns the last complete number from the room in the text (`number-17.`). 0: none.
 fn number(text: &[u8]) -> u64 {
     let text = String::from_utf8_lossy(text);
     let numbers = text.split("number-").skip(1).filter_map(|rest| rest.split_once('.')?.0.parse().ok());
@@ -57,18 +57,18 @@ fn number(text: &[u8]) -> u64 {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// They come, one after the other.
+    /// The clients connect, one after the other.
     Coming,
-    /// All are there, and ask for something again and again.
+    /// All are connected, and send request after request.
     Asking,
-    /// The identity is disabled, and the command that did it is answered.
+    /// The identity is disabled, and the command that did it has returned.
     Disabled,
 }
 
 struct Doors {
     every: EveryDoor,
     stage: watch::Receiver<Stage>,
-    /// How long whoever asks by themselves waits in between.
+    /// The pause between the requests of a client that sends them by itself.
     pause: Duration,
 }
 
@@ -95,14 +95,14 @@ impl Doors {
                         Ok(count @ 1..) => seen.takes(&buffer[..count]),
                         _ => return seen.ends(),
                     },
-                    // It may have ended: then there is nothing to read.
+                    // The connection may have ended. Then nothing is left to be read.
                     _ = turns.next() => drop(socket.write_all(b"PING x\r\n").await),
                 }
             }
         })
     }
 
-    /// Commands that come by a pipe, one after the other, in the room.
+    /// Commands through a pipe, one after the other, in the room.
     async fn ssh(&self, place: f64) -> JoinHandle<Seen> {
         let stream = TcpStream::connect(self.every.ssh).await.expect("the door is open");
         let mut ssh = russh::client::connect_stream(Arc::default(), stream, Trusting).await.expect("it speaks SSH");
@@ -136,7 +136,7 @@ impl Doors {
         })
     }
 
-    /// A connection of a browser that looks again and again at a page of its own.
+    /// A browser's connection that requests a page of its own again and again.
     async fn http(&self, place: f64, cookie: &str) -> JoinHandle<Seen> {
         let mut socket = TcpStream::connect(self.every.http).await.expect("the door is open");
         let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nCookie: {cookie}\r\n\r\n", self.every.http);
@@ -147,7 +147,7 @@ impl Doors {
                 let last = turns.next().await;
                 match is_hers(&mut socket, &request).await {
                     true => seen.takes(b""),
-                    // What was asked for after the command was answered.
+                    // The answer to a request that was sent after the command had returned.
                     false if last => return seen.ends(),
                     false => {}
                 }
@@ -156,13 +156,13 @@ impl Doors {
         })
     }
 
-    /// A client with an object that hears, which also calls.
+    /// A client with an object that hears, which also makes calls.
     async fn broker(&self, place: f64) -> JoinHandle<Seen> {
         let stream = TcpStream::connect(self.every.host.address()).await.expect("the door is open");
         let client = Client::new(stream).await.expect("it speaks PB");
         let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
         let ear = client.register(move |call: Call| {
-            // Nobody may listen any more.
+            // The receiver may be gone.
             let _ = call.values().map(|(arguments, _)| told.send(arguments.to_string()));
             async { Ok(()) }
         });
@@ -187,7 +187,7 @@ impl Doors {
                 }
                 assert!(!last, "an answer, after all was taken away");
             }
-            // What had come before that answer, and was not looked at yet.
+            // Calls that arrived before that answer, and have not been processed yet.
             while let Ok(text) = hears.try_recv() {
                 seen.takes(text.as_bytes());
             }
@@ -195,13 +195,14 @@ impl Doors {
         })
     }
 
-    /// When whoever has this place, from 0 to 1, asks for something.
+    /// Returns when the client in this place, from 0 to 1, sends its requests.
     fn turns(&self, place: f64) -> Turns {
         Turns { stage: self.stage.clone(), pause: self.pause, due: None, place }
     }
 }
 
-/// When one of many asks for something: each at its time, so that about as much is always under way.
+/// When one of many clients sends its requests: each at its own time, so that about the same number is always in
+/// progress.
 struct Turns {
     stage: watch::Receiver<Stage>,
     pause: Duration,
@@ -210,7 +211,7 @@ struct Turns {
 }
 
 impl Turns {
-    /// Waits until it is time; whether it is for the last time.
+    /// Waits until it is time. Returns whether this is the last time.
     async fn next(&mut self) -> bool {
         self.stage.wait_for(|stage| *stage != Stage::Coming).await.expect("the test goes on");
         let due = *self.due.get_or_insert_with(|| tokio::time::Instant::now() + self.pause.mul_f64(self.place));
@@ -221,7 +222,7 @@ impl Turns {
             }
             changed = self.stage.wait_for(|stage| *stage == Stage::Disabled) => {
                 changed.expect("the test goes on");
-                // Whoever stays has nothing more to ask for.
+                // A client that stays has nothing more to ask for.
                 self.due = Some(due + Duration::from_secs(3600));
                 true
             }
@@ -229,7 +230,7 @@ impl Turns {
     }
 }
 
-/// Whether it is answered.
+/// Whether the call succeeds.
 async fn is_present(guest: &Remote) -> bool {
     match guest.call("present", &()).await {
         Ok(_) => true,
@@ -238,7 +239,8 @@ async fn is_present(guest: &Remote) -> bool {
     }
 }
 
-/// Whether the page is alice's: a stranger has a form to sign in there, and who has lost it while it was made is told so.
+/// Whether the page is alice's. A stranger gets a form to sign in; a client whose access ended while the page was made
+/// gets an error.
 async fn is_hers(socket: &mut TcpStream, request: &str) -> bool {
     socket.write_all(request.as_bytes()).await.expect("the connection lasts");
     let mut page = Vec::new();
@@ -253,7 +255,7 @@ async fn is_hers(socket: &mut TcpStream, request: &str) -> bool {
     hers
 }
 
-/// Who comes by SSH to a host whose key they do not know.
+/// An SSH client that accepts any host key.
 struct Trusting;
 
 impl russh::client::Handler for Trusting {
@@ -271,10 +273,10 @@ fn shown(mut times: Vec<Duration>) -> String {
 }
 
 #[tokio::test]
-async fn what_is_taken_away_is_gone_at_every_door() {
+async fn a_disabled_identity_loses_every_door_at_once() {
     let connections =
         std::env::var("CREDHOST_CONNECTIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(400_usize);
-    // A thousand things are asked for in each second.
+    // A thousand requests a second in all.
     let pause = Duration::from_millis(connections as u64);
     let (tell, stage) = watch::channel(Stage::Coming);
     let doors = Doors::open(stage, pause);
@@ -292,7 +294,7 @@ async fn what_is_taken_away_is_gone_at_every_door() {
     let mut bob = Lines::irc(doors.every.irc, "bob", PASSWORD);
     bob.send("PRIVMSG #chat :number-1.");
     tell.send(Stage::Asking).expect("they wait for it");
-    // Each has asked twice.
+    // By now, each has asked twice.
     tokio::time::sleep(pause * 2).await;
     let asked = Instant::now();
     let socket = doors.every.host.home.path().join("control.sock");
@@ -302,7 +304,7 @@ async fn what_is_taken_away_is_gone_at_every_door() {
         asked.elapsed()
     });
     let answered = disabled.await.expect("it is answered");
-    // What bob says from here on is for nobody of hers.
+    // From here on, her clients must not hear what bob says.
     bob.send("PRIVMSG #chat :number-2.\r\nPING still-here");
     bob.until("still-here");
     tell.send(Stage::Disabled).expect("they wait for it");
@@ -319,7 +321,7 @@ async fn what_is_taken_away_is_gone_at_every_door() {
             let heard = if *door == "HTTP" { 0 } else { 1 };
             assert_eq!(seen.heard, heard, "{door}: what it heard last of the room");
         }
-        // The others stay, as nobody in particular.
+        // The other connections stay open, without an identity.
         let end = if matches!(*door, "IRC" | "SSH") { format!(", the end {}", shown(end)) } else { String::new() };
         println!("{door:>5}: p50 / p99 / all: the last of hers {}{end}", shown(last));
     }

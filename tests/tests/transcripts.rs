@@ -1,7 +1,8 @@
-//! What a person reads who tries it for the first time, kept word for word in `golden/transcripts`: an operator's commands,
-//! an author's first service, clients. What differs from run to run is written as <TIME>, <PORT> and so on.
+//! What a person reads who tries the program for the first time, kept word for word in `golden/transcripts`: an
+//! operator's commands, an author's first service, clients. Text that differs from run to run is written as <TIME>,
+//! <PORT> and so on.
 //!
-//! When a change of what is said is meant: `CREDHOST_WRITE=1 cargo test -p system-tests --test transcripts`, and read the
+//! If a change of the text is intended: `CREDHOST_WRITE=1 cargo test -p system-tests --test transcripts`, and read the
 //! difference.
 
 use std::path::Path;
@@ -13,7 +14,7 @@ use system_tests::demo::demo;
 use system_tests::host::{TestHome, put};
 use system_tests::{build, python, workspace};
 
-/// What differs from run to run, and what stands for it.
+/// Replaces text that differs from run to run by placeholders.
 fn replaced(text: &str) -> String {
     let rules = [
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "<TIME>"),
@@ -34,10 +35,10 @@ fn replaced(text: &str) -> String {
         (r"[+-]\d+ (resident memory|mappings|threads)", "+<N> $1"),
         (r"/[^\s]*/\.tmp[A-Za-z0-9]+", "<FOLDER>"),
         (r"plugin-api( +)\d+\.\d+\.\d+", "plugin-api${1}<VERSION>"),
-        // How many lines the trail has by then.
+        // The number of lines that the trail has by then.
         (r"(?m)^\d+ (<TIME>|<DIGEST>)", "<NUMBER> $1"),
         (r"\d+ lines, all as", "<N> lines, all as"),
-        // What this machine allows.
+        // Limits of this machine.
         (r"(?m)^connections +\d+ ", "connections <N> "),
         (r"(?m)^warning +files and connections .*\n +raise .*\n", ""),
     ];
@@ -48,7 +49,7 @@ fn replaced(text: &str) -> String {
     text
 }
 
-/// What was typed and what was read.
+/// What was typed, and what the program printed.
 struct Transcript(String);
 
 impl Transcript {
@@ -56,14 +57,14 @@ impl Transcript {
         Self(format!("# {about}\n"))
     }
 
-    /// Types a command; a line of input may follow it, after `<<<`.
+    /// Types a command. A line of input may follow it, after `<<<`.
     fn types(&mut self, home: &TestHome, line: &str) {
         let (words, input) = line.split_once(" <<< ").unwrap_or((line, ""));
         let arguments: Vec<&str> = words.split_whitespace().collect();
         let output = home.run_with(&arguments, input);
         let (said, warned) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         self.0 += &format!("\n$ credhost {}\n", replaced(line));
-        // Its columns are as wide as what this machine allows.
+        // The width of its columns depends on the limits of this machine.
         let columns = Regex::new(" {3,}").expect("a rule");
         self.0 +=
             &if line == "limits" { columns.replace_all(&replaced(&said), "  ").into_owned() } else { replaced(&said) };
@@ -75,7 +76,8 @@ impl Transcript {
         }
     }
 
-    /// Types a line to a shell in this folder, where `credhost` is found, and what cargo builds lies with other authors' crates.
+    /// Types a line to a shell in this folder, where `credhost` is in the path. Cargo's output goes where that of the
+    /// other authors' crates is.
     fn types_in(&mut self, folder: &Path, line: &str) {
         let path = std::env::var("PATH").unwrap_or_default();
         let program = build::credhost();
@@ -90,7 +92,7 @@ impl Transcript {
             replaced(&text.replace(&*folder.to_string_lossy(), "<FOLDER>"))
         };
         self.0 += &format!("\n$ {}\n{}", text(line.as_bytes()), text(&output.stdout));
-        // What a library's own threads log comes in any order.
+        // A library's own threads log in any order.
         for line in text(&output.stderr).lines().filter(|line| !line.starts_with("<TIME>")) {
             self.0 += &format!("! {line}\n");
         }
@@ -179,7 +181,7 @@ fn an_operators_first_hour() {
 }
 
 #[test]
-fn what_is_asked_of_a_program_in_json() {
+fn json_output_reads_as_reviewed() {
     let home = TestHome::new();
     let mut hour = Transcript::new("The same for programs: --json.");
     for line in [
@@ -196,14 +198,14 @@ fn what_is_asked_of_a_program_in_json() {
     ] {
         hour.types(&home, line);
     }
-    // Numbers of seconds differ, too.
+    // Numbers of seconds also differ.
     let seconds = Regex::new(r#""(at|created|expires)":\d+(\.\d+)?"#).expect("a rule");
     hour.0 = seconds.replace_all(&hour.0, "\"$1\":<SECONDS>").into_owned();
     hour.is_as_reviewed("json.txt");
 }
 
 #[test]
-fn what_help_says() {
+fn help_reads_as_reviewed() {
     let home = TestHome::new();
     let mut hour = Transcript::new("What --help says.");
     for line in
@@ -214,9 +216,9 @@ fn what_help_says() {
     hour.is_as_reviewed("help.txt");
 }
 
-/// What a client program prints that meets each error for the first time.
+/// The output of a client program that meets each error for the first time.
 #[test]
-fn what_a_twisted_programmer_reads() {
+fn a_twisted_programmers_first_hour() {
     let home = TestHome::new();
     home.make();
     home.install("todo");
@@ -237,9 +239,9 @@ fn what_a_twisted_programmer_reads() {
     hour.is_as_reviewed("twisted.txt");
 }
 
-/// The first of the README's two commands, beside what cargo says of itself.
+/// The first of the README's two commands, without cargo's own output.
 #[test]
-fn what_the_demo_prints() {
+fn the_demo_prints_what_was_reviewed() {
     let home = TestHome::new();
     let mut hour = Transcript::new("What `cargo run --release -- demo` prints.");
     let passwords = Regex::new(r"(?m)^  (alice|bob)( +)\w{15,}$").expect("a rule");
@@ -254,7 +256,7 @@ fn what_the_demo_prints() {
     hour.is_as_reviewed("demo.txt");
 }
 
-/// From an empty folder to a service that serves, and what an author reads who makes each mistake for the first time.
+/// From an empty folder to a service that serves, with what an author reads who makes each mistake for the first time.
 #[test]
 fn an_authors_first_hour() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -309,7 +311,7 @@ fn an_authors_first_hour() {
     hour.is_as_reviewed("author.txt");
 }
 
-/// What a program in Rust prints that meets each error for the first time.
+/// The output of a Rust program that meets each error for the first time.
 #[tokio::test]
 async fn a_rust_programmers_first_hour() {
     let home = TestHome::new();

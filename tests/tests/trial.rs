@@ -1,5 +1,5 @@
-//! A version of a service that some identities try: they are served by it, everybody else as before, between any two isolations; what
-//! is theirs is saved, and what belongs to all is as it was.
+//! A version of a service that some identities try, in any pair of isolations. It serves them, and everybody else is
+//! served as before. What belongs to them is saved, and what belongs to all is unchanged.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -53,7 +53,7 @@ async fn is_over(remote: &Remote) -> bool {
     remote.call("mode", &()).await.is_err()
 }
 
-/// A host with a ledger that runs there, whom alice and bob have accounts with.
+/// Starts a host with a ledger in this isolation. Alice and bob have accounts there.
 fn host(isolation: &str) -> TestHost {
     let home = TestHome::new();
     home.make();
@@ -65,7 +65,7 @@ fn host(isolation: &str) -> TestHost {
     home.start()
 }
 
-/// Another build, beside the folder.
+/// Writes another build, beside the folder.
 fn next(host: &TestHost, bytes: &[u8]) -> String {
     let file: PathBuf = host.home.path().join("next.so");
     std::fs::write(&file, bytes).expect("it can be written");
@@ -73,7 +73,7 @@ fn next(host: &TestHost, bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn who_tries_a_version_is_served_by_it_and_nobody_else_notices() {
+async fn a_tried_version_serves_only_those_who_try_it() {
     for (serves, tries) in [
         ("none", "none"),
         ("none", "process"),
@@ -98,13 +98,13 @@ async fn who_tries_a_version_is_served_by_it_and_nobody_else_notices() {
         assert_eq!((which(&alice).await, which(&bob).await), ("v=new".to_owned(), "v=old".to_owned()));
         assert_eq!(pair(&alice, "total").await, (3, 0), "{serves}, {tries}: what she had is there");
         assert_eq!(number(&alice, "next", 4).await, 4);
-        // What all have together: hers is a copy from now on, and bob's is what counts.
+        // The shared state: from now on, hers is a copy, and bob's is the one that counts.
         assert_eq!(number(&alice, "add", 100).await, 105);
         assert_eq!(number(&bob, "add", 1).await, 6, "{serves}, {tries}: he does not notice");
         let refused = alice.call("keep", &("hers",)).await.expect_err("it is refused").to_string();
         assert!(refused.contains("only being tried"), "{refused}");
         assert_eq!(keep(&bob, "two").await, 2);
-        // Nor does what she changes of his come to pass.
+        // What she changes in his account is not saved either.
         let his: Remote = alice.call("account", &("bob",)).await.expect("it is answered").remote().expect("an object");
         assert_eq!(number(&his, "next", 1).await, 1);
         assert_eq!(pair(&bob, "total").await, (0, 0));
@@ -124,9 +124,9 @@ async fn who_tries_a_version_is_served_by_it_and_nobody_else_notices() {
     }
 }
 
-/// What may go wrong with a version is of those alone who try it.
+/// A version that fails affects only those who try it.
 #[tokio::test]
-async fn a_version_that_goes_wrong_is_the_trouble_of_those_who_try_it() {
+async fn a_failing_version_affects_only_those_who_try_it() {
     let host = host("process");
     let bob = account(&host, "bob").await;
     let panics = mode("ledger", "v=new");
@@ -162,7 +162,7 @@ async fn a_version_that_goes_wrong_is_the_trouble_of_those_who_try_it() {
     assert!(tried(&["--identity", "alice"]).status.success());
     let again = String::from_utf8_lossy(&tried(&["--identity", "bob"]).stderr).into_owned();
     assert!(again.contains("is being tried already"), "{again}");
-    // It crashes until it is given up: he is served all the while.
+    // It crashes until the host gives it up. Bob is served all the while.
     let alice = account(&host, "alice").await;
     assert_eq!(number(&alice, "next", 1).await, 1);
     for crash in 1..=3 {
@@ -185,7 +185,7 @@ async fn a_version_that_goes_wrong_is_the_trouble_of_those_who_try_it() {
     assert_eq!((which(&alice).await, pair(&alice, "total").await), ("v=old".to_owned(), (1, 0)));
 }
 
-/// The process of the version that is tried: the host's only one that is of no service's.
+/// Returns the process of the version that is tried: the host's only worker that belongs to no service.
 fn worker(host: &TestHost) -> rustix::process::Pid {
     let of = |service: &str| {
         let shown = host.home.run(&["--json", "service", "show", service], "");
@@ -207,7 +207,7 @@ fn worker(host: &TestHost) -> rustix::process::Pid {
     }
 }
 
-/// Versions of another shape, and what ends a trial beside its command.
+/// Versions with another form of state, and what else ends a trial besides its command.
 #[tokio::test]
 async fn a_trial_ends_with_its_service_and_outlives_a_reload_of_it() {
     let mut host = host("none");
@@ -216,12 +216,12 @@ async fn a_trial_ends_with_its_service_and_outlives_a_reload_of_it() {
     let migrates = mode_of(&library("ledger-next"), "migrates");
     let file = next(&host, &migrates);
     host.home.run(&["service", "try", "ledger", &file, "--identity", "alice"], "");
-    // What serves everybody else is replaced: she still tries the other.
+    // The version for everybody else is replaced. She still tries the other one.
     std::fs::write(host.home.plugins().join("libledger.so"), mode("ledger", "v=later")).expect("it can be written");
     host.wait_for("libledger.so serves the new code");
     let (alice, bob) = (account(&host, "alice").await, account(&host, "bob").await);
     assert_eq!((which(&alice).await, which(&bob).await), ("migrates".to_owned(), "v=later".to_owned()));
-    // Who is disabled is out there, too.
+    // A disabled identity is disconnected from the tried version, too.
     host.home.run(&["identity", "disable", "alice"], "");
     assert!(is_over(&alice).await && !is_over(&bob).await);
     host.home.run(&["service", "stop", "ledger"], "");
@@ -231,9 +231,10 @@ async fn a_trial_ends_with_its_service_and_outlives_a_reload_of_it() {
     assert_eq!(host.terminate(), Some(0));
 }
 
-/// Whoever has a key for what somebody tries tries it, too; keys that come later count; objects that were kept do not live on beside.
+/// Whoever has a key for a perspective that somebody tries has to try it, too. Keys that are added later count. Objects
+/// that were kept from the other version end.
 #[tokio::test]
-async fn what_is_tried_has_one_version_at_a_time() {
+async fn a_tried_perspective_has_one_version_at_a_time() {
     let host = host("process");
     let file = next(&host, &mode("ledger", "v=new"));
     host.home.run(&["key", "add", "bob", "ledger", "alice"], "");
@@ -246,7 +247,7 @@ async fn what_is_tried_has_one_version_at_a_time() {
     }
     host.home.run(&["key", "remove", "bob", "ledger", "alice"], "");
 
-    // She lets go of her perspective, and keeps an object.
+    // She drops her perspective, and keeps an object.
     let alice = account(&host, "alice").await;
     let kept: Remote = alice.call("account", &("alice",)).await.expect("it is answered").remote().expect("an object");
     drop(alice);
@@ -261,9 +262,9 @@ async fn what_is_tried_has_one_version_at_a_time() {
     assert_eq!((which(&work).await, pair(&work, "total").await), ("v=old".to_owned(), (1, 0)), "it was saved");
 }
 
-/// Whatever a file is, and whenever the service stops, nothing of a trial is left, and nobody is locked out.
+/// Whatever the file is, and whenever the service stops, nothing is left of a trial, and nobody is locked out.
 #[tokio::test]
-async fn nothing_is_left_of_a_trial_that_comes_to_nothing() {
+async fn nothing_is_left_of_a_failed_trial() {
     let mut host = host("process");
     let pipe = host.home.path().join("pipe.so");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("it runs").success());
@@ -292,7 +293,8 @@ async fn nothing_is_left_of_a_trial_that_comes_to_nothing() {
         assert!(Instant::now() < deadline, "{} processes, and {before} before", children(&host));
         tokio::task::yield_now().await;
     }
-    // One that does not come to start is ended, though who asked for it has gone; its process need not be waited for.
+    // A version that hangs in its start is ended, even though the command that asked for it is gone. Nobody has to wait
+    // for its process.
     let hangs = next(&host, &mode("ledger", "start-hang"));
     let mut trying = host.home.command();
     trying.args(["service", "try", "ledger", &hangs, "--identity", "alice"]).stderr(std::process::Stdio::null());
@@ -307,15 +309,15 @@ async fn nothing_is_left_of_a_trial_that_comes_to_nothing() {
     assert_eq!(host.terminate(), Some(0));
 }
 
-/// A state has one owner: what is with the version that is tried is refused, by name, to whatever reaches for it in the one that
-/// serves, whichever had it first, and nothing of it is lost; everything else goes on.
+/// A state has one owner. The version that serves cannot change what the tried version has: it gets an error with the
+/// name, whichever of them had it first. Nothing of the state is lost, and everything else continues.
 #[tokio::test]
 async fn a_tried_perspective_cannot_be_changed_by_the_other_version() {
     for (serves, held_before) in [("none", true), ("none", false), ("process", true), ("process", false)] {
         let mut host = host(serves);
         let bob = account(&host, "bob").await;
         let hers = async || bob.call("account", &("alice",)).await.and_then(|answer| answer.remote());
-        // She has never been there yet.
+        // Alice has never logged in yet.
         let before = if held_before { Some(hers().await.expect("an object")) } else { None };
         if let Some(hers) = &before {
             assert_eq!(number(hers, "next", 1).await, 1);
@@ -327,7 +329,7 @@ async fn a_tried_perspective_cannot_be_changed_by_the_other_version() {
         assert_eq!(pair(&alice, "total").await, (one, 0), "what he has written is there");
         for turn in 1..=3 {
             let why = "alice is in use by another version of the service, which is being tried";
-            // To look at it is no harm.
+            // Looking at it is allowed.
             let reached = match &before {
                 Some(hers) => hers.clone(),
                 None => hers().await.expect("an object"),
@@ -342,7 +344,7 @@ async fn a_tried_perspective_cannot_be_changed_by_the_other_version() {
             assert_eq!(number(&alice, "next", one + turn).await, one + turn, "{serves}, {held_before}: hers is saved");
             assert_eq!(number(&bob, "add", 1).await, turn, "{serves}, {held_before}: his own goes on");
         }
-        // What comes together with such a change, and is saved with it, goes on, too.
+        // A change that comes together with a refused one, and is saved with it, succeeds as well.
         let reached = hers().await.expect("an object");
         for turn in 1..=50 {
             let (call, other) = ((turn,), (1,));
@@ -354,13 +356,13 @@ async fn a_tried_perspective_cannot_be_changed_by_the_other_version() {
             );
         }
         assert_eq!(pair(&bob, "total").await, (50, 0));
-        // The code that serves may be another by then: it knows, too.
+        // The code that serves may have been replaced by then: it also knows.
         std::fs::write(host.home.plugins().join("libledger.so"), mode("ledger", "v=later")).expect("it can be written");
         host.wait_for("libledger.so serves the new code");
         let reached = hers().await.expect("an object");
         let refused = reached.call("next", &(1,)).await.expect_err("it is refused").to_string();
         assert!(refused.contains("is in use by another version"), "{refused}");
-        // A key that somebody gets meanwhile does not make it two either.
+        // A key that is added meanwhile does not give the state two owners either.
         host.home.run(&["key", "add", "bob", "ledger", "alice"], "");
         let refused = login(&host, "bob", "ledger/alice").await.expect_err("it is refused").to_string();
         assert!(refused.contains("is in use by another version"), "{refused}");
@@ -373,10 +375,11 @@ async fn a_tried_perspective_cannot_be_changed_by_the_other_version() {
     }
 }
 
-/// What is saved later than at once is nobody's loss: the one that serves saves it before the other reads it, and is refused from
-/// then on; what the other had read before anybody came to it there was a copy, and is read again.
+/// Changes that are not saved at once are not lost. The serving version saves them before the other version reads them,
+/// and is refused from then on. What the other version read before somebody attached to it there was a copy, and is
+/// read again.
 #[tokio::test]
-async fn what_has_yet_to_be_saved_goes_over_with_its_perspective() {
+async fn unsaved_changes_move_with_their_perspective() {
     async fn put(drawer: &Remote, thing: &str) -> bool {
         drawer.call("put", &(thing,)).await.expect("it is answered").read().expect("whether it was put there")
     }
@@ -400,7 +403,7 @@ async fn what_has_yet_to_be_saved_goes_over_with_its_perspective() {
         let file = library("drawers").display().to_string();
         host.home.run(&["service", "try", "drawers", &file, "--identity", "alice", "--isolation", tries], "");
         let alice = login(&host, "alice", "drawers").await.expect("there is a key");
-        // Nobody has come to it in the version that is tried: what that has is a copy.
+        // Nobody has attached to it in the tried version, which therefore has a copy.
         let copy = drawer(&alice, "shared").await;
         assert_eq!(things(&copy).await, ["from before"]);
         assert!(put(&copy, "nobody sees this").await && put(&shared, "not saved yet").await);
@@ -426,8 +429,8 @@ async fn what_has_yet_to_be_saved_goes_over_with_its_perspective() {
     }
 }
 
-/// A version that is tried may save what the one that serves cannot read. That keeps what it has in memory to itself then: it is not
-/// saved over what was acknowledged.
+/// The tried version may save a state that the serving version cannot read. The serving version then does not save what
+/// it has in memory: acknowledged changes are not overwritten.
 #[tokio::test]
 async fn an_unreadable_state_is_not_overwritten_after_a_trial() {
     async fn one_more(account: &Remote) -> u64 {
@@ -448,16 +451,17 @@ async fn an_unreadable_state_is_not_overwritten_after_a_trial() {
         assert!(refused.contains("the saved state of alice cannot be read by this version"), "{refused}");
         let shown = host.home.run(&["service", "show", "ledger"], "");
         assert!(shown.contains("alice"), "the operator is told which: {shown}");
-        // All that it has in memory is saved now, and the new version takes over.
+        // Everything that it has in memory is saved now, and the new version takes over.
         std::fs::write(host.home.plugins().join("libledger.so"), &migrates).expect("it can be written");
         host.wait_for("libledger.so serves the new code");
         assert_eq!(one_more(&account(&host, "alice").await).await, 3, "{serves}: what she saved is there");
     }
 }
 
-/// The version that serves may be busy when somebody comes to the other: they are told, and can try again.
+/// The serving version may be busy when somebody logs in to the other one. The login fails with an error, and can be
+/// retried.
 #[tokio::test]
-async fn who_comes_while_the_one_that_serves_is_busy_is_told_so() {
+async fn a_login_is_refused_while_the_serving_version_is_busy() {
     let host = host("none");
     let file = next(&host, &mode("ledger", "v=new"));
     host.home.run(&["service", "try", "ledger", &file, "--identity", "alice"], "");
@@ -466,7 +470,7 @@ async fn who_comes_while_the_one_that_serves_is_busy_is_told_so() {
     let until = go_on.display().to_string();
     let blocked = tokio::spawn(async move { bob.call("block_until", &(until,)).await.map(drop) });
     let guard = Guard::new();
-    // It may not have come to his call when she comes first.
+    // It may not have begun his call when she first logs in.
     let (mut refused, mut at) = (None, 0);
     while refused.is_none() {
         at += 1;
@@ -481,7 +485,8 @@ async fn who_comes_while_the_one_that_serves_is_busy_is_told_so() {
     assert_eq!(which(&account(&host, "alice").await).await, "v=new");
 }
 
-/// A copy that the tried version has changed may have the same number of changes as what is saved: it is a copy all the same.
+/// A copy that the tried version has changed may have the same number of changes as the saved state. It is a copy
+/// nevertheless.
 #[tokio::test]
 async fn a_trials_copy_is_not_saved_when_it_becomes_attached() {
     for tries in ["none", "process"] {
@@ -501,12 +506,12 @@ async fn a_trials_copy_is_not_saved_when_it_becomes_attached() {
             let (copied, called) = tokio::join!(copy.call("next", &of_copy), real.call("next", &of_real));
             assert!(copied.is_ok() && called.is_ok(), "{tries}: {copied:?}, {called:?}");
         }
-        // It is being changed while she comes.
+        // The copy is being changed while she logs in.
         let change = async |copy: Remote, one: u64| copy.call("next", &(200 + one,)).await.map(drop);
         let changes: Vec<_> = (1..=20).map(|one| tokio::spawn(change(copy.clone(), one))).collect();
         let work = login(&host, "alice", "ledger/work").await.expect("there is a key");
         for change in changes {
-            // Each is answered, or told that it comes to nothing.
+            // Each change is answered, or fails with an error.
             let _ = change.await;
         }
         assert_eq!(pair(&work, "total").await, (20, 0), "{tries}: as it is saved");

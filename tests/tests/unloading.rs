@@ -1,5 +1,5 @@
-//! A library that has ended leaves nothing: not a mapping, not a thread, not a descriptor, not a key, not its memory.
-//! What cannot be let go of stays mapped and is named; nothing crashes.
+//! A library that has ended leaves nothing behind: no mapping, no thread, no descriptor, no key, none of its memory. A
+//! library that cannot be unloaded stays mapped and is named; nothing crashes.
 //!
 //! `CREDHOST_CYCLES=20000 cargo test -p system-tests --test unloading -- --nocapture` runs longer, and prints figures.
 
@@ -33,7 +33,7 @@ struct Bench {
 impl Bench {
     async fn new() -> Self {
         let home = tempfile::tempdir().expect("a folder");
-        // By a name that is not the one that the system gives the mappings.
+        // By a path that differs from the one that the system shows for the mappings.
         let link = home.path().join("link");
         std::os::unix::fs::symlink(home.path(), &link).expect("it can be made");
         let private = PrivateFolder::new(link.join("generations")).expect("a folder");
@@ -58,7 +58,7 @@ impl Bench {
         u64::from(self.number) << 32 | u64::from(low)
     }
 
-    /// Waits for one frame of the service's, in words.
+    /// Waits for one frame from the service, and describes it.
     async fn heard(&self) -> String {
         let mut bytes = Vec::new();
         let deadline = Instant::now() + PATIENCE;
@@ -142,7 +142,7 @@ fn process() -> Process {
     }
 }
 
-/// One test, so that its counts are of nothing else.
+/// A single test, so that nothing else affects its counts.
 #[test]
 fn nothing_is_left_of_libraries_that_have_ended() {
     assert!(ledger::works(), "this test exports the functions that keep account");
@@ -151,7 +151,7 @@ fn nothing_is_left_of_libraries_that_have_ended() {
         let cycles: usize =
             std::env::var("CREDHOST_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(1_000);
         let bench = Bench::new().await;
-        // Whatever is made once is made by then.
+        // By then, everything that is created only once exists.
         for _ in 0..50 {
             assert!(matches!(bench.cycle().await, UnloadOutcome::Retired { .. }));
         }
@@ -164,7 +164,7 @@ fn nothing_is_left_of_libraries_that_have_ended() {
                 println!("{:>6} {:?}", cycle + 1, process());
             }
         }
-        // The thread that unloaded the last one may just be ending.
+        // The thread that unloaded the last library may be about to end.
         let deadline = Instant::now() + PATIENCE;
         let mut after = process();
         while after.threads > before.threads && Instant::now() < deadline {
@@ -176,14 +176,14 @@ fn nothing_is_left_of_libraries_that_have_ended() {
         assert!(after.threads <= before.threads, "{before:?} {after:?}");
         assert!(after.keys <= before.keys, "{before:?} {after:?}");
         assert_eq!(ledger::entries(), 0);
-        // What the allocator keeps in hand; a leak of a kilobyte a cycle would be two megabytes and more.
+        // Memory that the allocator keeps. A leak of a kilobyte per cycle would be two megabytes or more.
         let allowed = 1_500 + cycles / 10;
         assert!(after.resident_kb <= before.resident_kb + allowed, "{before:?} {after:?}");
         assert_eq!(mapping::of(std::path::Path::new("/generations/")).ok(), Some(None), "no library is mapped");
 
         one_service_is_replaced_again_and_again(&bench, cycles / 2).await;
 
-        // Eight come and go at once, under calls.
+        // Eight libraries at once are loaded and unloaded, while calls arrive.
         let threads: Vec<_> = (0..8).map(|_| std::thread::spawn(come_and_go)).collect();
         threads.into_iter().for_each(|thread| thread.join().expect("each was let go of"));
         assert_eq!(ledger::entries(), 0);
@@ -195,7 +195,7 @@ fn nothing_is_left_of_libraries_that_have_ended() {
     });
 }
 
-/// The same of code that is replaced while its client stays: with timers, tasks, threads of tokio's, logs and panics.
+/// The same for code that is replaced while its client stays: with timers, tasks, threads of tokio's, logs and panics.
 async fn one_service_is_replaced_again_and_again(bench: &Bench, cycles: usize) {
     let slot = bench.load("restless").await;
     bench.attach(&slot).await;
@@ -238,7 +238,7 @@ async fn one_service_is_replaced_again_and_again(bench: &Bench, cycles: usize) {
     assert_eq!(ledger::entries(), 0);
 }
 
-/// A library as `-z nodelete` links it: the same file, but for one flag for the dynamic linker.
+/// A library as `-z nodelete` links it: the same file, apart from one flag for the dynamic linker.
 fn nodelete(package: &str) -> Vec<u8> {
     const DT_FLAGS_1: u64 = 0x6fff_fffb;
     let mut bytes = std::fs::read(library(package)).expect("it is built");
@@ -271,7 +271,7 @@ async fn one_that_is_marked_as_never_to_be_unloaded_is_unloaded(bench: &Bench) {
     assert!(bench.heard().await.contains("Stopped"));
     assert_eq!(mapping::of(std::path::Path::new("/generations/")).ok(), Some(None), "no library is mapped");
 
-    // The control: the file itself stays.
+    // The control: the original file stays mapped.
     let slot = bench.load_copy(PrivateCopy::borrowed(&marked)).await;
     let account = bench.services.remove(&slot).await;
     assert!(bench.heard().await.contains("Stopped"));
@@ -299,11 +299,11 @@ async fn a_thread_that_does_not_end_pins_its_library_and_is_named(bench: &Bench)
     let UnloadOutcome::Pinned(why) = &account else { panic!("{account:?}") };
     assert!(why[0].contains("its thread ghost") && why[0].contains("still runs"), "{why:?}");
     assert_ne!(mapping::of(std::path::Path::new("/generations/")).ok(), Some(None), "it stays mapped");
-    // Others come and go as before.
+    // Others are loaded and unloaded as before.
     assert!(matches!(bench.cycle().await, UnloadOutcome::Retired { .. }));
 }
 
-/// Without its code, the process would end when the signal comes.
+/// Without the library's code, the signal would end the process.
 async fn a_signal_handler_pins_its_library_and_is_named(bench: &Bench) {
     let slot = bench.load("restless").await;
     bench.attach(&slot).await;

@@ -1,5 +1,5 @@
-//! Another version of the program takes over from a host that runs: nobody who connects is refused, what was answered is there,
-//! and a program that cannot take over changes nothing.
+//! Another version of the program takes over from a running host. No connection is refused, acknowledged changes are
+//! there, and a program that cannot take over changes nothing.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ struct Task {
     text: String,
 }
 
-/// A host with a to-do list and a door of lines, by TCP and by a file.
+/// Starts a host with a to-do list and a door for lines, over TCP and over a Unix socket.
 fn host() -> (TestHost, SocketAddr, PathBuf) {
     let home = TestHome::new();
     home.make();
@@ -39,7 +39,7 @@ fn door(host: &mut TestHost) -> SocketAddr {
     line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address")
 }
 
-/// A program in the home's folder: this script of the shell's.
+/// Writes a program into the home's folder: this shell script.
 fn script(home: &TestHome, name: &str, text: &str) -> PathBuf {
     let file = home.path().join(name);
     std::fs::write(&file, format!("#!/bin/sh\n{text}\n")).expect("it can be written");
@@ -51,7 +51,7 @@ fn upgrade(host: &TestHost, program: &Path) -> String {
     host.home.run(&["upgrade", &program.display().to_string()], "")
 }
 
-/// Waits until the trail says this so often, and no oftener.
+/// Waits until the trail has exactly this number of these events.
 fn in_trail(host: &TestHost, what: &str, times: usize) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     loop {
@@ -68,7 +68,7 @@ async fn todo(address: SocketAddr) -> Result<Remote, Error> {
     Client::new(stream).await?.login_password("alice/todo", "alice-pw", None).await
 }
 
-/// Adds tasks until it is told to stop, over one connection after the other; answers with what was answered.
+/// Adds tasks until it is stopped, over one connection after the other. Returns the acknowledged ones.
 async fn adds(address: SocketAddr, label: usize, stop: Arc<AtomicBool>) -> Vec<String> {
     let (mut answered, mut number) = (Vec::new(), 0);
     while !stop.load(Ordering::Relaxed) {
@@ -85,18 +85,18 @@ async fn adds(address: SocketAddr, label: usize, stop: Arc<AtomicBool>) -> Vec<S
     answered
 }
 
-/// Says a line; waits for the first byte of the answer, or the end.
+/// Sends a line, and waits for the first byte of the answer, or the end.
 fn word(mut client: impl Read + Write) {
     let _ = client.write_all(b"who\n").and_then(|()| client.read(&mut [0; 1]));
 }
 
-/// Connects again and again, to each door; answers with how often.
+/// Connects to each door again and again. Returns the number of connections.
 fn connects(doors: &(SocketAddr, SocketAddr, PathBuf), stop: &AtomicBool) -> usize {
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
         let (pb, lines, file) = doors;
-        // Each waits for a word, and so for its turn: the host speaks first in PB, and answers each line. One that makes way lets
-        // go of whom it has taken in: that is no refusal.
+        // Each waits for a word, and therefore for its turn: the host speaks first in PB, and answers each line. A host
+        // that makes way disconnects the clients that it has accepted, which is no refusal.
         let _ = TcpStream::connect(pb).expect("nobody is refused").read(&mut [0; 1]);
         word(TcpStream::connect(lines).expect("nobody is refused"));
         word(UnixStream::connect(file).expect("nobody is refused"));
@@ -105,7 +105,7 @@ fn connects(doors: &(SocketAddr, SocketAddr, PathBuf), stop: &AtomicBool) -> usi
     count
 }
 
-/// Logs in by the service's own door. Where the host has its hands full with others' passwords, it says so, and to try again.
+/// Logs in at the service's own door. A host that is busy with others' passwords says so, and asks to try again.
 fn log_in(lines: SocketAddr) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
@@ -208,7 +208,7 @@ fn a_program_that_cannot_take_over_changes_nothing() {
         alice.send("ping");
         assert!(!alice.line().is_empty(), "{what}: she is still connected");
     }
-    // What is insisted on is done, and said.
+    // With `--anyway`, the upgrade is carried out, and prints a warning.
     let said = home.run_with(&["upgrade", &home.path().join("loads").display().to_string(), "--anyway"], "");
     let warned = String::from_utf8_lossy(&said.stderr);
     assert!(said.status.success() && warned.contains("warning: todo (libtodo.so): no"), "{warned}");
@@ -232,7 +232,7 @@ fn if_the_new_program_vanishes_the_old_one_serves() {
     client.send("login alice alice-pw");
     assert!(client.line().contains("alice has alice"));
     TcpStream::connect(before).expect("it listens where it did");
-    // What has failed once is no reason against the next.
+    // An earlier failure does not prevent the next upgrade.
     assert!(upgrade(&host, &credhost()).contains("serves, in place of"));
 }
 
@@ -254,7 +254,7 @@ fn an_upgrade_closes_only_sockets_no_longer_configured() {
     assert!(client.line().contains("alice has alice"), "the same address, written otherwise");
 }
 
-/// What a listener is in the settings before an upgrade, and after it: the host serves there, and nowhere else.
+/// The settings of a listener before an upgrade, and after it: the host serves there, and nowhere else.
 #[test]
 fn listeners_may_be_changed_before_an_upgrade() {
     // An address that no other test listens on.
@@ -296,7 +296,7 @@ fn listeners_may_be_changed_before_an_upgrade() {
     }
 }
 
-/// Where the other program cannot be started, each socket is still what it was, whatever numbers they have.
+/// If the other program cannot be started, each socket is what it was, whatever their numbers are.
 #[test]
 fn a_failed_upgrade_leaves_the_sockets_unchanged() {
     let home = TestHome::new();
@@ -345,12 +345,12 @@ fn signal(host: &TestHost, signal: rustix::process::Signal) {
     rustix::process::kill_process(process, signal).expect("it runs");
 }
 
-/// Whoever tells the process to read its settings, or to end, is heard, also while another program takes over.
+/// Signals that tell the process to reload its settings or to end take effect even while another program takes over.
 #[test]
 fn signals_are_heard_while_another_program_takes_over() {
     let (mut host, lines, _) = host();
     let mut upgrading = host.home.command().arg("upgrade").spawn().expect("it runs");
-    // From the other program's first line on.
+    // Starts with the other program's first line.
     let guard = std::time::Instant::now();
     while host.log().matches("passwords of 1 character").count() < 2 {
         assert!(guard.elapsed().as_secs() < 60, "it does not come to that");
@@ -365,7 +365,8 @@ fn signals_are_heard_while_another_program_takes_over() {
     alice.send("login alice alice-pw");
     assert!(alice.line().contains("alice has alice"));
 
-    // A program that takes its time is asked; another is not meanwhile, and who ends the host does not wait for it.
+    // While a slow program is being checked, another upgrade is refused, and a signal that ends the host does not wait
+    // for the check.
     let slow =
         format!("case \"$*\" in *--check*) touch $0.asked; sleep 100;; esac\nexec {} \"$@\"", credhost().display());
     let slow = script(&host.home, "slow", &slow);
@@ -381,19 +382,19 @@ fn signals_are_heard_while_another_program_takes_over() {
     assert_eq!(host.terminate(), Some(0));
     assert!(!asking.wait().expect("it ends").success());
 
-    // One that was told to end when it had begun to make way ends.
+    // A host that gets a signal to end after it has begun to make way ends.
     let (mut host, ..) = self::host();
     let upgrading = host.home.command().arg("upgrade").stdout(std::process::Stdio::null()).spawn();
     let mut upgrading = upgrading.expect("it runs");
     host.wait_for(" takes over");
     signal(&host, rustix::process::Signal::TERM);
-    // Whichever of the two hears it. Between them, where nobody does, the system ends the process.
+    // Either of the two may get the signal. Between them, when neither handles it, the system ends the process.
     assert!(matches!(host.terminate(), Some(0) | None));
     let _ = upgrading.wait();
 }
 
 #[test]
-fn of_many_at_once_each_says_what_came_of_it() {
+fn concurrent_upgrades_each_report_their_outcome() {
     let (host, ..) = host();
     let all: Vec<_> = (0..4)
         .map(|_| {
@@ -410,7 +411,7 @@ fn of_many_at_once_each_says_what_came_of_it() {
     in_trail(&host, "host.upgraded", done);
 }
 
-/// What would keep a host from starting is known beforehand, in the same words, and nothing is changed by looking.
+/// A check reports what would prevent a start, in the same words, and changes nothing.
 #[test]
 fn a_check_says_what_a_start_would() {
     let seen = AtomicUsize::new(0);

@@ -1,4 +1,4 @@
-//! Signing in by a browser, one's own page, and who somebody is for sites behind a proxy.
+//! Signing in with a browser, a user's own page, and telling sites behind a proxy who somebody is.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ fn address(host: &mut TestHost) -> SocketAddr {
     line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address")
 }
 
-/// A host with the services web and todo, for alice, who has keys for both, and for bob, who has one for web.
+/// Starts a host with the services web and todo. Alice has keys for both, and bob has one for web.
 fn host() -> (TestHost, SocketAddr) {
     host_with("domain = \"example.org\"", "")
 }
 
-/// The same, with these settings of the service's, and of its listener's.
+/// The same, with these settings for the service and for its listener.
 fn host_with(settings: &str, listener: &str) -> (TestHost, SocketAddr) {
     host_that_may("[\"attach\"]", settings, listener)
 }
 
-/// The same, where the service may do this.
+/// The same, with these permissions for the service.
 fn host_that_may(may: &str, settings: &str, listener: &str) -> (TestHost, SocketAddr) {
     let home = TestHome::new();
     home.make();
@@ -45,7 +45,7 @@ fn is_sent_to_sign_in(page: &Page) -> bool {
     (page.status, page.header("location")) == (303, "/sign-in")
 }
 
-/// The lines of the trail about this, once there are so many.
+/// Returns the trail's lines about this, once there are at least `count`.
 fn trail(host: &TestHost, what: &str, count: usize) -> Vec<serde_json::Value> {
     for _ in 0..600 {
         let all = host.home.run(&["--json", "audit", "show", "--last", "200"], "");
@@ -119,12 +119,12 @@ fn a_sign_in_survives_reloads_and_restarts() {
     alice.sign_in("alice", PASSWORD);
     let mut half = alice.again(address);
     half.say("GET", "/auth", &[("X-Long", &"x".repeat(3000))], "");
-    // Half a head, by a connection that nothing has come by before.
+    // Half of a request's head, over a new connection.
     let mut part = std::net::TcpStream::connect(address).unwrap();
     part.write_all(b"GET /style.css HTTP/1.1\r\nHo").unwrap();
     for round in 2..6 {
         host.home.run(&["service", "reload", "web"], "");
-        // By the connection that there was before.
+        // Over the connection that was open before.
         assert!(alice.is_signed_in(), "reload {round}");
         assert_eq!(alice.get("/").status, 200);
     }
@@ -133,7 +133,7 @@ fn a_sign_in_survives_reloads_and_restarts() {
     let mut said = String::new();
     part.read_to_string(&mut said).unwrap();
     assert!(said.starts_with("HTTP/1.1 200"), "{said}");
-    // As a power cut.
+    // Like a power cut.
     host.kill();
     let mut host = host.into_home().start();
     let address = self::address(&mut host);
@@ -141,7 +141,7 @@ fn a_sign_in_survives_reloads_and_restarts() {
     assert!(alice.again(address).is_signed_in(), "what was acknowledged is there");
 }
 
-/// What takes a login away: a command, or something that alice does by another browser.
+/// Something that revokes a login: a command, or an action of alice in another browser.
 type Take = fn(&TestHost, &mut Browser);
 
 #[test]
@@ -164,7 +164,7 @@ fn a_revoked_sign_in_is_gone_when_the_command_returns() {
         }),
         ("ended by herself", |_, other| {
             let page = other.get("/");
-            // The other one's button: her own has none.
+            // The button of the other login: her own has none.
             let number = page.body.split("name=\"number\" value=\"").nth(1).and_then(|rest| rest.split('"').next());
             let page = other.post("/sessions/end", &[("number", number.expect("a button")), ("remembered", "true")]);
             assert_eq!(page.status, 303, "{}", page.body);
@@ -184,14 +184,14 @@ fn a_revoked_sign_in_is_gone_when_the_command_returns() {
         assert!(alice.is_signed_in() && other.is_signed_in());
         take(&host, &mut other);
         if way.contains("no code") {
-            // With a service that is stopped its connections end.
+            // The connections of a stopped service end.
             [&mut alice, &mut bob].into_iter().for_each(|browser| *browser = browser.again(address));
         }
         let page = alice.get("/");
         assert!(is_sent_to_sign_in(&page), "{way}: {} {}", page.status, page.body);
         assert!(!alice.is_signed_in(), "{way}");
         assert!(bob.is_signed_in(), "{way}: bob notices nothing");
-        // What is given back is not what was taken away.
+        // Restoring what was revoked does not restore the login.
         match way {
             "disabled" => drop(host.home.run(&["identity", "enable", "alice"], "")),
             "removed" => host.home.identity("alice", PASSWORD, &["web", "todo"]),
@@ -203,7 +203,7 @@ fn a_revoked_sign_in_is_gone_when_the_command_returns() {
 }
 
 #[test]
-fn a_session_that_is_cut_while_its_browser_asks_on_is_over() {
+fn a_cut_session_is_over_though_its_browser_keeps_asking() {
     let (host, address) = host();
     for round in 0..15 {
         let mut alice = Browser::new(address);
@@ -216,7 +216,7 @@ fn a_session_that_is_cut_while_its_browser_asks_on_is_over() {
                     while !done.load(Ordering::Relaxed) {
                         again.get("/auth");
                     }
-                    // What is asked behind the command.
+                    // A request that is sent after the command has returned.
                     again.get("/auth").status
                 })
             })
@@ -236,7 +236,7 @@ fn a_session_that_is_cut_while_its_browser_asks_on_is_over() {
 fn the_login_that_makes_room_for_another_is_over_at_once() {
     let (host, address) = host();
     let mut all = Vec::new();
-    // One address has this many tries in a while.
+    // One address is allowed this many attempts in a while.
     for _ in 0..33 {
         let mut alice = Browser::new(address);
         alice.sign_in("alice", PASSWORD);
@@ -250,13 +250,13 @@ fn the_login_that_makes_room_for_another_is_over_at_once() {
 }
 
 #[test]
-fn a_login_is_over_with_the_token_that_it_began_with() {
+fn a_login_ends_when_the_token_it_used_expires() {
     let (host, address) = host();
     let token = host.home.run(&["--json", "token", "new", "alice", "--label", "short", "--expires", "3 s"], "");
     let token: serde_json::Value = serde_json::from_str(&token).unwrap();
     let mut alice = Browser::new(address);
     alice.sign_in("alice", token["token"].as_str().unwrap());
-    // However often it is used meanwhile.
+    // However often the login is used meanwhile.
     let began = std::time::Instant::now();
     while alice.is_signed_in() {
         assert!(began.elapsed().as_secs() < 30, "it does not end");
@@ -266,7 +266,7 @@ fn a_login_is_over_with_the_token_that_it_began_with() {
 }
 
 #[test]
-fn who_signs_out_twice_at_once_is_signed_out() {
+fn simultaneous_sign_outs_all_succeed() {
     let (_host, address) = host();
     for _ in 0..20 {
         let mut alice = Browser::new(address);
@@ -281,7 +281,7 @@ fn who_signs_out_twice_at_once_is_signed_out() {
 }
 
 #[test]
-fn what_others_have_set_in_a_cookie_does_not_matter() {
+fn cookies_that_others_have_set_do_not_matter() {
     let (_host, address) = host();
     let mut alice = Browser::new(address);
     alice.cookies.insert("other".to_owned(), "zo\u{e9}".to_owned());
@@ -289,7 +289,7 @@ fn what_others_have_set_in_a_cookie_does_not_matter() {
     assert!(alice.is_signed_in());
 }
 
-/// Replaces the service again and again, until this is dropped.
+/// Reloads the service again and again until it is ended.
 struct Reloading {
     done: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<u32>,
@@ -373,7 +373,7 @@ fn a_request_body_is_never_parsed_as_a_request() {
 }
 
 #[test]
-fn whoever_is_slow_behind_a_proxy_keeps_nobody_else_out() {
+fn slow_clients_behind_a_proxy_do_not_block_others() {
     use std::io::Write;
     let (_host, address) = host_with("", ", proxies = [\"127.0.0.1\"]");
     let slow: Vec<_> = (0..100)
@@ -387,14 +387,14 @@ fn whoever_is_slow_behind_a_proxy_keeps_nobody_else_out() {
         .collect();
     let mut other = Browser::new(address);
     assert_eq!(other.send("GET", "/sign-in", &[("X-Forwarded-For", "203.0.113.8")], "").status, 200);
-    // So many at once of one, and no more.
+    // One client may have this many at once, and no more.
     let mut same = Browser::new(address);
     assert_eq!(same.send("GET", "/sign-in", &[("X-Forwarded-For", "203.0.113.7")], "").status, 429);
     drop(slow);
 }
 
 #[test]
-fn no_other_site_acts_in_her_name() {
+fn other_sites_cannot_act_for_a_signed_in_user() {
     let (_host, address) = host();
     let mut alice = Browser::new(address);
     alice.sign_in("alice", PASSWORD);
@@ -421,7 +421,7 @@ fn no_other_site_acts_in_her_name() {
             if path == "/sign-out" && *taken {
                 continue;
             }
-            // What is refused with its body unread is the last by its connection.
+            // A request that is refused with its body unread is the last on its connection.
             let mut alice = alice.again(address);
             let page = alice.send("POST", path, headers, body);
             let refused = page.status == 403 && page.body.contains("another site");
@@ -429,7 +429,7 @@ fn no_other_site_acts_in_her_name() {
         }
     }
     assert!(alice.is_signed_in(), "nothing has come of it");
-    // Nor is anything changed by what a link can do.
+    // Nothing that a link can do changes anything either.
     for path in ["/sign-out", "/sessions/end"] {
         assert_eq!(alice.get(path).status, 405);
     }
@@ -437,7 +437,7 @@ fn no_other_site_acts_in_her_name() {
 }
 
 #[test]
-fn nobody_is_sent_where_a_stranger_wants() {
+fn sign_in_redirects_only_within_the_domain() {
     let (_host, address) = host();
     let cases = [
         ("/x?y", "/x?y"),
@@ -455,7 +455,7 @@ fn nobody_is_sent_where_a_stranger_wants() {
         let page = alice.post("/sign-in", &[("name", "alice"), ("password", PASSWORD), ("to", to)]);
         assert_eq!((page.status, page.header("location")), (303, wanted), "{to}");
         assert!(!alice.cookies.contains_key("x"));
-        // The same for whoever has signed in already.
+        // The same for a user who has already signed in.
         let page = alice.get(&format!("/sign-in?{}", system_tests::web::form(&[("to", to)])));
         assert_eq!((page.status, page.header("location")), (303, wanted), "{to}");
     }
@@ -479,18 +479,18 @@ fn the_pages_may_be_below_a_path() {
 }
 
 #[test]
-fn a_proxy_is_told_who_is_asking() {
+fn a_proxy_learns_who_is_asking() {
     let (_host, address) = host_with("domain = \"example.org\"\nurl = \"https://auth.example.org\"", "");
     let (mut alice, mut bob, mut nobody) = (Browser::new(address), Browser::new(address), Browser::new(address));
     alice.sign_in("alice", PASSWORD);
     bob.sign_in("bob", OTHER);
     let page = alice.get("/auth");
     assert_eq!((page.status, page.header("remote-user"), page.header("remote-identity")), (200, "alice", "alice"));
-    // By a key for that service, and as the perspective that it is for.
+    // Access needs a key for that service, and is granted as the perspective of the key.
     let page = alice.get("/auth/todo");
     assert_eq!((page.status, page.header("remote-user")), (200, "alice"));
     assert_eq!((bob.get("/auth/todo").status, bob.get("/auth").status), (403, 200));
-    // What a visitor says goes nowhere.
+    // Headers that a visitor sends are not passed on.
     let lies =
         [("Remote-User", "root"), ("Remote_User", "root"), ("Remote-Identity", "root"), ("Credhost-Assertion", "x")];
     let page = alice.send("GET", "/auth", &lies, "");
@@ -500,7 +500,7 @@ fn a_proxy_is_told_who_is_asking() {
         let page = nobody.send("GET", path, &lies, "");
         assert_eq!((page.status, page.header("remote-user")), (401, ""));
     }
-    // Who can read a page is sent to sign in, and comes back.
+    // A visitor who can read a page is sent to sign in, and comes back.
     let wanted = [
         ("Accept", "text/html,*/*"),
         ("X-Forwarded-Method", "GET"),
@@ -515,9 +515,9 @@ fn a_proxy_is_told_who_is_asking() {
         let headers: Vec<_> = wanted.iter().copied().filter(|(name, _)| *name != other.0).chain([other]).collect();
         assert_eq!(nobody.send("GET", "/auth", &headers, "").status, 401, "{other:?}");
     }
-    // Nobody gets a signed word about themselves but by a proxy.
+    // Only a proxy gets a signed assertion about somebody.
     assert!(alice.get("/auth/todo").header("credhost-assertion").is_empty());
-    // Bytes that two readers could read differently are refused.
+    // Bytes that two parsers could read differently are refused.
     for smuggled in [
         "GET /auth HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "GET /auth HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
@@ -536,7 +536,7 @@ fn a_proxy_is_told_who_is_asking() {
 }
 
 #[test]
-fn whose_request_it_is_a_proxy_is_believed_and_nobody_else() {
+fn only_a_proxy_can_name_the_source_of_a_request() {
     let from = |listener: &str, headers: &[(&str, &str)]| {
         let (host, address) = host_with("", listener);
         let mut browser = Browser::new(address);
@@ -552,11 +552,11 @@ fn whose_request_it_is_a_proxy_is_believed_and_nobody_else() {
     assert!(status == 303 && line.contains("203.0.113.7") && !line.contains("6.6.6.6"), "{status} {line}");
     let (status, line) = from(", proxies = [\"10.0.0.1\"]", &https);
     assert!(status == 303 && line.contains("127.0.0.1:") && !line.contains("203.0.113.7"), "{status} {line}");
-    // What is no address means nothing.
+    // A value that is not an address is ignored.
     let odd = [("X-Forwarded-For", "\"alice\""), ("X-Forwarded-Proto", "https")];
     let (status, line) = from(", proxies = [\"127.0.0.1\"]", &odd);
     assert!(status == 303 && line.contains("127.0.0.1:"), "{status} {line}");
-    // A password that came to the proxy in the clear is refused, and no try.
+    // A password that reached the proxy in the clear is refused, and does not count as an attempt.
     let (host, address) = host_with("", ", proxies = [\"127.0.0.1\"]");
     let mut browser = Browser::new(address);
     let (origin, body) =
@@ -568,7 +568,7 @@ fn whose_request_it_is_a_proxy_is_believed_and_nobody_else() {
 }
 
 #[test]
-fn settings_that_cannot_be_are_said() {
+fn invalid_web_settings_are_reported() {
     for (setting, wanted) in [
         ("domain = \"org\"", "it must be a domain"),
         ("domain = \"https://example.org\"", "it must be a domain"),
@@ -605,7 +605,7 @@ fn changing_a_password_ends_the_sessions_of_the_old_one() {
     let mut change = |current: &str, new: &str, again: &str| {
         alice.post("/password", &[("current", current), ("new", new), ("again", again)])
     };
-    // What is wrong is said, and nothing has changed; a token is no password here.
+    // Wrong input is reported, and nothing changes. A token is not accepted as a password here.
     for (current, new, again, status, says) in [
         (PASSWORD, NEW, "other", 400, "two new passwords differ"),
         (PASSWORD, "", "", 403, "The password has 0 characters"),
@@ -625,7 +625,7 @@ fn changing_a_password_ends_the_sessions_of_the_old_one() {
     Browser::new(address).sign_in("alice", NEW);
     let changed = trail(&host, "identity.password", 1).pop().expect("a line").to_string();
     assert!(changed.contains("alice, by web:http"), "{changed}");
-    // Who came by a token goes on.
+    // A login by token continues.
     let page = by_token.post("/password", &[("current", NEW), ("new", PASSWORD), ("again", PASSWORD)]);
     assert!(page.status == 200 && page.body.contains("Your password was changed"), "{}", page.body);
     assert!(by_token.is_signed_in());
@@ -679,7 +679,7 @@ fn people_add_keys_and_take_them_away() {
         assert!(page.status == 200 && page.body.contains("was removed"), "{}", page.body);
     }
     assert!(!host.home.run(&["pubkey", "list", "alice"], "").contains("my laptop"));
-    // Somebody else's are not in reach.
+    // Credentials of others are out of reach.
     let mut bob = Browser::new(address);
     bob.sign_in("bob", OTHER);
     let page = bob.post("/credentials/remove", &[("kind", "token"), ("label", "x"), ("current", PASSWORD)]);
@@ -701,7 +701,7 @@ fn guesses_on_the_password_page_are_throttled_like_logins() {
 }
 
 #[test]
-fn without_the_operators_word_nobody_changes_anything() {
+fn credentials_are_fixed_unless_the_operator_allows_changes() {
     let (host, address) = host();
     let mut alice = Browser::new(address);
     alice.cookies.clear();

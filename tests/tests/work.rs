@@ -1,7 +1,7 @@
-//! Work in proportion to bytes: each kind of input is doubled, and what it costs may not grow by much more than that.
+//! Work in proportion to bytes: each kind of input is doubled, and its cost may not grow by much more than that.
 //!
-//! CPU time, the least of several runs; a linear control is measured in the same run, and one that is not linear is found
-//! out, so that the measure is known to measure. `cargo test -p system-tests --test work -- --nocapture` prints the table.
+//! The measure is CPU time, the least of several runs. A linear control and one that is not linear are measured in the
+//! same run, to show that the measure works. `cargo test -p system-tests --test work -- --nocapture` prints the table.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -16,13 +16,13 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 use system_tests::jelly_bytes::{self, list, pair, text};
 
-/// What twice the input may cost, in times.
+/// How many times as much twice the input may cost.
 const MOST: f64 = 2.3;
-/// An input is made larger until its work takes this long: shorter times are noise.
+/// An input is enlarged until its work takes this long: shorter times are noise.
 const LEAST: Duration = Duration::from_millis(2);
-/// Below this, what a value may stand for has a fixed part (64 KiB), whatever its own size. In bytes.
+/// In bytes. Below this, what a value may stand for has a fixed part (64 KiB), whatever its own size.
 const SMALLEST: usize = 16 << 10;
-/// No input is made larger than this, in bytes.
+/// In bytes. No input is enlarged beyond this.
 const LARGEST: usize = 2 << 20;
 
 fn cpu(clock: ClockId) -> Duration {
@@ -30,7 +30,7 @@ fn cpu(clock: ClockId) -> Duration {
     Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0))
 }
 
-/// The least CPU time of this thread that the work takes on this input.
+/// Returns the least CPU time of this thread that the work takes on this input.
 fn cost(input: &[u8], work: &dyn Fn(&[u8])) -> Duration {
     let once = || {
         let before = cpu(ClockId::ThreadCPUTime);
@@ -40,11 +40,11 @@ fn cost(input: &[u8], work: &dyn Fn(&[u8])) -> Duration {
     (0..3).map(|_| once()).min().unwrap_or_default()
 }
 
-/// How many times more twice the input costs, and how large it was.
+/// Returns how many times as much twice the input costs, how large it was, and the time that it took.
 ///
-/// What is more than proportional is so at every size, and the more so the larger it is; that values no longer fit a cache
-/// of the machine, or are first given pages of their own by the allocator, is so at one size only. So what seems too much is
-/// measured again, then at twice the size, and at four times.
+/// Work that is more than proportional is so at every size, and the more so the larger the input is. An input that no
+/// longer fits a cache of the machine, or for which the allocator first takes separate pages, has an effect at one size
+/// only. Therefore a result that is too high is measured again, then at twice the size, and at four times.
 fn growth(input: &dyn Fn(usize) -> Vec<u8>, work: &dyn Fn(&[u8])) -> (f64, usize, Duration) {
     let mut size = 64;
     let small = |size| input(size).len() < SMALLEST || cost(&input(size), work) < LEAST;
@@ -59,7 +59,7 @@ fn growth(input: &dyn Fn(usize) -> Vec<u8>, work: &dyn Fn(&[u8])) -> (f64, usize
         }
         for _ in 0..8 {
             let (one, two) = (cost(&half, work), cost(&whole, work));
-            // Twice the elements can be more than twice the bytes, where they are numbered.
+            // Twice the elements can be more than twice the bytes if they are numbered.
             let bytes = whole.len() as f64 / half.len() as f64 / 2.0;
             let times = two.as_secs_f64() / one.as_secs_f64().max(1e-9) / bytes;
             if times < least.0 {
@@ -85,13 +85,13 @@ fn dereference(id: usize) -> Vec<u8> {
     list("dereference", [int(id)])
 }
 
-/// Many of one, in a list.
+/// A list of many values of one kind.
 fn many(count: usize, of: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
     list("list", (0..count).map(of))
 }
 
-/// A list that holds `value` and another list, of nothing but the first. Used beside the first, the other stands for many times
-/// what it is charged for: it is part of a cycle.
+/// A list that holds `value` and another list, which contains nothing but references to the first. Used beside the
+/// first, the other list stands for many times what it is charged for: it is part of a cycle.
 fn beside(value: Vec<u8>, count: usize) -> Vec<u8> {
     let other = reference(2, many(count, |_| dereference(1)));
     list("list", [reference(1, list("list", [value, other])), dereference(2)])
@@ -99,7 +99,7 @@ fn beside(value: Vec<u8>, count: usize) -> Vec<u8> {
 
 type Make = (&'static str, fn(usize) -> Vec<u8>);
 
-/// Every kind of value, and every way in which parts of one can name each other.
+/// Every kind of value, and every way in which its parts can refer to each other.
 const VALUES: [Make; 22] = [
     ("integers", |n| many(n, int)),
     ("texts", |n| many(n, |i| text(&format!("text {i}")))),
@@ -140,7 +140,7 @@ const VALUES: [Make; 22] = [
         let half = n.min(500_000);
         beside(text(&"x".repeat(half)), half)
     }),
-    // With the same number of lists: more ways through them than can be counted.
+    // With the same number of lists, there are more paths through them than can be counted.
     ("lists that are within each other, each with all around it", |n| {
         fn one(number: usize, filling: usize) -> Vec<u8> {
             let around = (1..=number).map(dereference);
@@ -171,7 +171,7 @@ enum Nested {
 type Work = (&'static str, fn(&[u8]));
 
 fn typed<T: serde::de::DeserializeOwned>(bytes: &[u8]) {
-    // Whether it fits is not the question.
+    // It does not matter whether the value fits the type.
     let _ = black_box(jelly::from_slice::<T>(bytes));
 }
 
@@ -235,7 +235,7 @@ const WORKS: [Work; 17] = [
     ("ignored", typed::<Vec<serde::de::IgnoredAny>>),
 ];
 
-/// What a peer's bytes are, from a client and from the other side.
+/// Feeds a peer's bytes to a broker.
 fn broker(bytes: &[u8], pieces: usize) {
     let mut broker: Broker<u32> = Broker::new(Role::Client, Limits::default(), 1024);
     let mut offer = Vec::new();
@@ -335,8 +335,9 @@ fn judge(rows: &[Row]) {
     assert!(over.is_empty(), "{}", over.join("\n"));
 }
 
-/// Runs a test's measuring in a process whose allocator (glibc's, malloc(3)) keeps what is freed. Otherwise, from some size on, pages go
-/// back to the system after each run and are had again for the next: on some machines that costs more than all that is measured.
+/// Runs a test's measurement in a process whose allocator (glibc's, malloc(3)) keeps freed memory. Otherwise, from some
+/// size on, pages are returned to the system after each run and allocated again for the next: on some machines that
+/// costs more than everything that is measured.
 fn measured(test: &str, measure: impl Fn()) {
     const KEEPS: [(&str, &str); 2] = [("MALLOC_MMAP_THRESHOLD_", "33554432"), ("MALLOC_TRIM_THRESHOLD_", "1073741824")];
     if KEEPS.iter().all(|(name, value)| std::env::var(name).is_ok_and(|is| is == *value)) {
@@ -350,8 +351,8 @@ fn measured(test: &str, measure: impl Fn()) {
 }
 
 #[test]
-fn what_is_linear_passes_and_what_is_not_is_found() {
-    measured("what_is_linear_passes_and_what_is_not_is_found", linear_passes);
+fn linear_work_passes_and_quadratic_work_is_found() {
+    measured("linear_work_passes_and_quadratic_work_is_found", linear_passes);
 }
 
 fn linear_passes() {

@@ -1,6 +1,8 @@
-//! Clients that `credhost describe` writes: what they are like stands in `golden/transcripts`; they compile, and work.
+//! Clients that `credhost describe` writes. Their expected text is in `golden/transcripts`; they compile, and they
+//! work.
 //!
-//! When a change of them is meant: `CREDHOST_WRITE=1 cargo test -p system-tests --test written_clients`, and look at the difference.
+//! If a change to them is intended: `CREDHOST_WRITE=1 cargo test -p system-tests --test written_clients`, and look at
+//! the difference.
 
 #[path = "../golden/transcripts/todo_client.rs"]
 #[expect(unreachable_pub, reason = "it is written for a crate of its own")]
@@ -21,7 +23,7 @@ fn scene() -> TestHost {
 }
 
 #[test]
-fn what_is_written_is_what_was_reviewed() {
+fn written_clients_are_as_reviewed() {
     let host = scene();
     for (file, arguments) in [
         ("todo_client.rs", ["--rust", "todo"].as_slice()),

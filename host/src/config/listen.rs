@@ -173,8 +173,8 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", conections = 1 }", "conections"),
             ("irc = { address = \"127.0.0.1:1\", connections = 0 }", "at least 1"),
             ("irc = { address = \"127.0.0.1:1\", login = \"soon\" }", "login"),
-            ("irc = { address = \"127.0.0.1:1\", login = \"0 s\" }", "from 1s to 1h"),
-            ("irc = { address = \"127.0.0.1:1\", login = \"500000000 years\" }", "from 1s to 1h"),
+            ("irc = { address = \"127.0.0.1:1\", login = \"0 s\" }", "range is 1s to 1h"),
+            ("irc = { address = \"127.0.0.1:1\", login = \"500000000 years\" }", "range is 1s to 1h"),
             ("irc = { address = \"127.0.0.1:1\", idle = \"1 min\", starttls = true }", "idle cannot be combined"),
             ("irc = \"127.0.0.1:1\"\nother = \"127.0.0.1:1\"", "is also the address of [service.chat.listen] irc"),
             ("irc = \"127.0.0.1:1\"\nother = { address = \"0.0.0.0:1\", plaintext = true }", "overlap"),
@@ -214,7 +214,7 @@ mod tests {
             ("irc = { address = \"unix:/run/x\", mode = \"4660\" }", "as for chmod"),
             ("irc = { address = \"unix:/run/x\", mode = 660 }", "a text is expected"),
             ("irc = { address = \"127.0.0.1:1\", mode = \"0660\" }", "for a Unix socket"),
-            ("irc = { address = \"127.0.0.1:1\", stalled = \"2 h\" }", "from 1s to 1h"),
+            ("irc = { address = \"127.0.0.1:1\", stalled = \"2 h\" }", "range is 1s to 1h"),
             ("irc = { address = \"127.0.0.1:1\", message = 5 }", "a text is expected"),
             ("irc = { address = \"127.0.0.1:1\", rate = 0 }", "bytes a second"),
             ("irc = { address = \"127.0.0.1:1\", proxies = [\"nginx\"] }", "neither an address nor a network"),
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(grants, Grants { attach: true, vouch: true, credentials: false });
         assert_eq!(listener("", near).unwrap().grants, Grants::default());
         for (may, wanted) in
-            [("[\"fly\"]", "\"fly\" is nothing"), ("\"attach\"", "a list"), ("5", "a list"), ("[5]", "5 is nothing")]
+            [("[\"fly\"]", "\"fly\" is not a permission"), ("\"attach\"", "a list"), ("5", "a list"), ("[5]", "5 is not a permission")]
         {
             let said = listener(&format!("may = {may}"), near).unwrap_err();
             assert!(said.starts_with("[service.ssh] may: ") && said.contains(wanted), "{may}: {said}");

@@ -150,8 +150,8 @@ mod tests {
             (" bob", "ends with a space"),
             ("bob ", "ends with a space"),
             ("b  ob", "two spaces"),
-            ("b\u{a0}ob", "another kind, U+00A0"),
-            ("bob\u{3000}", "another kind, U+3000"),
+            ("b\u{a0}ob", "unusual space, U+00A0"),
+            ("bob\u{3000}", "unusual space, U+3000"),
         ] {
             let refused = Name::chosen(NameOf::Identity, name).unwrap_err().to_string();
             assert!(refused.contains(why), "{name:?}: {refused}");

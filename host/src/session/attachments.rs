@@ -101,7 +101,7 @@ impl Scope<'_> {
 
 /// The connection has reached its limit of attachments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("attachment limit reached: this connection has {0}")]
+#[error("this connection has {0} attachments, which is the limit")]
 pub(crate) struct TooMany(pub usize);
 
 /// All attachments of a connection.

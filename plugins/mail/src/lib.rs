@@ -66,6 +66,16 @@ fn key(folder: &str, owner: &str, number: u64) -> String {
     format!("{folder}/{owner}/{number:020}")
 }
 
+/// The latest letters whose keys begin with this.
+async fn latest(context: &Context<Mail>, prefix: String, count: Option<usize>) -> Result<Vec<Letter>> {
+    let latest = context.data().select(Select::prefix(prefix).reverse().limit(count.unwrap_or(10))).await?;
+    let letters = latest.entries.iter().map(|entry| {
+        let letter: Letter = entry.value()?;
+        Ok(Letter { text: String::new(), ..letter })
+    });
+    letters.collect()
+}
+
 /// A mailbox.
 #[perspective]
 impl Mailbox {
@@ -96,12 +106,13 @@ impl Mailbox {
     /// Returns the latest letters, without their texts; ten, if no `count` is given.
     async fn inbox(me: Handle<Self>, context: Context<Mail>, count: Option<usize>) -> Result<Vec<Letter>> {
         let prefix = me.read(|mailbox| format!("in/{}/", mailbox.name))?;
-        let latest = context.data().select(Select::prefix(prefix).reverse().limit(count.unwrap_or(10))).await?;
-        let letters = latest.entries.iter().map(|entry| {
-            let letter: Letter = entry.value()?;
-            Ok(Letter { text: String::new(), ..letter })
-        });
-        letters.collect()
+        latest(&context, prefix, count).await
+    }
+
+    /// Returns the latest letters that were sent from here, without their texts; ten, if no `count` is given.
+    async fn sent(me: Handle<Self>, context: Context<Mail>, count: Option<usize>) -> Result<Vec<Letter>> {
+        let prefix = me.read(|mailbox| format!("sent/{}/", mailbox.name))?;
+        latest(&context, prefix, count).await
     }
 
     /// Returns one letter.

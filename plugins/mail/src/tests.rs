@@ -16,6 +16,10 @@ fn a_letter_is_in_both_mailboxes_and_the_latest_come_first() {
     bob.call::<()>("remove", (1,)).unwrap();
     assert_eq!(bob.call::<Letter>("read", (1,)).unwrap_err().class(), "mail.NoSuchLetter");
     assert!(alice.call::<Vec<Letter>>("inbox", ()).unwrap().is_empty(), "nobody wrote to alice");
+    // What bob has removed is still among the letters that alice has sent.
+    let sent: Vec<Letter> = alice.call("sent", (10,)).unwrap();
+    assert_eq!(sent.iter().map(|letter| letter.number).collect::<Vec<_>>(), [3, 2, 1]);
+    assert!(bob.call::<Vec<Letter>>("sent", ()).unwrap().is_empty());
 }
 
 #[test]

@@ -252,7 +252,7 @@ fn released_attachments_in_use_count_towards_the_limit() {
     pair.client.output.release(first, 1);
     let request = pair.begin_attach(avatar, "board", "alice", Some('m'));
     pair.turn();
-    assert!(matches!(pair.reply(request), Some(Heard::Error { text, .. }) if text.contains("2 attachments")));
+    assert!(matches!(pair.reply(request), Some(Heard::Error { text, .. }) if text.contains("has 2 attachments")));
     assert!(pair.heard.contains(&Heard::Dropped('m')));
     pair.client.output.release(object, 1);
     pair.turn();
@@ -289,7 +289,7 @@ fn a_service_may_refuse_an_attachment_or_end_it() {
 }
 
 #[test]
-fn a_revocation_overtakes_queued_calls_a_disconnect_does_not() {
+fn each_attachment_is_revoked_before_it_is_detached() {
     let mut pair = Pair::new();
     let avatar = pair.login("alice", None);
     let (first, _) = pair.attach(avatar, "board", "alice", None);

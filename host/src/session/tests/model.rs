@@ -26,7 +26,7 @@ enum Act {
     /// A person is disabled, and enabled again.
     Disable(usize),
     /// The service is replaced: what is attached stays.
-    Reload,
+    Compare,
     /// The service ends one attachment.
     Kick(usize),
 }
@@ -47,7 +47,7 @@ fn act() -> impl Strategy<Value = Act> {
         3 => any::<usize>().prop_map(Act::DropObject),
         2 => (0..2usize, 0..2usize).prop_map(|(who, which)| Act::Revoke(who, which)),
         1 => (0..2usize).prop_map(Act::Disable),
-        1 => Just(Act::Reload),
+        1 => Just(Act::Compare),
         1 => any::<usize>().prop_map(Act::Kick),
     ]
 }
@@ -180,8 +180,8 @@ impl Life {
                 }
                 self.gone(|of| of.person == person);
             }
-            Act::Reload => {
-                // The next generation is told of all attachments; the session notices nothing.
+            Act::Compare => {
+                // The attachments that a next generation would be told of.
                 let known = self.pair.service("board").known();
                 let lives = |of: &&Attachment| of.luid.is_some() || self.is_used(of.number);
                 assert_eq!(known, self.attachments.iter().filter(lives).count());
