@@ -2,7 +2,7 @@
 //! running host, by part.
 //!
 //! `cargo bench -p credhost --bench reloading`. Under load, with every call counted:
-//! `CREDHOST_RELOADS=200 CREDHOST_CALLS=1000000 cargo test --release -p system-tests --test reload many_clients -- --nocapture`.
+//! `CREDHOST_RELOADS=200 CREDHOST_CALLS=1000000 cargo test --release -p system-tests --test reload under_load -- --nocapture`.
 
 use std::time::{Duration, Instant};
 

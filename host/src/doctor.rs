@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::accounts::Accounts;
 use crate::asked_name::name_fits;
+use crate::config::proxies;
 use crate::config::{self, Address, ConfigFile, Home, ListenerSettings, Settings, private};
 use crate::control::{LibraryStatus, known};
 use crate::health;
 use crate::limits;
-use crate::listener::proxies;
 use crate::listener::tls::{self, Certificates};
 use crate::multiservice::ended::Unreleased;
 use crate::segments::Keep;

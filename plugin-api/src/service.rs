@@ -106,7 +106,7 @@ pub trait Service: Sized + 'static {
     /// If the service cannot start, with a message for the operator. The service is then not started.
     fn start(me: Handle<Self>, context: Context<Self>) -> impl Future<Output = Result<()>>;
 
-    /// Stops the service. Default: does nothing.
+    /// Stops the service. Default: does nothing. Not called if `start` has failed or was never called.
     ///
     /// If the service is stopped, its tasks end after this returns. If its code is replaced, this is called later: the tasks of
     /// [`Context::spawn`] have ended and the new code serves by then, and the last call of this code has been answered.

@@ -101,9 +101,6 @@ impl TestHome {
 
     /// Adds an identity with keys. Each key is "service" or "service/perspective".
     pub fn identity(&self, name: &str, password: &str, keys: &[&str]) {
-        let mut config = self.path();
-        self.run(&["identity", "list"], "");
-        config.push("credhost.toml");
         self.run(&["identity", "add", name, "--password-stdin"], password);
         for key in keys {
             let (service, perspective) = key.split_once('/').unwrap_or((key, name));

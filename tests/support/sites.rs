@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::debian;
 
@@ -52,13 +52,26 @@ fn proxy(start: impl Fn(SocketAddr) -> Command) -> Proxy {
         let address = free.expect("a port");
         let mut child = start(address).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
         while child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            if TcpStream::connect(address).is_ok() {
+            if TcpStream::connect(address).is_ok() && listens(child.id(), address) {
                 return Proxy { child, address };
             }
             std::thread::sleep(Duration::from_millis(10));
         }
     }
     panic!("the proxy does not start");
+}
+
+/// Whether this process listens at this address: the port may be another program's by now.
+fn listens(process: u32, address: SocketAddr) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux says what listens");
+    let port = format!(":{:04X} ", address.port());
+    // Its local address, the state (0A: listening), and as the tenth word, its inode.
+    let listening = sockets.lines().filter(|line| line.contains(&port) && line.contains(" 0A "));
+    let inodes: Vec<String> =
+        listening.filter_map(|line| Some(format!("socket:[{}]", line.split_whitespace().nth(9)?))).collect();
+    let own = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+    let mut own = own.filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok());
+    own.any(|is| inodes.iter().any(|inode| is.as_os_str() == inode.as_str()))
 }
 
 /// Starts nginx, configured as in the guide, in front of this site.
@@ -202,7 +215,9 @@ pub fn traefik(folder: &Path, site: SocketAddr, web: SocketAddr) -> Proxy {
         command
     });
     // It listens before it has read its routes.
+    let deadline = Instant::now() + Duration::from_secs(60);
     while answers_404(proxy.address) {
+        assert!(Instant::now() < deadline, "it has no routes");
         std::thread::sleep(Duration::from_millis(20));
     }
     proxy

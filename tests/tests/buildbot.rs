@@ -50,7 +50,7 @@ fn worker(host: &TestHost, folder: &std::path::Path) -> Worker {
 
 /// `CREDHOST_COMMANDS=1000 CREDHOST_RELOADS=100` runs 1,000 commands during 100 reloads of the service.
 #[test]
-fn a_buildbot_worker_notices_nothing_of_a_hundred_reloads() {
+fn a_buildbot_worker_does_not_notice_reloads() {
     let number = |name: &str, default: u32| {
         std::env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(default).to_string()
     };

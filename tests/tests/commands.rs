@@ -49,7 +49,7 @@ fn identity_and_key_commands_act_at_once_on_a_running_host() {
     assert!(list("one").status.success());
     host.home.run(&["identity", "password", "alice", "--password-stdin"], "two");
     let wrong = host.home.refused(&["call", &target, "list", "--password-stdin"], "one");
-    assert!(wrong.contains("alice is not let in: wrong name or password"), "{wrong}");
+    assert!(wrong.contains("the host refused the login of alice: wrong name or password"), "{wrong}");
     assert!(list("two").status.success());
     host.home.run(&["identity", "remove", "alice"], "");
     assert!(!list("two").status.success());
@@ -102,7 +102,7 @@ fn plaintext_is_served_to_this_machine_only() {
 }
 
 #[test]
-fn wrong_usage_is_reported_with_exit_code_2() {
+fn wrong_usage_has_exit_code_2_and_a_wrong_target_1() {
     let home = TestHome::new();
     assert_eq!(home.run_with(&["frobnicate"], "").status.code(), Some(2));
     let odd = home.refused(&["call", "alice", "list"], "");
@@ -194,7 +194,7 @@ fn doctor_says_what_is_wrong_though_the_store_cannot_be_opened() {
     let output = home.run_with(&["doctor"], "");
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("master.key is missing") && said.contains("audit.head can be used by others"), "{said}");
+    assert!(said.contains("master.key is missing") && said.contains("other users can access"), "{said}");
     assert!(said.contains("the disk has"), "the rest is looked at, too: {said}");
     assert!(!key.exists(), "no other key is made in its place");
 }

@@ -184,7 +184,7 @@ fn rows() -> Vec<Row> {
             let deep = (0..120).fold(int(1), |inner, _| list("list", [inner]));
             sends(host, 2, 1000, "echo", &tuple(deep))
         }),
-        row("nested deeper than may be, 1,000 times", "", |host| {
+        row("nested deeper than may be, 100 times", "", |host| {
             let deep = (0..1000).fold(int(1), |inner, _| list("list", [inner]));
             sends(host, 2, 100, "echo", &tuple(deep))
         }),

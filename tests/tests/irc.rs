@@ -1,5 +1,4 @@
-//! The chat's door, tested with IRC clients that others have written: ii, irssi, weechat, and Twisted's own; in one room with
-//! clients of Perspective Broker.
+//! The chat's door, tested with IRC clients that others have written: ii, irssi, weechat, and Twisted's own.
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -56,7 +56,7 @@ fn concurrent_right_passwords_all_get_in_and_guesses_do_not() {
     assert!(said.iter().all(Result::is_err) && looked_at == 3, "{said:?}");
 }
 
-/// Keys as conch makes them: this machine need not have OpenSSH.
+/// Keys in OpenSSH's format, made by the library that conch uses: this machine need not have OpenSSH.
 fn make_key(kind: &str, file: &Path) {
     let program = "
 import sys
@@ -108,7 +108,7 @@ fn the_shell_logs_in_by_password_key_and_token() {
             assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
         }
         let refused = call(&["--token-stdin"], "credhost_nonsense");
-        assert!(String::from_utf8_lossy(&refused.stderr).contains("alice is not let in"));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("the host refused the login of alice"));
         if over.is_empty() {
             continue;
         }

@@ -60,6 +60,7 @@ services! {
     order_b: "order b", false;
     order_c: "order c", false;
     late: "late one", false;
+    late_refusing: "late refusing", true;
     refusing: "refusing one", true;
     sibling: "refusing two", false;
     nested_a: "nested a", false;
@@ -100,6 +101,15 @@ async fn adding_to_a_running_collection_starts_and_removing_stops() {
     assert_eq!(late.state(), ServiceState::Serving);
     services.remove(&late).await;
     assert_eq!((late.state(), services.service("late one").is_none()), (ServiceState::Stopped, true));
+    // One that refuses to start is not in the collection, and its name is free.
+    for _ in 0..2 {
+        let refused = services.add(slot::<late_refusing::Here>().await).await;
+        assert!(
+            matches!(&refused, Err(NotAdded::Fault(fault)) if fault.to_string().contains("not today")),
+            "{refused:?}"
+        );
+        assert!(services.service("late refusing").is_none());
+    }
     assert_eq!(logged("late "), ["one started", "one stopped"]);
 }
 

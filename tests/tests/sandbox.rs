@@ -296,5 +296,6 @@ async fn an_invalid_isolation_setting_is_reported_at_the_start() {
     home.configure(|text| text.to_owned() + "\n[service.confined]\nisolation = \"jail\"\n");
     let output = home.run_with(&["run", "--listen", "127.0.0.1:0"], "");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("[service.confined] isolation: \"jail\" is no isolation"), "{said}");
+    assert!(said.contains("[service.confined] isolation: \"jail\" is not an isolation"), "{said}");
+    assert_eq!(output.status.code(), Some(1), "it does not start");
 }

@@ -41,7 +41,7 @@ fn planted_secrets_appear_in_no_output_or_file() {
     // Logins by Twisted, and a panic in the service.
     keep(host.home.run_with(&["call", &target, "bump_and_panic", "--password-stdin"], PASSWORD));
     python::twisted("plant.py", &[&host.port(), "alice", PASSWORD, WRONG]);
-    // Refused by the rules, and by the protocol.
+    // Refused by the rules; and everything that is listed.
     keep(host.home.run_with(&["identity", "add", "bob/x", "--password-stdin"], PASSWORD));
     keep(host.home.run_with(&["identity", "show", "alice", "--json"], ""));
     keep(host.home.run_with(&["identity", "list", "--json"], ""));

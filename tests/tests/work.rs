@@ -236,12 +236,17 @@ const WORKS: [Work; 17] = [
 ];
 
 /// Feeds a peer's bytes to a broker.
-fn broker(bytes: &[u8], pieces: usize) {
-    let mut broker: Broker<u32> = Broker::new(Role::Client, Limits::default(), 1024);
+fn broker(role: Role, bytes: &[u8], pieces: usize) {
+    let mut broker: Broker<u32> = Broker::new(role, Limits::default(), 1024);
+    // A server offers its dialects; a client chooses one.
     let mut offer = Vec::new();
-    token::list(&mut offer, 2);
+    if role == Role::Client {
+        token::list(&mut offer, 2);
+    }
     token::spelled(&mut offer, b"pb");
-    token::spelled(&mut offer, b"none");
+    if role == Role::Client {
+        token::spelled(&mut offer, b"none");
+    }
     broker.receive(&offer);
     for piece in bytes.chunks(pieces) {
         broker.receive(piece);
@@ -393,8 +398,10 @@ fn every_message() {
     let mut rows = Vec::new();
     for (kind, make) in MESSAGES {
         for pieces in [61, 16 << 10, usize::MAX] {
-            let work = move |bytes: &[u8]| broker(bytes, pieces);
-            rows.push(measure(format!("broker, {pieces} bytes at once: {kind}"), &make, &work));
+            for role in [Role::Client, Role::Server] {
+                let work = move |bytes: &[u8]| broker(role, bytes, pieces);
+                rows.push(measure(format!("broker, {role:?}, {pieces} bytes at once: {kind}"), &make, &work));
+            }
         }
     }
     for (value, make) in VALUES {

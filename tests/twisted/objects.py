@@ -20,10 +20,6 @@ class Coupon(pb.Copyable, pb.RemoteCopy):
     pass
 
 
-class RemoteBoat(pb.RemoteCache):
-    pass
-
-
 for name, kind in (("shop.Card", Card), ("shop.Coupon", Coupon)):
     pb.setUnjellyableForClass(name, kind)
 
@@ -158,12 +154,16 @@ async def references(reactor, desk, port):
     assert failure.check(AttributeError) and not failure.check(pb.NoSuchMethod)
     again = await desk.callRemote("any", False)
     assert await (await again.callRemote("any", True)).callRemote("count") == ("alice", 1)
-    # Two identities: each has a reference of its own to one object.
-    both, _ = login(reactor, port, "bob")
-    bob = await both
+    # Two identities on one connection: each has a reference of its own to one object.
+    shared, _ = connect(reactor, port)
+    bob = await shared.login(UsernamePassword(b"bob", b"bob-pw"))
+    also_alice = await shared.login(UsernamePassword(b"alice", b"alice-pw"))
+    assert bob.broker is also_alice.broker
     theirs = await bob.callRemote("counter")
+    hers = await also_alice.callRemote("counter")
     assert await theirs.callRemote("count") == ("bob", 1)
-    assert await counter.callRemote("count") == ("alice", 2)
+    assert await hers.callRemote("count") == ("alice", 2)
+    assert await counter.callRemote("count") == ("alice", 3)
     # Bob calls an object that alice has left.
     mine = Mine()
     await desk.callRemote("leave", "bell", mine)

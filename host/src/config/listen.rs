@@ -207,7 +207,7 @@ mod tests {
             ),
             (
                 "irc = { address = \"127.0.0.1:1\", begins = [\"A\"] }\nother = { address = \"127.0.0.1:1\", proxy_protocol = [\"::1\"] }",
-                "proxy_protocol: it is one socket",
+                "proxy_protocol: it shares one socket",
             ),
             ("irc = { address = \"unix:/run/x\", mode = \"rw\" }", "as for chmod"),
             ("irc = { address = \"unix:/run/x\", mode = \"0999\" }", "as for chmod"),
@@ -296,9 +296,12 @@ mod tests {
         let grants = listener("may = [\"attach\", \"vouch\"]", near).unwrap().grants;
         assert_eq!(grants, Grants { attach: true, vouch: true, credentials: false });
         assert_eq!(listener("", near).unwrap().grants, Grants::default());
-        for (may, wanted) in
-            [("[\"fly\"]", "\"fly\" is not a permission"), ("\"attach\"", "a list"), ("5", "a list"), ("[5]", "5 is not a permission")]
-        {
+        for (may, wanted) in [
+            ("[\"fly\"]", "\"fly\" is not a permission"),
+            ("\"attach\"", "a list"),
+            ("5", "a list"),
+            ("[5]", "5 is not a permission"),
+        ] {
             let said = listener(&format!("may = {may}"), near).unwrap_err();
             assert!(said.starts_with("[service.ssh] may: ") && said.contains(wanted), "{may}: {said}");
         }

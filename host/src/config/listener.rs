@@ -24,6 +24,14 @@ pub fn networks(named: &[String]) -> Result<Vec<IpNet>, String> {
     named.iter().map(read).collect()
 }
 
+/// Parses the addresses and networks of proxies in `[pb] proxies`.
+///
+/// # Errors
+/// Returns an error for a text that is neither, and names it.
+pub fn proxies(named: &[String]) -> Result<Vec<IpNet>, String> {
+    networks(named).map_err(|why| format!("[pb] proxies: {why}"))
+}
+
 /// The address of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {

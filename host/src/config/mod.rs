@@ -21,6 +21,6 @@ pub use grants::Grants;
 pub use home::{Home, Lock};
 pub use key::{entropy, existing_key, master_key, random, write_key};
 pub use listen::{apart, listeners, of_host, own};
-pub use listener::{Address, ListenerSettings, networks};
+pub use listener::{Address, ListenerSettings, networks, proxies};
 pub use marks::{Fit, Marks, TlsListen};
 pub use private::{HomeError, private};

@@ -19,7 +19,6 @@ mod turns;
 mod within;
 
 pub(crate) use entrance::Entrance;
-pub use proxy::proxies;
 pub(crate) use proxy::{Header, behind as behind_proxy, find_header, header as proxy_header};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

@@ -1,7 +1,6 @@
 //! The PROXY protocol, versions 1 and 2: a proxy begins each connection with a header that names its source
 //! (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>).
 
-use ipnet::IpNet;
 use std::io;
 use std::net::SocketAddr;
 
@@ -102,14 +101,6 @@ pub(crate) fn find_header(first: &[u8]) -> Header {
         None if first.len() >= LONGEST_1 => Header::None,
         None => Header::More(first.len() + 1),
     }
-}
-
-/// Parses the addresses and networks of proxies in `[pb] proxies`.
-///
-/// # Errors
-/// Returns an error for a text that is neither, and names it.
-pub fn proxies(named: &[String]) -> Result<Vec<IpNet>, String> {
-    crate::config::networks(named).map_err(|why| format!("[pb] proxies: {why}"))
 }
 
 #[cfg(test)]

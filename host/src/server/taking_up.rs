@@ -2,11 +2,11 @@
 
 use super::Host;
 use super::configured::{limits_of, place, rules_of};
+use crate::config::proxies;
 use crate::config::{self, ConfigFile, Fixed};
 use crate::control::{ControlFailure, known};
 use crate::cred::ListenerRules;
 use crate::limits;
-use crate::listener::proxies;
 use crate::server::retention::Retention;
 use crate::session::Limits;
 use crate::store::audit::Event;

@@ -121,6 +121,8 @@ pub(crate) struct Core {
     pub(crate) retired: Cell<bool>,
     /// Whether the author's `start` is running at the moment.
     pub(crate) starting: Cell<bool>,
+    /// Whether `start` has succeeded. Only then is `stop` called.
+    pub(crate) started: Cell<bool>,
     waiting: RefCell<HashMap<u64, Waiting>>,
     objects: RefCell<HashMap<u64, Exported>>,
     /// Cached objects that have yet to be notified of who observes them.
@@ -164,6 +166,7 @@ impl Core {
             numbered: Cell::new(0),
             retired: Cell::new(false),
             starting: Cell::new(false),
+            started: Cell::new(false),
             waiting: RefCell::default(),
             objects: RefCell::default(),
             watches: RefCell::default(),

@@ -497,7 +497,10 @@ impl<S: Service> Runtime<S> {
                 Err(fault) => Err(fault),
             };
             match started {
-                Ok(()) => core.push(&ToHost::Started {}),
+                Ok(()) => {
+                    core.started.set(true);
+                    core.push(&ToHost::Started {});
+                }
                 Err(fault) => core.push(&ToHost::Refused { message: &fault.to_string() }),
             }
         });
@@ -566,7 +569,7 @@ impl<S: Service> Runtime<S> {
     }
 
     async fn stop_service(&self) {
-        if let Ok(service) = self.service() {
+        if let (Ok(service), true) = (self.service(), self.core.started.get()) {
             let context = self.context();
             let _ = settle("stop", async {
                 S::stop(service, context).await;
