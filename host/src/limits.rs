@@ -80,6 +80,7 @@ settings! {
     "known_sources" Count 100..=100_000_000, [known_sources], "sources of earlier logins that are remembered";
     "reserve" Bytes 1_048_576..=GIB, [reserve], "disk space reserved for revocations";
     "login" Time 1_000..=3_600_000, [login], "time to log in";
+    "greeting" Time 1_000..=3_600_000, [greeting], "time for a PROXY header, for the bytes that select one of several listeners, and for TLS at a service's listener";
     "stalled" Time 1_000..=3_600_000, [stalled], "time for a client to read waiting answers, unless it reads at the rate";
     "silence" Time 4_000..=43_200_000, [silence], "time without a sign of life before an unreachable client is disconnected";
     "message" Time 1_000..=3_600_000, [message.0], "time for a message to be complete once it has begun, unless it arrives at the rate";
@@ -89,6 +90,7 @@ settings! {
     "orphan_calls" Count 1..=1_000_000, [slots.services.orphan_calls], "calls of one identity whose clients have gone, for each service";
     "calls" Count 1..=1_000_000, [after.calls], "calls of a connection under way";
     "parked" Bytes 1_024..=GIB, [after.parked], "calls of a connection that wait for others";
+    "mind" Bytes 1_024..=262_144, [mind], "a mind that is not one object";
     "attachments" Count 1..=1_000_000, [after.attachments], "attachments of a connection";
     "objects" Count 1..=1_000_000, [after.references], "objects of services that a client holds";
     "unanswered" Count 1..=1_000_000, [after.unanswered], "calls by services that a client has not answered";
@@ -116,7 +118,8 @@ settings! {
     "before_login.unread" Bytes 1_024..=1_048_576, [before.unread], "unread answers; beyond it, calls of a connection wait; before login";
     "doors.arriving" Count 1..=1_000_000, [arriving.0], "connections of a service's listener that wait for the service";
     "doors.arriving_time" Time 1_000..=3_600_000, [arriving.1], "time that each of these connections waits";
-    "doors.unread" Bytes 65_536..=16 * GIB, [slots.services.unread], "unread output of all clients of a service's doors; beyond it, each has 16 KiB";
+    "doors.unread" Bytes 65_536..=16 * GIB, [slots.services.unread], "unread output of all clients of a service's doors; beyond it, each has doors.each";
+    "doors.each" Bytes 256..=16_777_216, [slots.services.each], "unread output of one of these clients, also when doors.unread is used up";
     "doors.input" Bytes 256..=GIB, [slots.services.input], "an incomplete message of one of these clients, if its service allows more";
     "doors.output" Bytes 1_024..=GIB, [slots.services.output], "unread output of one of these clients, if its service allows more; for new connections";
     "doors.elsewhere" Count 0..=1_000, [elsewhere], "connections to other services, for a login by a service's door";

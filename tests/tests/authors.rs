@@ -212,7 +212,7 @@ fn a_check_says_what_is_wrong_with_a_library() {
     let checked = author.types("credhost check crashes.so");
     let table = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert_eq!(checked.status.code(), Some(1), "the command itself goes on");
-    assert!(table.contains("crashes (SIGABRT) while: calling hello with no arguments"), "{table}");
+    assert!(table.contains("crashes (SIGABRT) during this step: calling hello with no arguments"), "{table}");
     let refused = author.types("credhost check nothing.so");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("nothing.so is not a file"));
 }

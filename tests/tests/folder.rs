@@ -537,7 +537,7 @@ fn a_rollback_survives_a_restart_until_the_file_changes() {
     replace(&host, "v=2");
     assert_eq!(serves(&host), "v=2");
     let said = host.home.run(&["service", "rollback", "ledger"], "");
-    assert!(said.contains("until there is another file") && said.contains("generation 3"), "{said}");
+    assert!(said.contains("until the file in the folder changes") && said.contains("generation 3"), "{said}");
     assert_eq!(serves(&host), "plain");
     assert!(host.home.run(&["doctor"], "").contains("ledger: rolled back"));
     // The host is killed and restarted.

@@ -176,8 +176,8 @@ fn an_entry_that_cannot_be_imported_does_not_stop_the_others() {
         let (said, why) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
         assert!(said.contains("2 added") || said.contains("2 would be added"), "{said}");
         assert!(why.contains("line 2: bob: the password has more than 1024 bytes"), "{why}");
-        assert!(why.contains("no service \"tood\" is here"), "{why}");
+        assert!(why.contains("there is no service \"tood\" yet"), "{why}");
     }
     let unseen = home.refused(&["identity", "import", "-", "--key", "to\u{200b}do"], "{\"name\": \"x\"}");
-    assert!(unseen.contains("not seen, U+200B"), "{unseen}");
+    assert!(unseen.contains("invisible character, U+200B"), "{unseen}");
 }

@@ -290,10 +290,10 @@ mod tests {
     fn arguments_that_would_be_changed_or_lost_are_refused() {
         for (texts, says) in [
             (&["what=a", "what=b"][..], "the argument what is given twice"),
-            (&["99999999999999999999999"], "99999999999999999999999 is larger"),
-            (&["-9223372036854775809"], "-9223372036854775809 is larger"),
-            (&["[1, {\"a\": 18446744073709551616}]"], "18446744073709551616 is larger"),
-            (&["n=18446744073709551616"], "18446744073709551616 is larger"),
+            (&["99999999999999999999999"], "99999999999999999999999 does not fit"),
+            (&["-9223372036854775809"], "-9223372036854775809 does not fit"),
+            (&["[1, {\"a\": 18446744073709551616}]"], "18446744073709551616 does not fit"),
+            (&["n=18446744073709551616"], "18446744073709551616 does not fit"),
         ] {
             let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
             let Err(Wrong { what, .. }) = arguments(&texts) else { panic!("{texts:?}") };

@@ -265,8 +265,15 @@ impl Watched {
 fn write_secret(path: &Path, secret: &str) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
-    writeln!(file, "{secret}")
+    let new = path.with_extension("new");
+    // From a start that was cut off.
+    let _ = std::fs::remove_file(&new);
+    let written = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&new).and_then(|mut file| {
+        writeln!(file, "{secret}")?;
+        file.sync_all()
+    });
+    // The file is there only if it is whole: on a full disk the next start tries again.
+    written.and_then(|()| std::fs::rename(&new, path)).inspect_err(|_| drop(std::fs::remove_file(&new)))
 }
 
 fn shown(folder: &Path) -> String {

@@ -37,8 +37,6 @@ const CHUNK: usize = 8 << 10;
 const COST: usize = 8 << 10;
 /// What is counted in addition if the host moves its bytes.
 const RELAYED: usize = 64 << 10;
-/// The time limit for a TLS handshake.
-const GREETING: Duration = Duration::from_secs(10);
 /// How long a service may take to release a stream that has ended.
 const LAST: Duration = Duration::from_secs(30);
 /// How long a service may take to process the end of a login before the command that ended it returns.
@@ -373,7 +371,7 @@ async fn secure(doors: &Doors, held: &Held) -> io::Result<Relay> {
     let settings = &held.listening.settings;
     let tls = held.listening.tls.get_or_init(|| certificates.config_for(&settings.marks.alpn, settings.certificates));
     let acceptor = TlsAcceptor::from(Arc::clone(tls));
-    let tls = tokio::time::timeout(GREETING, acceptor.accept(socket)).await??;
+    let tls = tokio::time::timeout(doors.limits.read().greeting, acceptor.accept(socket)).await??;
     let greeting = tls.get_ref().1;
     let asked = greeting.server_name().unwrap_or_default().to_owned();
     let shown = greeting.peer_certificates().and_then(|shown| shown.first());

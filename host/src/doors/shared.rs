@@ -23,8 +23,6 @@ use crate::listener::{Entrance, behind_proxy, keep_alive, proxy_header};
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
 
-/// How long a client may take until its listener is known.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// A client that has sent nothing for this long waits for the server to speak first.
 const SILENCE: Duration = Duration::from_secs(2);
 /// What is counted in the memory budget for an undecided connection, in bytes: all that may be peeked at.
@@ -81,7 +79,7 @@ impl Doors {
                 let source = proxy_header(&mut socket).await?;
                 io::Result::Ok((OwnedFd::from(socket.into_std()?), behind_proxy(proxy, source)))
             };
-            let found = tokio::time::timeout(PATIENCE, header).await;
+            let found = tokio::time::timeout(limits.greeting, header).await;
             let port = Arc::clone(&undecided.port);
             drop(undecided);
             match found {
@@ -126,7 +124,7 @@ impl Doors {
                 false => whose(&listeners, first, silent),
             };
             let found = async { decide(Client::new(client, source.is_some())?, whose).await };
-            let found = tokio::time::timeout(PATIENCE, found).await;
+            let found = tokio::time::timeout(limits.greeting, found).await;
             let listening = match found {
                 Ok(Ok((client, at))) => Some((client, Arc::clone(&undecided.port.listeners[at]))),
                 Ok(Err(error)) => {

@@ -294,7 +294,37 @@ fn work(shared: &Pool, of: Serves) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::channel;
+
+    impl Hashing {
+        /// A check that nothing follows from.
+        fn only(
+            &self,
+            from: (IpAddr, bool),
+            memory: u32,
+            check: impl FnOnce() + Send + 'static,
+        ) -> Result<(), Busy> {
+            self.submit(from, memory, check, |()| ())
+        }
+    }
+
+    #[test]
+    fn what_follows_from_a_check_is_done_on_a_thread_of_its_own() {
+        let hashing = Hashing::with_threads(&[Serves::Known, Serves::Strangers], 2, 1);
+        let here = IpAddr::from([127, 0, 0, 1]);
+        let (told, heard) = channel();
+        let name = || std::thread::current().name().unwrap_or_default().to_owned();
+        for known in [false, true] {
+            let told = told.clone();
+            let follow = move |checked| told.send((checked, name())).unwrap();
+            hashing.submit((here, known), 1, name, follow).unwrap();
+            let (checked, followed) = heard.recv().unwrap();
+            assert!(checked.starts_with("hashing-") && followed == "outcomes", "{checked} {followed}");
+        }
+        // One that panics ends neither thread.
+        hashing.submit((here, false), 1, || (), |()| panic!("of the test's own")).unwrap();
+        hashing.submit((here, false), 1, name, move |checked| told.send((checked, name())).unwrap()).unwrap();
+        assert_eq!(heard.recv().unwrap().1, "outcomes");
+    }
 
     #[test]
     fn sources_take_turns_and_excess_checks_are_refused() {
@@ -304,7 +334,7 @@ mod tests {
         let (told, heard) = channel();
         // Occupies the only thread until all checks are submitted.
         hashing
-            .submit((one, false), 1, move || {
+            .only((one, false), 1, move || {
                 // The test gives the signal by dropping the other end.
                 let _ = wait.recv();
             })
@@ -314,7 +344,7 @@ mod tests {
         }
         let say = |source, what: &'static str| {
             let told = told.clone();
-            hashing.submit((source, false), 1, move || told.send(what).unwrap())
+            hashing.only((source, false), 1, move || told.send(what).unwrap())
         };
         for _ in 0..PER_SOURCE {
             say(one, "one").unwrap();
@@ -333,7 +363,7 @@ mod tests {
         let (go, wait) = channel::<()>();
         let (told, heard) = channel();
         hashing
-            .submit((source(0), false), 1, move || {
+            .only((source(0), false), 1, move || {
                 let _ = wait.recv();
             })
             .unwrap();
@@ -342,7 +372,7 @@ mod tests {
         }
         let say = |from: usize, known: bool| {
             let told = told.clone();
-            hashing.submit((source(from), known), 1, move || told.send(known).unwrap())
+            hashing.only((source(from), known), 1, move || told.send(known).unwrap())
         };
         let strangers = (1..10_000).take_while(|from| say(*from, false).is_ok()).count();
         assert_eq!(strangers, WAITING / 4 * 3);
@@ -369,12 +399,12 @@ mod tests {
                 told.send("stranger").unwrap();
                 let _ = wait.lock().recv();
             };
-            hashing.submit((here, false), 50, work).unwrap();
+            hashing.only((here, false), 50, work).unwrap();
         }
         assert_eq!(heard.recv(), Ok("stranger"));
         for _ in 0..5 {
             let told = told.clone();
-            hashing.submit((here, true), 50, move || told.send("known").unwrap()).unwrap();
+            hashing.only((here, true), 50, move || told.send("known").unwrap()).unwrap();
         }
         assert_eq!(heard.iter().take(5).collect::<Vec<_>>(), ["known"; 5]);
         drop(go);
@@ -388,18 +418,18 @@ mod tests {
         let (go, wait) = channel::<()>();
         let (told, heard) = channel();
         hashing
-            .submit((here, false), 1, move || {
+            .only((here, false), 1, move || {
                 let _ = wait.recv();
             })
             .unwrap();
         // More strangers wait than there are threads for them.
         for _ in 0..3 {
             let told = told.clone();
-            hashing.submit((here, false), 1, move || told.send("stranger").unwrap()).unwrap();
+            hashing.only((here, false), 1, move || told.send("stranger").unwrap()).unwrap();
         }
         for _ in 0..5 {
             let told = told.clone();
-            hashing.submit((here, true), 1, move || told.send("known").unwrap()).unwrap();
+            hashing.only((here, true), 1, move || told.send("known").unwrap()).unwrap();
         }
         assert_eq!(heard.iter().take(5).collect::<Vec<_>>(), ["known"; 5]);
         drop(go);
@@ -424,7 +454,7 @@ mod tests {
                 now.lock().0 -= memory;
                 told.send(()).unwrap();
             };
-            hashing.submit((IpAddr::from([127, 0, 0, source]), source % 2 == 0), memory, work).unwrap();
+            hashing.only((IpAddr::from([127, 0, 0, source]), source % 2 == 0), memory, work).unwrap();
         }
         assert_eq!(heard.iter().take(40).count(), 40);
         assert!(now.lock().1 <= 100, "{}", now.lock().1);
@@ -435,8 +465,8 @@ mod tests {
         let hashing = Hashing::with_threads(&[Serves::All], 1, 1);
         let here = IpAddr::from([127, 0, 0, 1]);
         let (told, heard) = channel();
-        hashing.submit((here, false), 1, || panic!("of the test's own")).unwrap();
-        hashing.submit((here, false), 1, move || told.send(()).unwrap()).unwrap();
+        hashing.only((here, false), 1, || panic!("of the test's own")).unwrap();
+        hashing.only((here, false), 1, move || told.send(()).unwrap()).unwrap();
         heard.recv().unwrap();
     }
 }

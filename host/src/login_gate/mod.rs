@@ -300,13 +300,14 @@ impl LoginGate {
         let check = login.password(name, password.clone(), now()).await.inspect_err(|_| self.withdrawn(&trying))?;
         let (done, checked) = tokio::sync::oneshot::channel();
         let (me, kept, source) = (Arc::clone(self), trying.clone(), trying.source);
-        let submitted = self.hashing.submit((network(source), self.is_known(source)), check.memory(), move || {
-            let proof = check.run();
-            // Recorded here, not by the waiting task: the attempt counts even if the client has disconnected.
+        // Recorded there, not by the waiting task: the attempt counts even if the client has disconnected.
+        let record = move |proof: login::Proof| {
             me.record_outcome(trying, &proof);
             // The waiting task may have ended.
             let _ = done.send(proof);
-        });
+        };
+        let from = (network(source), self.is_known(source));
+        let submitted = self.hashing.submit(from, check.memory(), move || check.run(), record);
         if submitted.is_err() {
             self.failed(kept, Refusal::Busy);
             return Ok(Found::NotChecked(Refusal::Busy));
@@ -566,30 +567,42 @@ impl LoginGate {
             return;
         }
         let salt = proven.identity.salt();
-        // If the queue is full, the next login will do it.
-        let _ = self.hashing.submit((network(source), true), cost.memory, move || {
-            let (store, name) = (Arc::clone(&me.store), name.as_str());
-            // Reuses the identity's salt. Its other passwords have the same salt, so that checking all costs as much as
-            // checking one. Another program's hash may have none that is usable: then the salt is unique, and cannot be
-            // guessed.
-            let own = || me.secret.digest("salt of a hash", &[name.as_bytes(), proved.as_bytes()])[..16].to_vec();
-            let Ok(hash) = password.hash(cost, &salt.unwrap_or_else(own)) else { return };
-            let Ok(Some(Kept { identity, version })) = crate::store::wait(|done| store.identity(name, done)) else {
-                return;
+        // Reuses the identity's salt. Its other passwords have the same salt, so that checking all costs as much as checking
+        // one. Another program's hash may have none that is usable: then the salt is unique, and cannot be guessed.
+        let own = || me.secret.digest("salt of a hash", &[name.as_bytes(), proved.as_bytes()])[..16].to_vec();
+        let salt = salt.unwrap_or_else(own);
+        let replace = move |hash: Result<String, _>| {
+            let (Ok(hash), store) = (hash, Arc::clone(&me.store)) else { return };
+            let of = name.clone();
+            let found = move |found: Result<Option<Kept>, StoreError>| {
+                let Ok(Some(kept)) = found else { return };
+                replace_hash(&*store, kept, &of, (id, &proved), hash);
             };
-            let mut identity = crate::cred::Identity::clone(&identity);
-            let credential = identity.credentials.iter_mut().find(|credential| credential.id == id);
-            // Another password may have been set meanwhile, with the same number if the identity was imported again.
-            if let Some(ProofBy::Password { hash: old, .. }) = credential.map(|credential| &mut credential.proof)
-                && *old == proved
-            {
-                *old = hash;
-                let event = Event::new("identity.rehashed").with("identity", name);
-                // If it was changed meanwhile, the next login will do it.
-                let write = Write::Identity { identity: Arc::new(identity), base: version };
-                me.store.commit(vec![write, Write::Audit(event)], Box::new(|_| {}));
-            }
-        });
+            me.store.identity(&name, Box::new(found));
+        };
+        // If the queue is full, the next login will do it.
+        let _ = self.hashing.submit(
+            (network(source), true),
+            cost.memory,
+            move || password.hash(cost, &salt),
+            replace,
+        );
+    }
+}
+
+/// Replaces the hash of one of an identity's passwords, if it is still the one that was proved.
+fn replace_hash(store: &dyn Store, kept: Kept, name: &str, (id, proved): (u64, &str), hash: String) {
+    let mut identity = crate::cred::Identity::clone(&kept.identity);
+    let credential = identity.credentials.iter_mut().find(|credential| credential.id == id);
+    // Another password may have been set meanwhile, with the same number if the identity was imported again.
+    if let Some(ProofBy::Password { hash: old, .. }) = credential.map(|credential| &mut credential.proof)
+        && *old == proved
+    {
+        *old = hash;
+        let event = Event::new("identity.rehashed").with("identity", name);
+        // If it was changed meanwhile, the next login will do it.
+        let write = Write::Identity { identity: Arc::new(identity), base: kept.version };
+        store.commit(vec![write, Write::Audit(event)], Box::new(|_| {}));
     }
 }
 

@@ -32,6 +32,9 @@ pub struct Limits {
     pub after: PeerLimits,
     /// Time to log in.
     pub login: Duration,
+    /// Time for a PROXY header, for the first bytes that select one of several listeners, and for TLS at a service's
+    /// listener.
+    pub greeting: Duration,
     /// Every refusal is sent this long after its request, whatever the reason. Longer than any check takes.
     pub refusal: Duration,
     /// How long a peer with unread answers may read nothing.
@@ -61,6 +64,8 @@ pub struct Limits {
     pub known_sources: usize,
     /// Unread answers, in bytes, beyond which the client is disconnected.
     pub backlog: usize,
+    /// The largest mind that is not one object, in bytes.
+    pub mind: usize,
     /// The states of a client's cached objects that services may keep, in bytes.
     pub copied: usize,
     /// Connections of a service's listener that may wait for the service, and how long each may wait.
@@ -111,6 +116,7 @@ impl Default for Limits {
                 unread: 1 << 20,
             },
             login: Duration::from_secs(30),
+            greeting: Duration::from_secs(10),
             refusal: Duration::from_millis(400),
             stalled: Duration::from_secs(30),
             silence: Duration::from_secs(120),
@@ -125,6 +131,7 @@ impl Default for Limits {
             refusals: 64,
             known_sources: 100_000,
             backlog: 64 << 20,
+            mind: 16 << 10,
             copied: 16 << 20,
             arriving: (256, Duration::from_secs(15)),
             elsewhere: 8,

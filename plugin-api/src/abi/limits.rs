@@ -31,8 +31,10 @@ pub struct ServiceLimits {
     pub copies: usize,
     /// How many bytes of changes are kept for one connection's copies that nobody has asked for yet.
     pub changes: usize,
-    /// How many bytes of output may wait for all clients of the service's doors. Beyond that, each client may have 16 KiB.
+    /// How many bytes of output may wait for all clients of the service's doors.
     pub unread: usize,
+    /// How many bytes of output may wait for each of these clients when more waits for all than `unread`.
+    pub each: usize,
     /// How many bytes of an incomplete message one client of a door may have, if the door allows more.
     pub input: usize,
     /// How many bytes of output may wait for one client of a door, if the door allows more.
@@ -60,6 +62,7 @@ impl Default for ServiceLimits {
             copies: 64 << 20,
             changes: 64 << 10,
             unread: 64 << 20,
+            each: 16 << 10,
             input: 64 << 20,
             output: 64 << 20,
             http_idle: Duration::from_secs(75),
@@ -100,7 +103,7 @@ impl ServiceLimits {
     }
 
     /// All of them, in the order of the frame: append what is new.
-    fn fields(&mut self) -> [Field<'_>; 15] {
+    fn fields(&mut self) -> [Field<'_>; 16] {
         [
             Field::Number(&mut self.state),
             Field::Time(&mut self.orphans),
@@ -117,6 +120,7 @@ impl ServiceLimits {
             Field::Time(&mut self.http_request),
             Field::Number(&mut self.http_head),
             Field::Number(&mut self.http_at_once),
+            Field::Number(&mut self.each),
         ]
     }
 }
@@ -141,8 +145,8 @@ mod tests {
             }
         }
         let (bytes, default) = (limits.to_bytes(), ServiceLimits::default().to_bytes());
-        assert_eq!(frame::numbers(&bytes).collect::<Vec<_>>(), (0..15).collect::<Vec<_>>(), "each is its own");
-        for known in 0..=15 {
+        assert_eq!(frame::numbers(&bytes).collect::<Vec<_>>(), (0..16).collect::<Vec<_>>(), "each is its own");
+        for known in 0..=16 {
             let read = ServiceLimits::from_bytes(&bytes[..known * 8]);
             assert_eq!(read.to_bytes(), [&bytes[..known * 8], &default[known * 8..]].concat());
         }

@@ -14,10 +14,6 @@ use super::stream::{Peer, Socket, StreamCell};
 use crate::fault::{Fault, Result};
 use crate::runtime::core::Core;
 
-/// The output that may wait for each client, in bytes, when more waits for all than
-/// [`ServiceLimits::unread`](crate::abi::limits::ServiceLimits::unread).
-const LITTLE: usize = 16 << 10;
-
 /// How far the end of a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
@@ -116,7 +112,8 @@ impl Transport {
             return;
         }
         let (Some(core), before) = (self.0.core.upgrade(), self.0.output.borrow().len()) else { return };
-        let most = if core.doors.unread() > core.limits.get().unread { LITTLE.min(self.0.most) } else { self.0.most };
+        let limits = core.limits.get();
+        let most = if core.doors.unread() > limits.unread { limits.each.min(self.0.most) } else { self.0.most };
         if before.saturating_add(bytes.len()) > most {
             tracing::debug!(
                 peer = self.0.peer.borrow().address(),

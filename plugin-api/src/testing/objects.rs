@@ -1,5 +1,6 @@
 //! Objects of test clients: references to a service's objects, and objects of their own.
 
+use jelly::{Limits, Scanner, Shape};
 use serde::de::DeserializeOwned;
 use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
@@ -8,7 +9,7 @@ use super::{Mind, TestCall, TestClient, TestHost};
 use crate::abi::frame::ToLibrary;
 use crate::fault::{Fault, Result};
 use crate::service::Service;
-use crate::{Node, RefKind, Value, ValueRef};
+use crate::{RefKind, Value};
 
 /// A client's reference to an object of the service. The client releases it when this is dropped.
 ///
@@ -249,10 +250,13 @@ impl<'h, S: Service> TestClient<'h, S> {
     /// ```
     pub fn references(&self, method: &str, arguments: impl Serialize) -> Result<Vec<TestObject<'h, S>>> {
         let answer: Value = self.call(method, arguments)?;
-        let mut found = Vec::new();
-        collect(answer.root(), &mut found);
+        // As they are on the wire: once each, wherever the answer shares them.
+        let (bytes, mut scanner) = (answer.encode(), Scanner::new(Shape::Value, Limits::NONE));
+        let scanned = scanner.scan(&bytes).map_err(|error| Fault::arguments(error.to_string()))?;
+        let found = scanned.map(|scanned| scanned.references.to_vec()).unwrap_or_default();
+        let remotes = found.into_iter().filter(|reference| reference.kind == RefKind::Remote);
         let of = |number| TestObject { host: self.host, attachment: self.attachment, number };
-        Ok(found.into_iter().map(of).collect())
+        Ok(remotes.filter_map(|reference| reference.luid).map(of).collect())
     }
 
     /// Creates a cacheable object of this client, of this class and state (a struct or a map).
@@ -305,16 +309,5 @@ impl<S: Service> TestHost<S> {
     pub fn handed_out(&self) -> Result<u64> {
         self.settle()?;
         Ok(self.state.borrow().handed_out)
-    }
-}
-
-fn collect(value: ValueRef<'_>, found: &mut Vec<u64>) {
-    if let Node::Reference(RefKind::Remote, Some(number)) = value.node() {
-        found.push(number);
-    }
-    value.items().for_each(|item| collect(item, found));
-    for (key, value) in value.pairs() {
-        collect(key, found);
-        collect(value, found);
     }
 }

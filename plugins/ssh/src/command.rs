@@ -301,7 +301,7 @@ mod tests {
             ("todo", Some("work"), "add")
         );
         assert_eq!(call.words, ["two words", "x"]);
-        assert!(Line::read("todo add it's").unwrap_err().what.contains("quote"));
+        assert!(Line::read("todo add it's").unwrap_err().what.contains("quotation mark"));
         assert!(Line::read("--jsn todo").unwrap_err().what.contains("--jsn"));
     }
 
@@ -330,7 +330,7 @@ mod tests {
         let help = |words: &[&str]| reach().help(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
         let all = help(&[]).unwrap();
         assert!(
-            all.contains("todo  A list.") && all.contains("mail  does not serve") && all.contains("todo/work"),
+            all.contains("todo  A list.") && all.contains("mail  is not serving") && all.contains("todo/work"),
             "{all}"
         );
         assert!(help(&["todo"]).unwrap().contains("add(text: String) -> usize"), "{:?}", help(&["todo"]));

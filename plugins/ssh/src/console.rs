@@ -18,8 +18,6 @@ use crate::line::{Done, Editor};
 use crate::show;
 use crate::wire::{Use, Waiting, Wire};
 
-/// The longest line from a pipe, in bytes.
-const LONGEST: usize = 64 << 10;
 /// The exit status of a command that was not understood.
 const USAGE: u32 = 2;
 /// The exit status of a command that was interrupted, as in shells.
@@ -162,7 +160,7 @@ impl Console {
                 return self.show(&Wrong { what, hint: "send less at once".to_owned() }.into()).await;
             }
             let heard = &self.wire.heard;
-            if heard.gone || heard.ended || line.len() > LONGEST {
+            if heard.gone || heard.ended || line.len() > self.limits.piped_line {
                 return self.piped(&line, status).await.unwrap_or(status);
             }
             tokio::select! {
@@ -179,8 +177,8 @@ impl Console {
             return None;
         }
         let text = String::from_utf8_lossy(line);
-        if line.len() > LONGEST {
-            let what = format!("a line of {} bytes is too long: {LONGEST} at most", line.len());
+        if line.len() > self.limits.piped_line {
+            let what = format!("a line of {} bytes is too long: {} at most", line.len(), self.limits.piped_line);
             return Some(self.show(&Wrong { what, hint: String::new() }.into()).await);
         }
         match Line::read(text.trim()) {

@@ -13,6 +13,8 @@ pub(crate) struct Limits {
     pub(crate) line: usize,
     /// Bytes of type-ahead that may wait; more are not accepted.
     pub(crate) typed: usize,
+    /// The bytes of a piped line.
+    pub(crate) piped_line: usize,
     /// Bytes of piped commands that may wait, of all channels; more of them end the session. SSH's window cannot slow a client
     /// down here: russh extends it as it reads, and must read, because all channels share one connection.
     pub(crate) piped: usize,
@@ -24,7 +26,15 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { channels: 10, line: 4 << 10, typed: 64 << 10, piped: 8 << 20, shown: 256, shown_bytes: 1 << 20 }
+        Self {
+            channels: 10,
+            line: 4 << 10,
+            typed: 64 << 10,
+            piped_line: 64 << 10,
+            piped: 8 << 20,
+            shown: 256,
+            shown_bytes: 1 << 20,
+        }
     }
 }
 
@@ -38,6 +48,7 @@ impl Limits {
             ("channels", self.channels, 1, 1_000),
             ("line", self.line, 80, 1 << 20),
             ("typed", self.typed, 1 << 10, 1 << 30),
+            ("piped_line", self.piped_line, 80, 1 << 24),
             ("piped", self.piped, 1 << 10, 1 << 30),
             ("shown", self.shown, 1, 1_000_000),
             ("shown_bytes", self.shown_bytes, 1 << 10, 1 << 30),

@@ -7,7 +7,8 @@ use plugin_api::manifest::TypeManifest;
 pub(super) enum Shape {
     Nothing,
     Text,
-    Int,
+    /// A whole number, with its type in Rust.
+    Int(&'static str),
     Float,
     Bool,
     Bytes,
@@ -96,13 +97,15 @@ impl Shape {
     }
 
     fn named(name: &str, arguments: &[&str]) -> Self {
+        if let Some(integer) = integer(name) {
+            return Self::Int(integer);
+        }
         let first = || Box::new(arguments.first().map_or(Self::Any, |first| Self::of(first)));
         match name {
             "String" | "str" | "char" => Self::Text,
             "bool" => Self::Bool,
             "f32" | "f64" => Self::Float,
-            "BigInt" => Self::Int,
-            _ if is_integer(name) => Self::Int,
+            "BigInt" => Self::Int("pb::jelly::BigInt"),
             "Bytes" => Self::Bytes,
             "Value" => Self::Any,
             "Remote" => Self::Own,
@@ -146,7 +149,7 @@ impl Shape {
         match self {
             Self::Nothing => "None".to_owned(),
             Self::Text => "text".to_owned(),
-            Self::Int => "int".to_owned(),
+            Self::Int(_) => "int".to_owned(),
             Self::Float => "float".to_owned(),
             Self::Bool => "bool".to_owned(),
             Self::Bytes => "bytes".to_owned(),
@@ -169,7 +172,7 @@ impl Shape {
         match self {
             Self::Nothing => "None".to_owned(),
             Self::Text => "str".to_owned(),
-            Self::Int => "int".to_owned(),
+            Self::Int(_) => "int".to_owned(),
             Self::Float => "float".to_owned(),
             Self::Bool => "bool".to_owned(),
             Self::Bytes => "bytes".to_owned(),
@@ -196,7 +199,7 @@ impl Shape {
             Self::Nothing => "()".to_owned(),
             Self::Text if given => "&str".to_owned(),
             Self::Text => "String".to_owned(),
-            Self::Int => "i64".to_owned(),
+            Self::Int(integer) => (*integer).to_owned(),
             Self::Float => "f64".to_owned(),
             Self::Bool => "bool".to_owned(),
             Self::Bytes => "pb::jelly::Bytes".to_owned(),
@@ -219,9 +222,14 @@ impl Shape {
     }
 }
 
-fn is_integer(name: &str) -> bool {
-    let bits = name.strip_prefix(['u', 'i']).unwrap_or_default();
-    bits == "size" || ["8", "16", "32", "64", "128"].contains(&bits)
+/// The type of a client's integers for a service's. Those that depend on the machine have 64 bits.
+fn integer(name: &str) -> Option<&'static str> {
+    const ALL: [&str; 10] = ["u8", "u16", "u32", "u64", "u128", "i8", "i16", "i32", "i64", "i128"];
+    match name {
+        "usize" => Some("u64"),
+        "isize" => Some("i64"),
+        name => ALL.into_iter().find(|integer| *integer == name),
+    }
 }
 
 /// A method's signature, parsed.
@@ -281,19 +289,21 @@ mod tests {
         for (written, words, python, rust) in [
             ("String", "text", "str", "String"),
             ("&'static str", "text", "str", "String"),
-            ("usize", "int", "int", "i64"),
+            ("usize", "int", "int", "u64"),
+            ("i32", "int", "int", "i32"),
+            ("BigInt", "int", "int", "pb::jelly::BigInt"),
             ("Result<()>", "None", "None", "()"),
             ("", "None", "None", "()"),
             ("Result<Vec<String>, Fault>", "list of text", "List[str]", "Vec<String>"),
             ("&[Task]", "list of Task", "List[Any]", "Vec<pb::jelly::Value>"),
-            ("[u8; 4]", "list of int", "List[int]", "Vec<i64>"),
+            ("[u8; 4]", "list of int", "List[int]", "Vec<u8>"),
             ("Option<bool>", "bool or None", "bool | None", "Option<bool>"),
-            ("(u8, f64)", "(int, float)", "Tuple[int, float]", "(i64, f64)"),
+            ("(u8, f64)", "(int, float)", "Tuple[int, float]", "(u8, f64)"),
             (
                 "std::collections::HashMap<String, Vec<u64>>",
                 "dict of text to list of int",
                 "Dict[str, List[int]]",
-                "std::collections::BTreeMap<String, Vec<i64>>",
+                "std::collections::BTreeMap<String, Vec<u64>>",
             ),
             ("Handle<Room>", "reference to Room", "pb.RemoteReference", "pb::client::Remote"),
             ("Cached<Score>", "cached Score", "pb.RemoteCache", "pb::jelly::Value"),

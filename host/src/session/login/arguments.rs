@@ -12,16 +12,15 @@ use super::super::values::defective;
 pub(super) struct Arguments {
     positional: Value,
     keywords: Value,
+    /// The largest mind that is not one object, in bytes: it is kept as long as its attachment.
+    most_mind: usize,
 }
 
 /// The longest arguments of login's own calls, in bytes: they are read into a tree while other clients wait.
 const MOST: usize = 256 << 10;
 
-/// The largest mind that is not one object, in bytes: it is kept as long as its attachment.
-const LARGEST_MIND: usize = 16 << 10;
-
 impl Arguments {
-    pub(super) fn read(call: &Call<'_>) -> Result<Self, Failure> {
+    pub(super) fn read(call: &Call<'_>, most_mind: usize) -> Result<Self, Failure> {
         if let Some(defect) = call.defect {
             return Err(defective(defect));
         }
@@ -33,7 +32,8 @@ impl Arguments {
             ));
         }
         let read = |bytes| Value::decode(bytes).map_err(|error| Failure::new("TypeError", error.to_string()));
-        Ok(Self { positional: read(call.arguments.bytes())?, keywords: read(call.keywords.bytes())? })
+        let (positional, keywords) = (read(call.arguments.bytes())?, read(call.keywords.bytes())?);
+        Ok(Self { positional, keywords, most_mind })
     }
 
     fn at(&self, index: usize, name: &str) -> Option<ValueRef<'_>> {
@@ -70,11 +70,9 @@ impl Arguments {
             _ => {}
         }
         let jelly = value.to_value().encode();
-        if jelly.len() > LARGEST_MIND {
-            return wrong(format!(
-                "{} bytes; the maximum for a mind that is not one object is {LARGEST_MIND}",
-                jelly.len()
-            ));
+        if jelly.len() > self.most_mind {
+            let (bytes, most) = (jelly.len(), self.most_mind);
+            return wrong(format!("{bytes} bytes; the maximum for a mind that is not one object is {most}"));
         }
         let mut scanner = Scanner::new(Shape::Value, Limits::default());
         let references = match scanner.scan(&jelly) {

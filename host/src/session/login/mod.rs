@@ -161,7 +161,7 @@ impl Login {
         now: Now,
     ) -> Outcome {
         let mut outcome = Outcome::of(call.request, call.answer, Step::Wait);
-        let read = Arguments::read(call);
+        let read = Arguments::read(call, self.policy.limits.mind);
         let step = read.and_then(|arguments| self.method(tables, object, call, &arguments, now, &mut outcome));
         outcome.step = step.unwrap_or_else(Step::Fail);
         if matches!(outcome.step, Step::Fail(_)) {
