@@ -290,7 +290,7 @@ fn the_trail_has_the_changes_that_a_failed_reload_applied() {
     limits(&host.home, "per_source = 5");
     host.home.configure(|text| format!("{text}\n[service.chat]\nisolation = \"moon\"\n"));
     let refused = host.home.refused(&["reload"], "");
-    assert!(refused.contains("moon") && refused.contains("taken up all the same: per_source: 256 → 5"), "{refused}");
+    assert!(refused.contains("moon") && refused.contains("applied nevertheless: per_source: 256 → 5"), "{refused}");
     // An event that nobody waits for is written a moment later.
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {

@@ -272,7 +272,7 @@ fn no_piped_command_is_lost_without_an_error() {
     let lines = format!("todo remind 0 5\n{}", format!("help todo add {}\n", "z".repeat(60_000)).repeat(400));
     let more = alice.run_with(&[], &[], &lines);
     assert_eq!(more.status, Some(2));
-    assert!(more.errors.contains("error: more commands wait than can be kept"), "{}", more.errors);
+    assert!(more.errors.contains("error: too many commands wait"), "{}", more.errors);
     assert_eq!(more.errors.matches("error:").count(), 1, "no part of a line was taken for one: {}", more.errors);
     let ran = more.said.len() / help.len();
     assert!(ran < 400 && more.said == help.repeat(ran), "{ran}");

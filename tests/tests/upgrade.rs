@@ -189,7 +189,11 @@ fn a_program_that_cannot_take_over_changes_nothing() {
         ("a folder", home.path(), "it cannot be started"),
         ("says nothing", script(home, "mute", "exit 3"), "it ended without a message (exit status: 3)"),
         ("says yes to everything", PathBuf::from("/bin/true"), "it is not credhost: its version is"),
-        ("speaks like it", script(home, "parrot", "echo credhost 9.9"), "would not start here: it does not say so"),
+        (
+            "speaks like it",
+            script(home, "parrot", "echo credhost 9.9"),
+            "would not start here: it does not confirm that",
+        ),
         ("dies", script(home, "dies", "kill -9 $$"), "it ended without a message (signal: 9"),
         ("another program", script(home, "other", &not("--check", "echo hi >&2; exit 2")), "would not start here: hi"),
         ("an older one", script(home, "older", &not("--check", newer)), "the store is of a later version"),

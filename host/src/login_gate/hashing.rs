@@ -3,11 +3,15 @@
 //! queue and threads of their own (or every second turn, if the memory suffices for only one check), and a quarter of
 //! the queue is reserved for them, so that strangers cannot keep them out. Strangers' threads have the lowest priority,
 //! and pause after each check for as long as it took.
+//!
+//! These threads only compute. Another thread, of normal priority, does what follows from a check: it takes locks that
+//! threads which serve take, too, and they would wait while the system lets a thread of low priority wait.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -19,10 +23,13 @@ const PER_SOURCE: usize = 8;
 /// The minimum for a source of earlier logins: as many as the throttle lets one source check at once.
 const PER_KNOWN_SOURCE: usize = 20;
 
+/// What follows from a check.
+type Outcome = Box<dyn FnOnce() + Send>;
+
 /// A job, and the memory that it takes, in KiB.
 struct Work {
     memory: u32,
-    run: Box<dyn FnOnce() + Send>,
+    run: Box<dyn FnOnce() -> Outcome + Send>,
 }
 
 /// The threads that check passwords. When this is dropped, they end, and waiting jobs are discarded.
@@ -117,6 +124,17 @@ impl Hashing {
     }
 
     fn with_threads(threads: &[Serves], budget: u32, kept: u32) -> Self {
+        let (outcomes, come) = channel::<Outcome>();
+        // It ends with the last thread that checks.
+        let started = std::thread::Builder::new().name("outcomes".to_owned()).spawn(move || {
+            for outcome in come {
+                contained(outcome);
+            }
+        });
+        if let Err(error) = started {
+            // Then who checks does that, too.
+            tracing::error!(%error, "a thread for the outcomes of password checks cannot start");
+        }
         let shared = Arc::new(Pool {
             queue: Mutex::default(),
             come: Condvar::new(),
@@ -129,8 +147,9 @@ impl Hashing {
         for (index, of) in threads.iter().copied().enumerate() {
             // Without a thread for known sources, the others serve them, too.
             let of = if all { Serves::All } else { of };
-            let pool = Arc::clone(&shared);
-            let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&pool, of));
+            let (pool, outcomes) = (Arc::clone(&shared), outcomes.clone());
+            let started =
+                std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&pool, of, &outcomes));
             match started {
                 Ok(_) if of == Serves::Known => shared.queue.lock().reserved += kept,
                 Ok(_) => {}
@@ -149,17 +168,22 @@ impl Hashing {
         self.shared.most_of_source.store(of_source, Ordering::Relaxed);
     }
 
-    /// Queues a job for a source. It takes this much memory, in KiB. `known`: somebody has logged in from this source
-    /// before.
+    /// Queues a job for a source: `check` on a thread for that, then `follow` with its result on another one. It takes
+    /// this much memory, in KiB. `known`: somebody has logged in from this source before.
     ///
     /// # Errors
     /// If the queue is full.
-    pub(super) fn submit(
+    pub(super) fn submit<R: Send + 'static>(
         &self,
         (source, known): (IpAddr, bool),
         memory: u32,
-        work: impl FnOnce() + Send + 'static,
+        check: impl FnOnce() -> R + Send + 'static,
+        follow: impl FnOnce(R) + Send + 'static,
     ) -> Result<(), Busy> {
+        let run = Box::new(move || {
+            let result = check();
+            Box::new(move || follow(result)) as Outcome
+        });
         let mut queue = self.shared.queue.lock();
         let waiting = self.shared.most.load(Ordering::Relaxed);
         let of_source = self.shared.most_of_source.load(Ordering::Relaxed);
@@ -170,7 +194,7 @@ impl Hashing {
             true => (&mut queue.known, of_source.max(PER_KNOWN_SOURCE)),
             false => (&mut queue.strangers, of_source),
         };
-        line.push(source, most, Work { memory, run: Box::new(work) })?;
+        line.push(source, most, Work { memory, run })?;
         drop(queue);
         // All are woken, since a single one may serve the other queue.
         self.shared.come.notify_all();
@@ -250,7 +274,13 @@ impl Queue {
     }
 }
 
-fn work(shared: &Pool, of: Serves) {
+/// Runs this. A password check supplied by an embedding program may panic, and its thread serves everybody.
+fn contained<R>(run: impl FnOnce() -> R) -> Option<R> {
+    let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    run.inspect_err(|_| tracing::error!("a fault in the host during a password check; please report it")).ok()
+}
+
+fn work(shared: &Pool, of: Serves, outcomes: &Sender<Outcome>) {
     // Logged-in clients have priority. If the system does not allow a lower priority, all share the processors.
     // SCHED_IDLE is not used: the system considers a processor with only such work as idle, and on a kernel without
     // early preemption a thread placed there waits for its next tick.
@@ -270,9 +300,10 @@ fn work(shared: &Pool, of: Serves) {
             }
         };
         let began = Instant::now();
-        // A password check supplied by an embedding program may panic, and this thread serves everybody.
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work.run)).is_err() {
-            tracing::error!("a fault in the host during a password check; please report it");
+        if let Some(outcome) = contained(work.run)
+            && let Err(unsent) = outcomes.send(outcome)
+        {
+            contained(unsent.0);
         }
         {
             let mut queue = shared.queue.lock();
@@ -297,12 +328,7 @@ mod tests {
 
     impl Hashing {
         /// A check that nothing follows from.
-        fn only(
-            &self,
-            from: (IpAddr, bool),
-            memory: u32,
-            check: impl FnOnce() + Send + 'static,
-        ) -> Result<(), Busy> {
+        fn only(&self, from: (IpAddr, bool), memory: u32, check: impl FnOnce() + Send + 'static) -> Result<(), Busy> {
             self.submit(from, memory, check, |()| ())
         }
     }

@@ -581,12 +581,7 @@ impl LoginGate {
             me.store.identity(&name, Box::new(found));
         };
         // If the queue is full, the next login will do it.
-        let _ = self.hashing.submit(
-            (network(source), true),
-            cost.memory,
-            move || password.hash(cost, &salt),
-            replace,
-        );
+        let _ = self.hashing.submit((network(source), true), cost.memory, move || password.hash(cost, &salt), replace);
     }
 }
 

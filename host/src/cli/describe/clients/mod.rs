@@ -278,14 +278,14 @@ mod tests {
         };
         let rust = rust(&manifest);
         for part in [
-            "pub async fn x_y(&self, r#in: i64, self_: i64)",
+            "pub async fn x_y(&self, r#in: u8, self_: u8)",
             "pub async fn x_y_(&self, ear: pb::client::Local) -> Result<pb::jelly::Value, pb::client::Error>",
             "pub async fn r#for(&self) -> Result<One, pb::client::Error>",
-            "pub user_id: i64",
-            "pub user_id_: i64",
+            "pub user_id: u8",
+            "pub user_id_: u8",
             "pub other: Option<Box<Other>>",
             "pub one: Option<Box<One>>",
-            "pub r#const: i64",
+            "pub r#const: u8",
         ] {
             assert!(rust.contains(part), "{part}: {rust}");
         }
