@@ -23,10 +23,10 @@ const DONE: [(&[&str], &str); 6] = [
 const REFUSED: [(&[&str], &[&str]); 6] = [
     (&["identity", "show", "alcie"], &["there is no identity named alcie", "did you mean \"alice\"?"]),
     (&["key", "list", "Alice"], &["there is no identity named Alice", "did you mean \"alice\"?"]),
-    (&["identity", "add", "bob\u{200b}", "--no-password"], &["a character that is invisible character, U+200B"]),
+    (&["identity", "add", "bob\u{200b}", "--no-password"], &["an invisible character, U+200B"]),
     (&["identity", "add", " bob", "--no-password"], &["begins or ends with a space"]),
-    (&["key", "add", "alice", "todo", "work\u{a0}"], &["a space of another kind, U+00A0"]),
-    (&["tls", "init", "--name", "bad name"], &["\"bad name\" is neither a name that DNS can have"]),
+    (&["key", "add", "alice", "todo", "work\u{a0}"], &["an unusual space, U+00A0"]),
+    (&["tls", "init", "--name", "bad name"], &["\"bad name\" is neither a DNS name"]),
 ];
 
 fn check(home: &TestHome) {

@@ -113,7 +113,7 @@ impl Host {
             })
         });
         done.await.unwrap_or_else(|_| {
-            Err(ControlFailure { error: "a fault of the host's own; please report it".to_owned(), hint: None })
+            Err(ControlFailure { error: "a fault in the host; please report it".to_owned(), hint: None })
         })
     }
 }

@@ -39,7 +39,7 @@ impl Todo {
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn add(&self, text: &str) -> Result<i64, pb::client::Error> {
+    pub async fn add(&self, text: &str) -> Result<u64, pb::client::Error> {
         Ok(self.perspective.call("add", &(text,)).await?.read()?)
     }
 
@@ -57,7 +57,7 @@ impl Todo {
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn done(&self, number: i64, done: Option<bool>) -> Result<(), pb::client::Error> {
+    pub async fn done(&self, number: u64, done: Option<bool>) -> Result<(), pb::client::Error> {
         Ok(self.perspective.call("done", &(number, done)).await?.read()?)
     }
 
@@ -65,7 +65,7 @@ impl Todo {
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn clear(&self) -> Result<i64, pb::client::Error> {
+    pub async fn clear(&self) -> Result<u64, pb::client::Error> {
         Ok(self.perspective.call("clear", &()).await?.read()?)
     }
 
@@ -75,7 +75,7 @@ impl Todo {
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn remind(&self, number: i64, seconds: i64) -> Result<(), pb::client::Error> {
+    pub async fn remind(&self, number: u64, seconds: u64) -> Result<(), pb::client::Error> {
         Ok(self.perspective.call("remind", &(number, seconds)).await?.read()?)
     }
 }
