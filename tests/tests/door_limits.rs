@@ -119,6 +119,30 @@ fn unread_output_of_a_silent_client_counts_after_a_reload_too() {
     counts("what the next code has of it");
 }
 
+/// When all that may wait for a service's clients is used, each of them still has some, as much as the operator says.
+#[test]
+fn each_client_has_its_part_when_the_service_has_used_all() {
+    for (each, ended) in [("16 MiB", 0), ("256", 1)] {
+        let limits = format!("stalled = \"1 h\"\ndoors.unread = 65536\ndoors.each = \"{each}\"");
+        let (_host, socket) = told(&limits, "");
+        let mut deaf: Vec<UnixStream> = (0..10).map(|_| connect(&socket)).collect();
+        let taken = deaf.iter_mut().filter_map(|client| asks_and_reads_nothing(client).then_some(())).count();
+        assert!(taken > 0);
+        // What came before this was served before this is answered.
+        let mut other = connect(&socket);
+        for turn in 1..=20 {
+            writeln!(other, "add").expect("it is taken");
+            assert_eq!(line(&mut other).split(':').next(), Some(turn.to_string().as_str()));
+        }
+        let gone = || deaf.iter().filter(|client| is_let_go(client)).count();
+        let began = Instant::now();
+        while gone() < ended {
+            assert!(began.elapsed() < Duration::from_secs(60), "{each}: none is gone");
+        }
+        assert_eq!(gone() > 0, ended > 0, "{each}");
+    }
+}
+
 #[test]
 fn a_listeners_time_limits_override_the_hosts() {
     let (_host, socket) =

@@ -297,7 +297,14 @@ fn plaintext_behind_starttls_ends_the_connection() {
 /// A client that asks for TLS and then sends nothing is disconnected when its time is over, and leaves nothing in the service.
 #[test]
 fn a_greeting_that_never_comes_leaves_nothing_behind() {
-    let home = home("irc = { address = \"127.0.0.1:0\", starttls = true, login = \"2 s\" }");
+    for (login, limits) in [("2 s", ""), ("1 h", "[limits]\ngreeting = \"1 s\"\n")] {
+        silent_greetings(login, limits);
+    }
+}
+
+fn silent_greetings(login: &str, limits: &str) {
+    let listener = format!("irc = {{ address = \"127.0.0.1:0\", starttls = true, login = \"{login}\" }}");
+    let home = home(&format!("{listener}\n{limits}"));
     home.install("chat");
     home.run(&["tls", "init"], "");
     let mut host = home.start();

@@ -178,6 +178,29 @@ fn undecided_connections_do_not_keep_others_out() {
     }
 }
 
+#[test]
+fn the_operator_sets_how_long_a_connection_may_be_undecided() {
+    let address = SocketAddr::new(own_address().ip(), 4447);
+    let host = host(address);
+    let undecided = |time: &str| {
+        let limit = |time: &str| format!("\n[limits]\ngreeting = \"{time}\"\n");
+        host.home.configure(|text| text.replace(&limit("1 h"), "") + &limit(time));
+        host.home.run(&["reload"], "");
+        let mut socket = TcpStream::connect(address).expect("it listens");
+        socket.write_all(&[22, 3, 1, 2, 0, 1]).expect("it can be sent");
+        socket
+    };
+    let (patient, mut short) = (undecided("1 h"), undecided("1 s"));
+    short.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("an option");
+    let ended = short.read(&mut [0; 1]);
+    assert!(
+        ended.as_ref().map_or_else(|error| error.kind() == std::io::ErrorKind::ConnectionReset, |count| *count == 0)
+    );
+    patient.set_nonblocking(true).expect("an option");
+    let still = patient.peek(&mut [0; 1]).expect_err("nothing has come, and it is open");
+    assert_eq!(still.kind(), std::io::ErrorKind::WouldBlock);
+}
+
 /// A client sends half of the bytes that select a listener, and then its end closes. That ends the connection, and
 /// costs nothing.
 #[test]

@@ -1,10 +1,11 @@
 //! Minds: each object in what a client gives at a login or an attachment is given back as often as it was sent, however that
 //! ends.
 
-use jelly::{Scanner, Shape, token};
+use jelly::{Scanner, Shape, Value, token};
 use pb::{Jelly, Target, Translated};
 use plugin_api::abi::frame::ToHost;
 
+use super::super::Limits;
 use super::pair::{Heard, Pair, Told, cache, luid, references, remote, with_mind};
 use crate::cred::{Key, ListenerRules};
 
@@ -440,4 +441,23 @@ fn a_state_in_a_mind_belongs_to_one_service_and_is_never_stale() {
     (0..2_000).for_each(|_| tell(&mut pair, 'c'));
     assert!(pair.session().owners.references.copied_bytes() < 1_000, "nothing is kept of what is worth nothing");
     assert_eq!(attach(&mut pair, avatar, "board", "alice").unwrap_err(), "twisted.spread.jelly.InsecureJelly");
+}
+
+#[test]
+fn a_mind_that_is_not_one_object_is_limited() {
+    let limits = Limits { mind: 1000, ..Limits::default() };
+    let text = |bytes: usize| Value::from("x".repeat(bytes)).encode();
+    let largest = (1..2000).find(|bytes| text(*bytes).len() == 1000).unwrap();
+    for (bytes, taken) in [(largest, true), (largest + 1, false)] {
+        let mut pair = Pair::with(limits);
+        let request = pair.log_in_with("alice/board/alice", Some(&text(bytes)));
+        pair.turn();
+        match pair.reply(request) {
+            Some(Heard::Error { text, .. }) => {
+                let said = "argument mind: 1001 bytes; the maximum for a mind that is not one object is 1000";
+                assert!(!taken && text == said, "{text}");
+            }
+            heard => assert!(taken, "{heard:?}"),
+        }
+    }
 }
