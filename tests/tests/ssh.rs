@@ -43,6 +43,23 @@ fn host_key(host: &TestHost) -> String {
     key.trim_matches('"').to_owned()
 }
 
+/// The limits of `[service.ssh]` are those of the connections that begin after the service was reloaded.
+#[test]
+fn the_operator_sets_how_long_a_piped_line_may_be() {
+    let (host, alice) = host();
+    let lines = format!("todo add {}\n", "x".repeat(200));
+    let piped = || alice.run_with(&[], &[], &lines);
+    assert_eq!(piped().status, Some(0));
+    host.home.configure(|text| text.replace("\n[service.ssh]\nmay", "\n[service.ssh]\npiped_line = 100\nmay"));
+    host.home.run(&["service", "reload", "ssh"], "");
+    let refused = piped();
+    assert!(
+        refused.status != Some(0) && refused.errors.contains("a line of 209 bytes is too long: 100 at most"),
+        "{}",
+        refused.errors
+    );
+}
+
 #[test]
 fn openssh_calls_every_service() {
     let (_host, alice) = host();
