@@ -90,7 +90,7 @@ settings! {
     "orphan_calls" Count 1..=1_000_000, [slots.services.orphan_calls], "calls of one identity whose clients have gone, for each service";
     "calls" Count 1..=1_000_000, [after.calls], "calls of a connection under way";
     "parked" Bytes 1_024..=GIB, [after.parked], "calls of a connection that wait for others";
-    "mind" Bytes 1_024..=262_144, [mind], "a mind that is not one object";
+    "mind" Bytes 1_024..=131_072, [mind], "a mind that is not one object";
     "attachments" Count 1..=1_000_000, [after.attachments], "attachments of a connection";
     "objects" Count 1..=1_000_000, [after.references], "objects of services that a client holds";
     "unanswered" Count 1..=1_000_000, [after.unanswered], "calls by services that a client has not answered";
@@ -265,8 +265,9 @@ pub fn of_host(refusal: Duration, settings: &Settings) -> Result<Limits, LimitEr
 }
 
 /// Limits of the whole host, which no listener can override.
-const OF_HOST: [&str; 13] = [
+const OF_HOST: [&str; 14] = [
     "memory",
+    "greeting",
     "state",
     "gate",
     "gate_each",

@@ -108,6 +108,9 @@ pub trait Service: Sized + 'static {
 
     /// Stops the service. Default: does nothing. Not called if `start` has failed or was never called.
     ///
+    /// Called also for new code that has started but is then discarded, because it cannot take over from the old code: the old
+    /// code serves on meanwhile.
+    ///
     /// If the service is stopped, its tasks end after this returns. If its code is replaced, this is called later: the tasks of
     /// [`Context::spawn`] have ended and the new code serves by then, and the last call of this code has been answered.
     fn stop(me: Handle<Self>, context: Context<Self>) -> impl Future<Output = ()>;

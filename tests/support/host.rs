@@ -142,7 +142,7 @@ impl TestHome {
     ///
     /// # Panics
     /// When the configuration does not mention isolation.
-    pub fn in_its_own_process(&self) {
+    pub fn in_the_hosts_process(&self) {
         self.isolate("none");
     }
 

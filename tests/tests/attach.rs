@@ -147,6 +147,31 @@ fn a_closed_connection_releases_its_attachments() {
     until(|| host.home.run(&["session", "list"], "") == "nobody is logged in", "all have gone");
 }
 
+/// A login is remembered for as long as somebody may have its token. The host knows that from the service; if the service ends
+/// before it says so, nobody has the token.
+#[test]
+fn a_remembered_login_stays_only_if_its_token_was_claimed() {
+    let home = TestHome::new();
+    home.make();
+    home.configure(|text| format!("{text}\n[service.lines.listen]\nlines = \"127.0.0.1:0\"\n"));
+    home.identity("alice", PASSWORD, &["lines"]);
+    home.install("lines");
+    home.isolate("process");
+    let mut host = home.start();
+    let line = host.wait_for("serving lines on ");
+    let address = line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address");
+    let events = |event: &str| host.home.run(&["audit", "show"], "").matches(event).count();
+    let token = ask(&mut logged_in(address, "alice"), "remember");
+    assert_eq!(ask(&mut Lines::connect(address), &format!("resume {token}")), "alice has alice");
+    let mut dies = logged_in(address, "alice");
+    dies.send("remember die");
+    assert!(dies.rest().is_empty(), "the service has ended");
+    until(|| events("login.forgotten") == 1, "the login without a token is forgotten");
+    assert_eq!(events("login.remembered"), 2);
+    until(|| host.home.run(&["service", "show", "lines"], "").contains("serving"), "the service serves again");
+    assert_eq!(ask(&mut Lines::connect(address), &format!("resume {token}")), "alice has alice");
+}
+
 #[test]
 fn both_ends_may_be_replaced() {
     let (host, address) = host("\"attach\"");

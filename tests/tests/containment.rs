@@ -92,7 +92,7 @@ fn a_spinning_call_stalls_only_its_service_and_is_abandoned() {
     // A service in its own process would be killed: `processes` tests that.
     let home = TestHome::new();
     home.make();
-    home.in_its_own_process();
+    home.in_the_hosts_process();
     let mut host = serve(home);
     let address = host.address();
     run(async {

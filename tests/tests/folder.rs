@@ -490,7 +490,7 @@ fn a_library_that_is_renamed_serves_under_its_new_name() {
 fn debuggable_keeps_whole_libraries_while_loaded() {
     let home = TestHome::new();
     home.make();
-    home.in_its_own_process();
+    home.in_the_hosts_process();
     home.install("todo");
     let mut host = home.start_with(&["--debuggable"], &[]);
     host.wait_for("libtodo.so serves");

@@ -147,7 +147,7 @@ impl Scene {
         home.make();
         home.configure(|text| text.replace("patience = 10", "patience = 2"));
         // The search for leftovers covers only one process.
-        home.in_its_own_process();
+        home.in_the_hosts_process();
         home.identity("alice", "alice-pw", &["todo"]);
         home.install("todo");
         let host = home.start();

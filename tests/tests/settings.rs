@@ -137,7 +137,7 @@ fn running_services_apply_changed_limits() {
         home.identity("alice", "alice-pw", &["todo", "mail"]);
         ["todo", "mail"].iter().for_each(|service| home.install(service));
         if isolated {
-            home.in_its_own_process();
+            home.isolate("process");
         }
         let host = home.start();
         let call = |service: &str, words: &[&str]| {

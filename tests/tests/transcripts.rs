@@ -133,7 +133,7 @@ fn an_operators_first_hour() {
         hour.types(&home, line);
     }
     home.install("todo");
-    home.in_its_own_process();
+    home.in_the_hosts_process();
     let host = home.start();
     let address = host.address();
     hour.0 += "\n(libtodo.so is copied into the folder, and the host is started)\n";

@@ -371,7 +371,7 @@ async fn secure(doors: &Doors, held: &Held) -> io::Result<Relay> {
     let settings = &held.listening.settings;
     let tls = held.listening.tls.get_or_init(|| certificates.config_for(&settings.marks.alpn, settings.certificates));
     let acceptor = TlsAcceptor::from(Arc::clone(tls));
-    let within = doors.limits.read().greeting;
+    let within = doors.limits.read().greeting.min(settings.login);
     let tls = tokio::time::timeout(within, acceptor.accept(socket)).await??;
     let greeting = tls.get_ref().1;
     let asked = greeting.server_name().unwrap_or_default().to_owned();

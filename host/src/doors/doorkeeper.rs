@@ -10,7 +10,7 @@ use super::Doors;
 use super::change::OwnChange;
 use super::held::{Held, Offer};
 use super::listening::Listening;
-use super::words::Asker;
+use super::words::{Asker, Wanted};
 use crate::cred::Password;
 use crate::multiservice::{Doorkeeper, SlotNo, Speaker};
 
@@ -47,9 +47,15 @@ impl Doorkeeper for Doors {
                 let held = self.stream_of(from, stream);
                 self.authenticate(Asker::new(from, request), held, (kind, name, secret), source);
             }
-            ToHost::Remember { request, login, idle, longest, source } => {
+            ToHost::Remember { request, login, idle, longest, source, claims } => {
                 let source = std::str::from_utf8(source).unwrap_or_default();
-                self.remembers(from, Asker::new(from, request), login, (idle, longest), source);
+                let wanted = Wanted { idle, longest, claims: !claims.is_empty() };
+                self.remembers(from, Asker::new(from, request), login, wanted, source);
+            }
+            ToHost::Claimed { login } => {
+                if let Some(lasting) = self.lasting_of(from, login) {
+                    lasting.is_claimed();
+                }
             }
             ToHost::SignOut { request, login } => match self.lasting_of(from, login) {
                 Some(lasting) => self.forget_login(Asker::new(from, request), lasting),

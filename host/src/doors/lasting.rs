@@ -56,6 +56,8 @@ pub(super) struct State {
     /// Descriptors in frames, and the generation that each frame went to, that no library has answered yet.
     lent: Vec<(u32, Arc<OwnedFd>)>,
     over: Option<Over>,
+    /// Whether nobody has its token yet, as far as is known. When no generation has it any more, it is forgotten then.
+    unclaimed: bool,
     /// Acknowledgements that wait until the service has processed the end.
     waiting: Vec<Acknowledgement>,
 }
@@ -141,9 +143,19 @@ impl Lasting {
     pub(super) fn ends_if_left(&self) -> bool {
         let mut state = self.state.lock();
         if state.over.is_none() && state.holders.is_empty() {
-            state.over = Some(Over::Left);
+            state.over = Some(if state.unclaimed { Over::Forgotten } else { Over::Left });
         }
         state.over.is_some()
+    }
+
+    /// Its token is about to be sent to a service, which says when a client has it.
+    pub(super) fn is_unclaimed(&self) {
+        self.state.lock().unclaimed = true;
+    }
+
+    /// A client has its token.
+    pub(super) fn is_claimed(&self) {
+        self.state.lock().unclaimed = false;
     }
 
     /// Whether a descriptor in a frame is still unanswered. Its number must not be reused.

@@ -12,7 +12,7 @@ use super::Doors;
 use super::held::Held;
 use super::lasting::{Lasting, Over, State};
 use super::logins::{Denied, still};
-use super::words::{Asker, LoggedIn, Via};
+use super::words::{Asker, LoggedIn, Via, Wanted};
 use crate::cred::{AuthorizerError, Identity, LoginChange, LoginChanged, Token};
 use crate::login_gate::{Source, network};
 use crate::memory::{AccountKey, Kept, Meter};
@@ -31,6 +31,11 @@ const OVER: &str = "signed out";
 /// The refusal if the store fails. It does not say that the token is invalid.
 fn busy() -> Denied {
     Denied { message: BROKEN.to_owned(), wait: 1 }
+}
+
+/// The refusal if the source's share of the memory is used up.
+fn no_room() -> Denied {
+    Denied { message: "the host is busy; try again".to_owned(), wait: 1 }
 }
 
 /// The message if the store fails.
@@ -109,7 +114,7 @@ impl Doors {
     pub(super) fn resume(&self, asker: Asker, via: Via, from: Source, token: Token) {
         let Some(me) = self.me.upgrade() else { return };
         self.spawn(async move {
-            match me.resumed(&asker, via, from, &token).await {
+            match me.resumed(&asker, via, from, &token, None).await {
                 Ok(lasting) => drop(me.hand_over(&asker, &lasting, &[])),
                 Err(Denied { message, wait }) => me.not_logged_in(&asker, &message, wait),
             }
@@ -138,10 +143,12 @@ impl Doors {
         via: Via,
         from: Source,
         token: &Token,
+        removals: Option<u64>,
     ) -> Result<Arc<Lasting>, Denied> {
         let around = &self.around;
-        // An identity that is removed from here on is a different one, even if the name is used again.
-        let removals = around.sessions.removals();
+        // An identity that is removed from here on, or since the login that this one continues, is a different one, even if
+        // the name is used again.
+        let removals = removals.unwrap_or_else(|| around.sessions.removals());
         let now = store::now();
         let found = around.login.resume(token, &via.service, now).await.map_err(|_| busy())?;
         let proven = found.ok_or(OVER)?;
@@ -198,7 +205,7 @@ impl Doors {
         let account = around.memory.account(AccountKey::Source(network(from.address.ip())));
         let meter = Arc::new(Meter::new(account, usize::MAX));
         if !meter.admits(COST) {
-            return Err(Denied { message: "the host is busy; try again".to_owned(), wait: 1 });
+            return Err(no_room());
         }
         let (number, credential) = (self.next_login(), proven.credential);
         let (connection, mailbox) = around.router.connect(meter, self.limits.read().most_unread());
@@ -365,25 +372,49 @@ impl Doors {
     }
 
     /// Stores a remembered login, and answers with it and its token: a login whose token nobody has is forgotten again.
-    pub(super) fn remember(&self, asker: Asker, held: &Held, login: LoggedIn, lasts: (u64, u64), from: Source) {
+    pub(super) fn remember(&self, asker: Asker, held: &Held, login: LoggedIn, wanted: Wanted, from: Source) {
         let Some(me) = self.me.upgrade() else { return };
         let (via, label) = (held.via(), format!("{} from {}", held.door(), login.from));
         self.spawn(async move {
-            let (token, key) = match me.stored(&asker, &login, label, lasts).await {
+            // Before an older login makes room for this one.
+            if !me.has_room_for(&from) {
+                let Denied { message, wait } = no_room();
+                return me.not_logged_in(&asker, &message, wait);
+            }
+            let (token, key) = match me.stored(&asker, &login, label, wanted).await {
                 Ok(stored) => stored,
                 Err(Denied { message, wait }) => return me.not_logged_in(&asker, &message, wait),
             };
-            let heard = match me.resumed(&asker, via, from, &token).await {
-                Ok(lasting) => me.hand_over(&asker, &lasting, token.reveal().as_bytes()),
+            let secret = token.reveal().as_bytes();
+            if !wanted.claims {
+                let told = ToLibrary::Told { request: asker.request, bytes: secret };
+                return me.forget_unless(me.answer(&asker, &told), &key).await;
+            }
+            let heard = match me.resumed(&asker, via, from, &token, Some(login.removals)).await {
+                Ok(lasting) => {
+                    lasting.is_unclaimed();
+                    me.hand_over(&asker, &lasting, secret)
+                }
                 Err(Denied { message, wait }) => {
                     me.not_logged_in(&asker, &message, wait);
                     false
                 }
             };
-            if !heard && let Err(error) = me.forget_remembered(&key, "nobody has its token").await {
-                tracing::error!(%error, "a login cannot be forgotten");
-            }
+            me.forget_unless(heard, &key).await;
         });
+    }
+
+    /// Forgets a remembered login again, unless a service has `heard` its token.
+    async fn forget_unless(&self, heard: bool, key: &(String, u64)) {
+        if !heard && let Err(error) = self.forget_remembered(key, "nobody has its token").await {
+            tracing::error!(%error, "a login cannot be forgotten");
+        }
+    }
+
+    /// Whether the share of this source has room for one more remembered login.
+    fn has_room_for(&self, from: &Source) -> bool {
+        let account = self.around.memory.account(AccountKey::Source(network(from.address.ip())));
+        Meter::new(account, usize::MAX).admits(COST)
     }
 
     /// Stores a remembered login. Returns its token, and its key in the store.
@@ -392,13 +423,13 @@ impl Doors {
         asker: &Asker,
         login: &LoggedIn,
         label: String,
-        lasts: (u64, u64),
+        wanted: Wanted,
     ) -> Result<(Token, (String, u64)), Denied> {
         let mut random = zeroize::Zeroizing::new([0; 32]);
         getrandom::fill(&mut *random).map_err(|_| Denied::from("the system has no randomness"))?;
         let (token, now) = (Token::new(&random), store::now());
-        let longest = lasts.1.clamp(1, LONGEST);
-        let (digest, idle, until) = (token.digest(), lasts.0.clamp(1, longest), now + longest);
+        let longest = wanted.longest.clamp(1, LONGEST);
+        let (digest, idle, until) = (token.digest(), wanted.idle.clamp(1, longest), now + longest);
         let (service, by) = (asker.service.clone(), login.credential);
         let kept = crate::cred::Remembered { token: digest, service, by, idle, until };
         let begins = LoginChange::Begins { login: kept, label };

@@ -11,7 +11,7 @@ use super::Doors;
 use super::ends::{is_over, number};
 use super::held::Held;
 use super::lasting::Lasting;
-use super::words::{Asker, LoggedIn};
+use super::words::{Asker, LoggedIn, Wanted};
 use crate::config::Grants;
 use crate::listener::Within;
 use crate::multiservice::Speaker;
@@ -118,9 +118,9 @@ impl Doors {
     }
 
     /// A service wants a stream's login to outlive the stream.
-    pub(super) fn remembers(&self, from: Speaker<'_>, asker: Asker, login: u64, lasts: (u64, u64), source: &str) {
+    pub(super) fn remembers(&self, from: Speaker<'_>, asker: Asker, login: u64, wanted: Wanted, source: &str) {
         match self.owner(from, login) {
-            Some((Owner::Stream(held), login)) => self.remember(asker, &held, login, lasts, held.whose(source)),
+            Some((Owner::Stream(held), login)) => self.remember(asker, &held, login, wanted, held.whose(source)),
             Some(_) => self.refuse(asker, "the login is remembered already"),
             None => self.refuse(asker, "the login has ended"),
         }

@@ -25,6 +25,17 @@ pub(super) struct Via {
     pub(super) encrypted: bool,
 }
 
+/// What a service wants of a remembered login.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    /// How long it may be unused, in seconds.
+    pub(super) idle: u64,
+    /// How long it lasts at most, in seconds.
+    pub(super) longest: u64,
+    /// Whether the service says when its client has the token.
+    pub(super) claims: bool,
+}
+
 /// The generation that asks, to be answered later.
 #[derive(Debug, Clone)]
 pub(super) struct Asker {

@@ -166,8 +166,9 @@ async fn open(
         Socket::Within(socket) => return Ok(Stream::Within(UnixStream::from_std(socket)?)),
     };
     if admitted.is_proxied() {
+        let within = shared.limits().greeting.min(shared.limits().login);
         // Boxed: few connections need it, and otherwise all would reserve the space.
-        let header = Box::pin(tokio::time::timeout(shared.limits().login, proxy::header(&mut socket)));
+        let header = Box::pin(tokio::time::timeout(within, proxy::header(&mut socket)));
         let source = tokio::select! {
             source = header => source.map_err(|_| End::NoLogin)??,
             _ = closed.wait_for(|closed| *closed) => return Err(End::Closing),

@@ -571,17 +571,22 @@ impl LoginGate {
         // one. Another program's hash may have none that is usable: then the salt is unique, and cannot be guessed.
         let own = || me.secret.digest("salt of a hash", &[name.as_bytes(), proved.as_bytes()])[..16].to_vec();
         let salt = salt.unwrap_or_else(own);
-        let replace = move |hash: Result<String, _>| {
-            let (Ok(hash), store) = (hash, Arc::clone(&me.store)) else { return };
-            let of = name.clone();
-            let found = move |found: Result<Option<Kept>, StoreError>| {
-                let Ok(Some(kept)) = found else { return };
-                replace_hash(&*store, kept, &of, (id, &proved), hash);
-            };
-            me.store.identity(&name, Box::new(found));
+        let (done, hashed) = tokio::sync::oneshot::channel();
+        // Read and written by a task: nobody waits for it, and the outcomes of other checks must not.
+        let replace = async move {
+            let Ok(Ok(hash)) = hashed.await else { return };
+            let Ok(Some(kept)) = ask(|done| me.store.identity(&name, done)).await else { return };
+            replace_hash(&*me.store, kept, &name, (id, &proved), hash);
+        };
+        // Without a runtime, which an embedding program may not have, the hash stays.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(replace);
+        let send = move |hash| {
+            // The task may have ended with its runtime.
+            let _ = done.send(hash);
         };
         // If the queue is full, the next login will do it.
-        let _ = self.hashing.submit((network(source), true), cost.memory, move || password.hash(cost, &salt), replace);
+        let _ = self.hashing.submit((network(source), true), cost.memory, move || password.hash(cost, &salt), send);
     }
 }
 

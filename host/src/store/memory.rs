@@ -256,7 +256,7 @@ impl Store for MemoryStore {
 
     fn backup(&self, _: &Path, _: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError> {
         let what = "the store is in memory and has no file".to_owned();
-        Err(StoreError::Backup { what, fault: BackupFault::File })
+        Err(StoreError::Backup { what, fault: BackupFault::Damage })
     }
 
     fn head(&self) -> Option<PathBuf> {

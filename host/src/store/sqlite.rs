@@ -389,10 +389,23 @@ impl Store for SqliteStore {
 
     fn backup(&self, to: &Path, progress: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError> {
         self.copy_to(to, progress).map_err(|error| {
+            use std::io::ErrorKind;
+            let damaged = [rusqlite::ErrorCode::DatabaseCorrupt, rusqlite::ErrorCode::NotADatabase];
             let fault = match &error {
-                OpenError::Io { error, .. } if error.kind() != std::io::ErrorKind::StorageFull => BackupFault::File,
-                OpenError::Damaged { .. } => BackupFault::Damage,
-                _ => BackupFault::Disk,
+                OpenError::Io { error, .. } => match error.kind() {
+                    ErrorKind::AlreadyExists
+                    | ErrorKind::NotFound
+                    | ErrorKind::PermissionDenied
+                    | ErrorKind::NotADirectory
+                    | ErrorKind::IsADirectory => BackupFault::File,
+                    _ => BackupFault::Disk,
+                },
+                OpenError::Sqlite { error, .. }
+                    if !error.sqlite_error_code().is_some_and(|code| damaged.contains(&code)) =>
+                {
+                    BackupFault::Disk
+                }
+                _ => BackupFault::Damage,
             };
             StoreError::Backup { what: error.to_string(), fault }
         })

@@ -703,7 +703,7 @@ frames! {
             login: number,
         }
         /// Lets a login outlive its stream. Answered by `LoggedIn`, with a new login and the token that resumes it (`Authenticate`,
-        /// kind 6), or by `NotLoggedIn`.
+        /// kind 6), or by `NotLoggedIn`. Until `Claimed`, the login ends for good when no generation has it any more.
         34 Remember {
             /// A number that the answer repeats.
             request: number,
@@ -715,6 +715,9 @@ frames! {
             longest: number,
             /// The address of the client whose request a proxy forwards, as a text; empty: the stream's own.
             source: later,
+            /// Not empty: the library knows the answer `LoggedIn`, and says `Claimed` once somebody has the token. Empty: it is an
+            /// older one, which is answered by `Told` with the token.
+            claims: later,
         }
         /// Ends a login that outlives its stream: its token becomes invalid. Answered by `Told`, or by `NotLoggedIn`.
         35 SignOut {
@@ -782,6 +785,11 @@ frames! {
         }
         /// Never sent by a library: a message of the host's own to a connection. A client's object that one generation has was
         /// given to the next one, too.
+        /// The token of a new remembered login has gone to its client.
+        42 Claimed {
+            /// The login.
+            login: number,
+        }
         255 Retained {
             /// The client's object.
             handle: number,

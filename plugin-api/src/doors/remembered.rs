@@ -56,15 +56,18 @@ impl Authorizer {
         let (number, idle, longest) = (login.number(), lasts.idle.as_secs(), lasts.longest.as_secs());
         let source = sealed::Caller::source(from).to_owned();
         let remember = move |core: &Core, request| {
-            let source = source.as_bytes();
-            core.push(&ToHost::Remember { request, login: number, idle, longest, source });
+            let (source, claims) = (source.as_bytes(), &[1][..]);
+            core.push(&ToHost::Remember { request, login: number, idle, longest, source, claims });
         };
         // From now on the stream belongs to no login, whatever comes of this: others may use it next.
         cell(from)?.forget_login();
         let Answered { login: remembered, bytes, unclaimed, .. } = asked(login.posts(), remember).await?;
         let told = Zeroizing::new(bytes);
         let token = Zeroizing::new(String::from_utf8_lossy(&told).into_owned());
-        let remembered = remembered.ok_or_else(ended)?;
+        let Some(remembered) = remembered else {
+            // An older host has only the token.
+            return Ok((self.resume(from, token.as_str()).await?, token));
+        };
         unclaimed.into_iter().for_each(Unclaimed::claim);
         Ok((remembered, token))
     }
@@ -90,7 +93,10 @@ impl Unclaimed {
 
     /// Somebody has the token: the login stays.
     fn claim(mut self) {
-        self.0 = None;
+        let Some(login) = self.0.take() else { return };
+        let posts = login.posts().clone();
+        // If the service has ended, the host forgets the login.
+        let _ = posts.send(Box::new(move |core| core.push(&ToHost::Claimed { login: login.number() })));
     }
 }
 
@@ -98,7 +104,7 @@ impl Drop for Unclaimed {
     fn drop(&mut self) {
         let Some(login) = self.0.take() else { return };
         let posts = login.posts().clone();
-        // If the service has ended, the host forgets the login itself.
+        // If the service has ended, the host forgets the login: nobody has claimed it.
         let _ = posts.send(Box::new(move |core| {
             let (request, _) = core.ask();
             core.push(&ToHost::SignOut { request, login: login.number() });

@@ -16,7 +16,7 @@ use crate::command::{Call, Line, Reach, Request};
 use crate::limits::Limits;
 use crate::line::{Done, Editor};
 use crate::show;
-use crate::wire::{Use, Waiting, Wire};
+use crate::wire::{Piped, Use, Waiting, Wire};
 
 /// The exit status of a command that was not understood.
 const USAGE: u32 = 2;
@@ -141,16 +141,20 @@ impl Console {
 
     /// Runs lines from a pipe, one by one. Returns the status of the last one.
     async fn pipe(&mut self) -> u32 {
-        let (mut status, mut line) = (0, Vec::new());
+        let (mut status, most) = (0, self.limits.piped_line);
         loop {
-            while let Some(byte) = self.wire.heard.next() {
-                if byte != b'\n' {
-                    line.push(byte);
-                    continue;
-                }
-                match self.piped(&std::mem::take(&mut line), status).await {
-                    Some(next) => status = next,
-                    None => return status,
+            while let Some(next) = self.wire.heard.line(most) {
+                let outcome = match next {
+                    Piped::Line(line) => self.piped(&line, status).await.ok_or(status),
+                    Piped::TooLong(discarded) => {
+                        let what = format!("a line is too long: {most} bytes at most");
+                        let status = self.show(&Wrong { what, hint: String::new() }.into()).await;
+                        if discarded { Ok(status) } else { Err(status) }
+                    }
+                };
+                match outcome {
+                    Ok(next) => status = next,
+                    Err(last) => return last,
                 }
                 // Other tasks get their turn, whatever this line was.
                 tokio::task::yield_now().await;
@@ -159,9 +163,8 @@ impl Console {
                 let what = "too many commands wait: further input is not run".to_owned();
                 return self.show(&Wrong { what, hint: "send less at once".to_owned() }.into()).await;
             }
-            let heard = &self.wire.heard;
-            if heard.gone || heard.ended || line.len() > self.limits.piped_line {
-                return self.piped(&line, status).await.unwrap_or(status);
+            if self.wire.heard.gone || self.wire.heard.ended {
+                return status;
             }
             tokio::select! {
                 line = self.called.next() => self.wire.tell(&line).await,
@@ -177,10 +180,6 @@ impl Console {
             return None;
         }
         let text = String::from_utf8_lossy(line);
-        if line.len() > self.limits.piped_line {
-            let what = format!("a line of {} bytes is too long: {} at most", line.len(), self.limits.piped_line);
-            return Some(self.show(&Wrong { what, hint: String::new() }.into()).await);
-        }
         match Line::read(text.trim()) {
             Ok(Line { request: Request::Exit, .. }) => None,
             // The line is empty.

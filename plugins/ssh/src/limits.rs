@@ -53,6 +53,10 @@ impl Limits {
             ("shown", self.shown, 1, 1_000_000),
             ("shown_bytes", self.shown_bytes, 1 << 10, 1 << 30),
         ];
+        if self.piped_line > self.piped {
+            let (line, all) = (self.piped_line, self.piped);
+            return Err(Fault::value(format!("[service.ssh] piped_line is {line}, more than piped, which is {all}")));
+        }
         match all.into_iter().find(|(_, value, least, most)| !(least..=most).contains(&value)) {
             None => Ok(self),
             Some((name, value, least, most)) => {

@@ -80,13 +80,23 @@ pub(crate) struct Heard {
     pub(crate) resized: Option<usize>,
     /// The client wants the running command to end.
     interrupted: bool,
+    /// How many bytes of `ahead` are known to have no line end.
+    looked: usize,
+}
+
+/// The next line from a pipe.
+pub(crate) enum Piped {
+    /// A whole line, without its end; or what came before the end of the input.
+    Line(Vec<u8>),
+    /// A line that is longer than may be. `true`: its end has come, and it was discarded.
+    TooLong(bool),
 }
 
 impl Heard {
     fn new(by: Use, terminal: bool, waiting: Arc<Waiting>) -> Self {
         let (ahead, interrupts, resized) = (VecDeque::new(), 0, None);
         let (ended, gone, over, interrupted) = (false, false, false, false);
-        Self { by, ahead, interrupts, waiting, terminal, ended, gone, over, resized, interrupted }
+        Self { by, ahead, interrupts, waiting, terminal, ended, gone, over, resized, interrupted, looked: 0 }
     }
 
     fn hear(&mut self, message: Option<ChannelMsg>) {
@@ -124,6 +134,7 @@ impl Heard {
     fn forget(&mut self, which: impl RangeBounds<usize>) {
         let forgotten = self.ahead.drain(which).count();
         self.waiting.sub(forgotten);
+        self.looked = 0;
     }
 
     /// The next byte.
@@ -132,6 +143,23 @@ impl Heard {
         self.waiting.sub(1);
         self.interrupts -= usize::from(self.terminal && byte == INTERRUPT);
         Some(byte)
+    }
+
+    /// Takes the next line of at most `most` bytes. `None`: it is not complete. Until then its bytes stay here, and are counted.
+    pub(crate) fn line(&mut self, most: usize) -> Option<Piped> {
+        let end = self.ahead.range(self.looked..).position(|byte| *byte == b'\n').map(|at| self.looked + at);
+        self.looked = self.ahead.len();
+        let length = match end {
+            Some(at) => at,
+            None if self.ahead.len() > most => return Some(Piped::TooLong(false)),
+            None if (self.ended || self.gone) && !self.ahead.is_empty() => self.ahead.len(),
+            None => return None,
+        };
+        let taken = length + usize::from(end.is_some());
+        let line: Vec<u8> = self.ahead.drain(..taken).take(length).collect();
+        self.waiting.sub(taken);
+        self.looked = 0;
+        Some(if length > most { Piped::TooLong(true) } else { Piped::Line(line) })
     }
 
     /// Whether something waits to be processed.
@@ -277,6 +305,31 @@ mod tests {
 
     fn rest(heard: &mut Heard) -> Vec<u8> {
         std::iter::from_fn(|| heard.next()).collect()
+    }
+
+    #[test]
+    fn lines_are_taken_whole_and_count_until_then() {
+        let (mut heard, waiting) = heard(Use::Pipe);
+        let counted = || waiting.bytes.load(Ordering::Relaxed);
+        let line = |heard: &mut Heard| match heard.line(5) {
+            None => "nothing".to_owned(),
+            Some(Piped::Line(line)) => String::from_utf8(line).unwrap(),
+            Some(Piped::TooLong(whole)) => format!("too long: {whole}"),
+        };
+        heard.hear(data(b"on"));
+        assert_eq!((line(&mut heard).as_str(), counted()), ("nothing", 2));
+        heard.hear(data(b"e\n\nfives\nsixsix\ntwo"));
+        for (said, left) in [("one", 17), ("", 16), ("fives", 10), ("too long: true", 3), ("nothing", 3)] {
+            assert_eq!((line(&mut heard).as_str(), counted()), (said, left));
+        }
+        // A line that cannot become short enough is known to be too long, and its bytes are given back with the channel.
+        heard.hear(data(b" and more"));
+        assert_eq!((line(&mut heard).as_str(), counted()), ("too long: false", 12));
+        // The end of the input ends a line.
+        let (mut last, _) = super::tests::heard(Use::Pipe);
+        last.hear(data(b"bye"));
+        last.hear(Some(ChannelMsg::Eof));
+        assert_eq!((line(&mut last).as_str(), line(&mut last).as_str()), ("bye", "nothing"));
     }
 
     #[test]

@@ -53,7 +53,10 @@ impl SqliteStore {
             let _ = fs::remove_file(to);
             return copied;
         }
-        fs::File::open(to).and_then(|file| file.sync_all()).map_err(io)
+        fs::File::open(to).and_then(|file| file.sync_all()).map_err(|error| {
+            let _ = fs::remove_file(to);
+            io(error)
+        })
     }
 
     /// Verifies that a file is an intact store that this key opens and this program knows, without changing it: its
