@@ -278,7 +278,7 @@ impl<S: Service> Context<S> {
     /// Spawns a task that serves a stream. Unlike a task of [`Context::spawn`], it continues in replaced code, until
     /// the operator's grace period is over.
     pub fn spawn_for(&self, task: impl Future<Output = ()> + 'static) {
-        tokio::task::spawn_local(task);
+        tokio::task::spawn_local(crate::runtime::held::holding(Vec::new(), task));
     }
 
     /// Whether other code has replaced this code. Messages to the service's objects in this code then reach nobody.

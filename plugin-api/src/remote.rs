@@ -9,7 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::abi::frame::ToHost;
 use crate::fault::{Fault, Result};
-use crate::runtime::core::{Core, Encoded};
+use crate::runtime::core::{Core, Encoded, Reply};
+use crate::runtime::held;
 
 /// An object of a client: its mind, or a reference that it has sent. Clones are the same reference. The reference is
 /// released when the last clone is dropped.
@@ -91,6 +92,11 @@ impl Remote {
         self.shared.handle
     }
 
+    /// How many references to it there are here.
+    pub(crate) fn references(&self) -> usize {
+        Rc::strong_count(&self.shared)
+    }
+
     fn target(&self) -> (u64, u64) {
         (self.shared.handle, self.attachment)
     }
@@ -158,12 +164,11 @@ impl Remote {
         // Keeps the client's object alive until its answer has come.
         let keep = self.clone();
         async move {
-            let answer = sent?.await;
-            // Holds what came with the answer until it is read.
-            let answer = answer?;
+            let Reply { bytes, remotes, .. } = sent?.await?;
             let core = &keep.shared.core;
-            core.reading(keep.attachment, || jelly::from_slice_with(&answer.bytes, core.classes.get()))
-                .map_err(|error| Fault::arguments(format!("the client's answer: {error}")))
+            let answer = core.reading(keep.attachment, || jelly::from_slice_with(&bytes, core.classes.get()));
+            held::hold(remotes, &keep);
+            answer.map_err(|error| Fault::arguments(format!("the client's answer: {error}")))
         }
     }
 

@@ -191,6 +191,28 @@ async def let_go(reactor, desk, port):
     connection.disconnect()
 
 
+class Mirror(pb.Referenceable):
+    def remote_take(self, *arguments):
+        return {"took": [self, Fresh(), arguments]}
+
+
+class Fresh(pb.Referenceable):
+    pass
+
+
+async def carried(desk):
+    """Objects inside untyped values come home as what they are, also by an object's answer and after a while."""
+    mirror, fresh = Mirror(), Fresh()
+    for _ in range(3):
+        took = (await desk.callRemote("relay", mirror, [fresh, {"again": fresh}]))["took"]
+        assert took[0] is mirror and isinstance(took[1], Fresh) and took[1] is not fresh
+        assert took[2] == ([fresh, {"again": fresh}],), took
+        later = await desk.callRemote("later", [mirror, (fresh, mirror)])
+        assert later == [mirror, (fresh, mirror)], later
+    three = await defer.gatherResults([desk.callRemote("relay", mirror, mirror) for _ in range(3)])
+    assert [answer["took"][2] for answer in three] == [(mirror,)] * 3, three
+
+
 async def arguments(desk):
     assert await desk.callRemote("all", 1, 2, "three", x=1, y=2) == [1, [2, "three"], ["x", "y"]]
     assert await desk.callRemote("all", 1) == [1, [], []]
@@ -217,6 +239,26 @@ async def anonymous(reactor, port):
     connection.disconnect()
 
 
+async def names(reactor, port):
+    """What is called by a name needs no login: already the first call may be as large as any."""
+    large = ["x" * 5000] * 100
+    for name, value in (("root", large), ("shop", [[1] * 70, list(range(900))]), ("root", [Fresh() for _ in range(100)])):
+        factory, connection = connect(reactor, port)
+        broker = (await factory.getRootObject()).broker
+        assert await broker.remoteForName(name).callRemote("same", value) == value
+        connection.disconnect()
+    # A reference by a name is the object that has it, also in the first call.
+    for name in ("root", "shop"):
+        factory, connection = connect(reactor, port)
+        broker = (await factory.getRootObject()).broker
+        named = broker.remoteForName(name)
+        for _ in range(2):
+            one, [other] = await named.callRemote("same", [named, [named]])
+            assert one == other and await one.callRemote("kind", 5) == "int 5", (one, other)
+        assert await named.callRemote("same", broker.remoteForName("nothing")) is None
+        connection.disconnect()
+
+
 async def traces(reactor, port):
     desk, connection = login(reactor, port, "alice")
     failure = await caught((await desk).callRemote("full", 3))
@@ -234,8 +276,10 @@ async def everything(reactor, port, open_port, traces_port):
     await references(reactor, desk, int(port))
     await let_go(reactor, desk, int(port))
     await arguments(desk)
+    await carried(desk)
     connection.disconnect()
     await anonymous(reactor, int(open_port))
+    await names(reactor, int(open_port))
     await traces(reactor, int(traces_port))
     print("all exchanged")
 

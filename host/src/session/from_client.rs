@@ -9,6 +9,7 @@ use plugin_api::abi::Detail;
 use plugin_api::abi::frame::ToLibrary;
 
 use super::calls::{InFlight, Outgoing, Parked, Words};
+use super::lifetimes::named_on;
 use super::login::{self, Now};
 use super::mind::{GivenMind, Sent};
 use super::numbers::{AttachmentNo, CallNo, LoginNo, Object, Provenance};
@@ -158,9 +159,10 @@ impl Owners {
         let route = Route { connection: self.context.number, slot, by: &by };
         let words = Words::new(call.method, |out| {
             let tables = &self.output.tables;
-            self.references.inbound(tables, &route, &call.arguments, out, &mut handles);
+            let named = named_on(&self.named, &self.attachments, slot);
+            self.references.inbound(tables, &route, &call.arguments, &named, out, &mut handles);
             let middle = out.len();
-            self.references.inbound(tables, &route, &call.keywords, out, &mut handles);
+            self.references.inbound(tables, &route, &call.keywords, &named, out, &mut handles);
             middle
         });
         coming(references()).into_iter().for_each(|luid| self.output.tables.keep(luid));
@@ -275,7 +277,8 @@ impl Owners {
                 let (mut translated, mut handles) = (Vec::new(), Vec::new());
                 let by = Provenance::by(outgoing.attachment);
                 let route = Route { connection: self.context.number, slot, by: &by };
-                self.references.inbound(&self.output.tables, &route, &value, &mut translated, &mut handles);
+                let named = named_on(&self.named, &self.attachments, slot);
+                self.references.inbound(&self.output.tables, &route, &value, named, &mut translated, &mut handles);
                 states.into_iter().for_each(|luid| self.output.tables.keep(luid));
                 let list: Vec<u8> = handles.iter().flat_map(|handle| handle.to_le_bytes()).collect();
                 let frame = ToLibrary::Answer { call: outgoing.call, value: &translated, handles: &list };

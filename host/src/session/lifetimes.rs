@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pb::{Failure, Jelly};
 use plugin_api::abi::frame::{self, ToLibrary};
 
-use super::attachments::{Attached, Era, Phase, Scope};
+use super::attachments::{Attached, Attachments, Era, Phase, Scope};
 use super::calls::{Ended, InFlight};
 use super::login::{Attach, Outcome, Step};
 use super::mind::{GivenMind, KnownMind, KnownValue, Mind};
@@ -17,6 +17,18 @@ use super::{ANONYMOUS, Demand, Late, Owners, SessionContext};
 use crate::cred::Identity;
 use crate::memory::Held;
 use crate::multiservice::{AttachmentChange, Backend, SlotNo};
+
+/// Finds attachments to a service by the names that everybody can call.
+pub(super) fn named_on<'a>(
+    named: &'a BTreeMap<String, AttachmentNo>,
+    attachments: &'a Attachments,
+    slot: SlotNo,
+) -> impl Fn(&[u8]) -> Option<AttachmentNo> + use<'a> {
+    move |name| {
+        let no = *named.get(std::str::from_utf8(name).ok()?)?;
+        attachments.get(no).filter(|attached| attached.slot == slot).map(|_| no)
+    }
+}
 
 impl Owners {
     /// Applies the outcome of a login call.
@@ -160,7 +172,8 @@ impl Owners {
                 let found = self.values.mind(&value.jelly).unwrap_or_default();
                 let jelly = Jelly::new(&value.jelly, found, 0, value.jelly.len());
                 let mut translated = Vec::new();
-                self.references.inbound(&self.output.tables, &route, &jelly, &mut translated, &mut handles);
+                let named = named_on(&self.named, &self.attachments, slot);
+                self.references.inbound(&self.output.tables, &route, &jelly, named, &mut translated, &mut handles);
                 if given.kept {
                     self.references.retain_instead(connection, &handles);
                 }

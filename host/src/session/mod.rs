@@ -162,7 +162,9 @@ impl Session {
             logged_in: false,
             demands: Vec::new(),
         };
-        Self { input: broker.input, owners, cuts: Vec::new() }
+        let mut session = Self { input: broker.input, owners, cuts: Vec::new() };
+        session.raise_limits();
+        session
     }
 
     /// The buffer to append received bytes to.
@@ -385,8 +387,10 @@ impl Session {
     }
 
     fn raise_limits(&mut self) {
-        let Owners { raised, logged_in, limits, output, .. } = &mut self.owners;
-        if *logged_in && !*raised {
+        let Owners { raised, logged_in, limits, output, context, .. } = &mut self.owners;
+        // Where names can be called without a login, a client has what it may have by its first call: that call, too, may be
+        // of any size.
+        if !*raised && (*logged_in || !context.rules.get().names.is_empty()) {
             *raised = true;
             self.input.set_limits(limits.after.jelly);
             output.set_limit(limits.after.references);

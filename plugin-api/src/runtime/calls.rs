@@ -7,11 +7,12 @@ use std::task::Poll;
 
 use super::core::{Core, Encoded};
 use super::incoming::{Incoming, Invoked};
-use super::{Attaching, Runtime, Suspended, dead, settle};
+use super::{Attaching, Runtime, Suspended, dead, held, settle};
 use crate::abi::frame::ToHost;
 use crate::call::Call;
 use crate::context::Context;
 use crate::fault::{Fault, Result};
+use crate::remote::Remote;
 use crate::service::{Callable, Service};
 
 impl<S: Service> Runtime<S> {
@@ -26,6 +27,7 @@ impl<S: Service> Runtime<S> {
         method: &str,
         arguments: &[u8],
         keywords: &[u8],
+        received: Vec<Remote>,
     ) {
         let core = &self.core;
         let target = {
@@ -84,7 +86,7 @@ impl<S: Service> Runtime<S> {
                             false => by.identity().into(),
                         },
                     );
-                    self.later((call, answer), future, about, identity);
+                    self.later((call, answer), future, about, identity, received);
                 }
                 Invoked::Done(done) => {
                     // The method may have written its answer and failed afterwards, for example because the state could not be
@@ -109,6 +111,7 @@ impl<S: Service> Runtime<S> {
         future: Pin<Box<dyn Future<Output = Result<Encoded>>>>,
         about: Option<Call>,
         identity: Arc<str>,
+        received: Vec<Remote>,
     ) {
         if let Some(about) = about {
             self.calls.borrow_mut().insert(call, about);
@@ -118,7 +121,12 @@ impl<S: Service> Runtime<S> {
         let mut task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
             // Capture the whole guard, not only the field that is used below.
             let mut owed = owed;
-            let result = settle("the method", future).await;
+            // The objects in the answer are the host's before those in the arguments are given back.
+            let result = held::holding(received, async {
+                let result = settle("the method", future).await;
+                (result, held::all())
+            });
+            let (result, _held) = result.await;
             me.suspended.borrow_mut().remove(&call);
             let answer = std::mem::take(&mut owed.answer);
             me.calls.borrow_mut().remove(&call);

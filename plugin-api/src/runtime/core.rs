@@ -102,7 +102,7 @@ pub(crate) struct Reply {
     /// A descriptor that the library owns.
     pub(crate) descriptor: Option<std::os::fd::OwnedFd>,
     /// The client's objects that came with the answer: held until it is read.
-    pub(crate) _remotes: Vec<Remote>,
+    pub(crate) remotes: Vec<Remote>,
 }
 
 pub(crate) struct Core {

@@ -12,6 +12,7 @@ pub(crate) mod incoming;
 mod cache;
 mod calls;
 mod hand_over;
+pub(crate) mod held;
 mod orphans;
 mod perspectives;
 
@@ -307,14 +308,24 @@ impl<S: Service> Runtime<S> {
 
     /// Spawns one of the service's own tasks.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let task = held::holding(Vec::new(), task);
         self.tasks.borrow_mut().push(tokio::task::spawn_local(task).abort_handle());
+    }
+
+    /// Serves a call that has waited until its client was attached, with the objects that came with it.
+    fn serve_kept(&self, frame: &[u8], received: Vec<Remote>, context: &Context<S>) {
+        if let Some(ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords, .. }) =
+            ToLibrary::read(&mut { frame })
+        {
+            self.call(context, call, attachment, object, answer, method, arguments, keywords, received);
+        }
     }
 
     fn serve_one(&self, frame: ToLibrary<'_>, context: &Context<S>) {
         let core = &self.core;
         match frame {
             ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords, handles } => {
-                // Dropped when the call has read its arguments, and has answered if it answers immediately.
+                // Dropped when the call has answered.
                 let received = core.received(handles, attachment);
                 if self.revoked.borrow().contains(&attachment) {
                     if answer {
@@ -330,11 +341,11 @@ impl<S: Service> Runtime<S> {
                     call.write(&mut bytes);
                     return calls.push((bytes, received));
                 }
-                self.call(context, call, attachment, object, answer, method, arguments, keywords);
+                self.call(context, call, attachment, object, answer, method, arguments, keywords, received);
             }
             ToLibrary::Answer { call, value, handles } => {
                 let (bytes, remotes) = (value.to_vec(), core.received(handles, 0));
-                core.answered(call, Ok(Reply { bytes, some: true, _remotes: remotes, ..Reply::default() }));
+                core.answered(call, Ok(Reply { bytes, some: true, remotes, ..Reply::default() }));
             }
             ToLibrary::Failed { call, class, message, detail } => {
                 core.answered(call, Err(Fault::received(class, message, detail)));

@@ -196,10 +196,7 @@ impl<S: Service> Runtime<S> {
                     me.core.push(&ToHost::Attached { attachment: id });
                     let context = me.context();
                     for (bytes, received) in calls {
-                        if let Some(frame) = ToLibrary::read(&mut bytes.as_slice()) {
-                            me.serve_one(frame, &context);
-                        }
-                        drop(received);
+                        me.serve_kept(&bytes, received, &context);
                     }
                     if leaving != Leaving::Stays {
                         me.detach(id, leaving);

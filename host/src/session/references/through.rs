@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jelly::token::{self, Token};
 use jelly::{RefKind, Reference};
 use pb::{Exported, Failure, Jelly, Tables, Translated};
 use plugin_api::abi::frame;
@@ -9,6 +10,20 @@ use plugin_api::abi::frame;
 use super::super::numbers::{AttachmentNo, HandleNo, Object};
 use super::{ELSEWHERE, FOREIGN, References, Route, insecure, revoked};
 use crate::multiservice::SlotNo;
+
+/// The name in `(local "name")`.
+fn name_in(local: &[u8]) -> Option<&[u8]> {
+    let mut rest = local;
+    let mut next = || {
+        let (token, used) = token::read(rest, u32::MAX).ok()??;
+        rest = &rest[used..];
+        Some(token)
+    };
+    match (next()?, next()?, next()?) {
+        (Token::List(2), Token::Bytes(_), Token::Bytes(name)) => Some(name),
+        _ => None,
+    }
+}
 
 impl References {
     /// Checks whether a reference in a client's value may go to this service. `at` returns the slot of an attachment
@@ -22,7 +37,7 @@ impl References {
         coming: &BTreeSet<u64>,
     ) -> Result<(), Failure> {
         let Some(luid) = reference.luid else {
-            // `(local "root")` has no number; Twisted turns what it does not know into None.
+            // `(local "root")` has no number; what is not known becomes None, as in Twisted.
             let is_named = reference.kind == RefKind::Local;
             return if is_named { Ok(()) } else { Err(insecure("a reference whose number is too large")) };
         };
@@ -50,18 +65,24 @@ impl References {
         }
     }
 
-    /// Writes a client's value as a service sees it. Its references were checked before. Handles of the client's
-    /// objects in it are appended to `handles`, once per occurrence.
+    /// Writes a client's value as a service sees it. Its references were checked before. `named` knows the names by which
+    /// this client calls perspectives of this service without a login. Handles of the client's objects in it are appended
+    /// to `handles`, once per occurrence.
     pub(crate) fn inbound(
         &mut self,
         tables: &Tables<Object>,
         route: &Route<'_>,
         value: &Jelly<'_>,
+        named: impl Fn(&[u8]) -> Option<AttachmentNo>,
         into: &mut Vec<u8>,
         handles: &mut Vec<u64>,
     ) {
         let translated = value.translate(into, |reference| {
-            let Some(luid) = reference.luid else { return Ok::<_, std::convert::Infallible>(Translated::None) };
+            let Some(luid) = reference.luid else {
+                let found = name_in(value.part(reference)).and_then(&named);
+                let number = found.map(|no| Translated::Number(no.on(route.connection)));
+                return Ok::<_, std::convert::Infallible>(number.unwrap_or(Translated::None));
+            };
             Ok(match (reference.kind, tables.exported(luid), tables.cached(luid)) {
                 (RefKind::Cache | RefKind::Cached, ..) => {
                     let state = reference.close - reference.open;
