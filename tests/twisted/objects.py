@@ -204,12 +204,12 @@ async def carried(desk):
     """Objects inside untyped values come home as what they are, also by an object's answer and after a while."""
     mirror, fresh = Mirror(), Fresh()
     for _ in range(3):
-        took = (await desk.callRemote("relay", mirror, [fresh, {"again": fresh}]))["took"]
+        took = (await desk.callRemote("pass_on", mirror, [fresh, {"again": fresh}]))["took"]
         assert took[0] is mirror and isinstance(took[1], Fresh) and took[1] is not fresh
         assert took[2] == ([fresh, {"again": fresh}],), took
         later = await desk.callRemote("later", [mirror, (fresh, mirror)])
         assert later == [mirror, (fresh, mirror)], later
-    three = await defer.gatherResults([desk.callRemote("relay", mirror, mirror) for _ in range(3)])
+    three = await defer.gatherResults([desk.callRemote("pass_on", mirror, mirror) for _ in range(3)])
     assert [answer["took"][2] for answer in three] == [(mirror,)] * 3, three
 
 
