@@ -16,22 +16,31 @@ tokio::task_local! {
     static HELD: RefCell<VecDeque<Remote>>;
 }
 
-/// A task that holds these objects, and those of answers that it receives, until it ends.
-pub(crate) fn holding<F: Future>(first: Vec<Remote>, task: F) -> impl Future<Output = F::Output> {
-    HELD.scope(RefCell::new(first.into()), task)
+/// A task that holds the objects in its call's arguments that nobody has a reference to, and those of answers that it receives,
+/// until it ends.
+pub(crate) fn holding<F: Future>(arguments: Vec<Remote>, task: F) -> impl Future<Output = F::Output> {
+    let first: VecDeque<Remote> = unreferenced(arguments, None).take(MOST).collect();
+    HELD.scope(RefCell::new(first), task)
 }
 
-/// Holds the objects that came with an answer of `called` and that nobody has a reference to, now that it was read: an untyped
-/// value may contain them. Outside of a task, they are given back.
-pub(crate) fn hold(received: Vec<Remote>, called: &Remote) {
-    let mut here = HashMap::from([(called.handle(), 1)]);
+/// The objects that nobody has a reference to but those who have received them here, and who has called one of them. An untyped
+/// value may contain them.
+fn unreferenced(received: Vec<Remote>, called: Option<&Remote>) -> impl Iterator<Item = Remote> {
+    let called = called.map(Remote::handle);
+    let mut here: HashMap<u64, usize> = called.map(|called| (called, 1)).into_iter().collect();
     received.iter().for_each(|remote| *here.entry(remote.handle()).or_default() += 1);
-    let is_free = |remote: &Remote| here.get(&remote.handle()) == Some(&remote.references());
-    // Whoever has called the object may give it up before its answer.
-    let unreferenced = received.into_iter().filter(|remote| remote.handle() == called.handle() || is_free(remote));
+    let is_free = move |remote: &Remote| here.get(&remote.handle()) == Some(&remote.references());
+    // First all are looked at: each counts while it is here. Whoever has called an object may give it up before its answer.
+    let free: Vec<bool> = received.iter().map(|remote| Some(remote.handle()) == called || is_free(remote)).collect();
+    received.into_iter().zip(free).filter_map(|(remote, free)| free.then_some(remote))
+}
+
+/// Holds the objects that came with an answer of `called`, now that it was read. Outside of a task, they are given back.
+pub(crate) fn hold(received: Vec<Remote>, called: &Remote) {
+    let kept = unreferenced(received, Some(called));
     let excess = HELD.try_with(|held| {
         let mut held = held.borrow_mut();
-        held.extend(unreferenced);
+        held.extend(kept);
         let excess = held.len().saturating_sub(MOST);
         held.drain(..excess).collect::<Vec<_>>()
     });
