@@ -91,7 +91,7 @@ mod tests {
         for (kind, change) in kinds {
             let before = Fingerprint::of(&path);
             assert_eq!(before, Fingerprint::of(&path), "to look changes nothing");
-            // The kernel counts times in ticks of a few milliseconds. Two changes within one tick cannot be told apart.
+            // The kernel counts times in ticks of a few milliseconds. Two changes within one tick look the same.
             let tick = folder.path().join("tick");
             let probe = || fs::metadata(&tick).unwrap().ctime_nsec();
             fs::write(&tick, "").unwrap();

@@ -1,4 +1,4 @@
-//! A page's content is for the visitor who has signed in, for as long as the login lasts.
+//! Only a visitor with a valid login receives the content of a page.
 #![allow(missing_docs)]
 
 use std::convert::Infallible;
@@ -223,7 +223,7 @@ fn a_page_whose_login_ends_while_it_is_made_is_not_shown() {
         ("HEAD /slow", true, "401 Unauthorized", ""),
         // The page shows nothing.
         ("GET /away", true, "303 See Other", "/elsewhere"),
-        // The request has taken effect, and its client is told so.
+        // The request has taken effect, and the response reports it.
         ("POST /slow", true, "200 OK", "the diary of alice"),
     ] {
         let answer = made(head, taken_away);
@@ -323,7 +323,7 @@ fn last(site: &Browser<'_>, head: &str) -> (String, String) {
     (status, answer.lines().last().expect("a line").to_owned())
 }
 
-/// A visitor who is told that they signed out has done so; one who is told to try again has not.
+/// The response is correct either way: after a success the login has ended, after a refusal it lasts.
 #[test]
 fn a_failed_sign_out_leaves_the_visitor_signed_in() {
     // The host is asked for the login of the cookie, then to end it.

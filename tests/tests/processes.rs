@@ -142,7 +142,7 @@ async fn a_killed_worker_costs_its_callers_only_an_error() {
     assert_eq!(shown(&host, "todo").crashes, 0);
 }
 
-/// What the clients were told, and what is there: see [`client_of_the_dead`].
+/// The answers and errors that the clients received: see [`client_of_the_dead`].
 #[derive(Default)]
 struct Tally {
     answered: AtomicU64,
@@ -479,7 +479,7 @@ async fn the_host_and_other_services_survive_any_worker_failure() {
         assert_eq!(read::<u64>(within(prisoner.call("count", &())).await), counted, "{how}");
         assert_eq!(read::<u64>(within(todo.call("add", &("milk",))).await), counted - 1, "{how}");
         if matches!(how, "segv" | "abort" | "overflow") {
-            // Its author is told the place of the crash. A client is not.
+            // The status shows the place of the crash to the author. A client does not receive it.
             let at = if how == "overflow" { "confined::deeper" } else { "Prisoner::die" };
             let status =
                 until(&host, "confined", |status| status.crashed.as_ref().is_some_and(|how| how.contains(", in ")));

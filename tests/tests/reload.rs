@@ -348,7 +348,7 @@ async fn after_any_failed_reload_the_old_code_serves_unchanged() {
     let caller = Caller::begin(mine.clone(), 0, Some(Duration::from_millis(1)));
     let steps = [
         ("vet-error", "vet says no"),
-        // The author is told the place of the panic.
+        // The author receives the place of the panic.
         ("vet-panic", "init failed inside the service (panicked at"),
         ("vet-hang", "its init does not return within 2 seconds"),
         ("init-hang", "longer than 6 seconds to be made"),

@@ -283,7 +283,7 @@ fn queued_calls_do_not_begin_after_a_revocation() {
         while host.services.service("trial").is_some_and(|trial| trial.state() != ServiceState::Stopped) {
             std::thread::yield_now();
         }
-        // The service is told to stop in the same turn in which its state is set.
+        // The host sends `Stop` in the same turn in which it sets the state.
         host.sessions().changed("alice", None);
         drop(alice);
     });

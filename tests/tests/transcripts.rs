@@ -14,7 +14,7 @@ use system_tests::demo::demo;
 use system_tests::host::{TestHome, put};
 use system_tests::{build, python, workspace};
 
-/// Replaces text that differs from run to run by placeholders.
+/// Substitutes fixed names such as `<TIME>` for text that differs from run to run.
 fn replaced(text: &str) -> String {
     let rules = [
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "<TIME>"),

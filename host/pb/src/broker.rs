@@ -1,4 +1,6 @@
 //! One end of a connection.
+//!
+//! One file, although it is long: reading and writing share what they know of the peer, and the types that both use.
 
 use std::collections::BTreeSet;
 use std::hash::Hash;

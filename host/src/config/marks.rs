@@ -50,7 +50,7 @@ impl Marks {
     pub(super) fn check(&self, tls: bool, starttls: bool) -> Result<(), String> {
         let over_tls = !self.names.is_empty() || !self.alpn.is_empty();
         if over_tls && !tls {
-            let why = if starttls { "with starttls there is none at the beginning" } else { "set tls = true" };
+            let why = if starttls { "with starttls, TLS begins only later" } else { "set tls = true" };
             return Err(format!("names and alpn are read from the TLS handshake: {why}"));
         }
         if tls && !self.begins.is_empty() {

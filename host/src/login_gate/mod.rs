@@ -1,5 +1,7 @@
 //! The stage before every login: the throttle, the threads that check passwords, and the trail. All listeners of a host
 //! share one gate. It answers the questions of their sessions.
+//!
+//! One file, although it is long: every outcome of a login must count for the throttle, the trail and the known sources.
 
 mod checking;
 mod hashing;

@@ -1,4 +1,6 @@
 //! Decoding of bytes directly into serde types.
+//!
+//! One file, although it is long: most of it are the methods of serde's five traits, which share the reader's position.
 
 use serde::de::{
     self, Deserialize, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess, Visitor,

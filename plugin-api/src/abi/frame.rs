@@ -3,6 +3,8 @@
 //! A frame is its length (4 bytes, of what follows), its kind (1 byte), then its fields in order: numbers of 8 bytes, flags of 1
 //! byte, strings as 4 bytes of length and the bytes; all little-endian. New kinds, and new fields at the end of a kind, may be
 //! added: a reader skips what it does not know.
+//!
+//! One file, although it is long: the list of all kinds is the whole wall, and a third of it documents the fields.
 
 /// Appends frames and reads them back.
 macro_rules! frames {

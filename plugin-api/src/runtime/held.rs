@@ -23,8 +23,8 @@ pub(crate) fn holding<F: Future>(arguments: Vec<Remote>, task: F) -> impl Future
     HELD.scope(RefCell::new(first), task)
 }
 
-/// The objects that nobody has a reference to but those who have received them here, and who has called one of them. An untyped
-/// value may contain them.
+/// The received objects without any other reference: only an untyped value may contain them. An object that was called counts even
+/// if its caller still holds it.
 fn unreferenced(received: Vec<Remote>, called: Option<&Remote>) -> impl Iterator<Item = Remote> {
     let called = called.map(Remote::handle);
     let mut here: HashMap<u64, usize> = called.map(|called| (called, 1)).into_iter().collect();

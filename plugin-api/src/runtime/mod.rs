@@ -3,6 +3,8 @@
 //! The main loop pops frames in batches, serves them in order, and passes its own frames to the host in batches. Plain methods
 //! run to completion immediately. Async methods are polled once immediately, so that calls start in the order of their arrival,
 //! and then continue as tasks of this thread.
+//!
+//! One file, although it is long: half of it is the dispatch, with one arm for each kind of frame.
 
 pub(crate) mod arguments;
 pub(crate) mod copies;

@@ -78,7 +78,7 @@ pub(super) struct Service {
     pub(super) out: Mutex<BTreeMap<u64, u64>>,
     /// The host's own calls, by whose answers it knows what the service has received. Every service answers them with an error.
     heard: Mutex<Vec<u64>>,
-    /// The service does not answer those calls for now.
+    /// While this is set, the service leaves these calls unanswered.
     pub(super) deaf: AtomicBool,
 }
 

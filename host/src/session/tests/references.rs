@@ -608,7 +608,7 @@ fn a_mind_outlives_its_perspective_and_can_be_given_objects() {
         },
     );
     let Some(Heard::Call { object: 'm', luids, .. }) = pair.heard.pop() else { panic!("{:?}", pair.heard) };
-    // From here on something can come by it: the service is told of it again, and has the mind once more.
+    // Objects can arrive by this attachment again: the host notifies the service, and sends the mind again.
     assert!(matches!(&pair.told("board")[..], [Told::Other(linger)] if linger.contains("Linger")));
     assert_eq!(pair.service("board").known(), 1);
     assert_eq!(pair.reaches("board", luids[0]), Ok(attachment));

@@ -16,7 +16,7 @@ enum Act {
     Say(Vec<Said>),
     /// The commit under way succeeds or fails.
     Commit(bool),
-    /// The service has reverted this often, but no more often than it was told to.
+    /// The service reports this many reverts, at most as many as the host requested.
     Reverted(usize),
 }
 
